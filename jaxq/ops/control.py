@@ -1,0 +1,222 @@
+"""Control flow: If, Loop and Scan. What is decided while tracing is inlined or unrolled; the rest goes to `jax.lax`.
+
+The operands that are named static here may be traced as well; static ones are asked for because they serve better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
+from jaxq.ops import array_namespace, is_static, op
+
+Body = Callable[..., tuple[Any, ...]]
+
+# Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
+MOST_UNROLLED = 16
+
+
+@op("If", since=1, static=("cond",))
+def if_(cond, *, then_branch, else_branch):
+    """One of two bodies: inlined when the condition is known while tracing, else `lax.cond`, with equal shapes."""
+    if is_static(cond):
+        return (then_branch if np.reshape(cond, ()) else else_branch)(inlined=True)
+    try:
+        return jax.lax.cond(cond.reshape(()), lambda: traced(then_branch()), lambda: traced(else_branch()))
+    except TypeError as error:
+        raise DynamicShapeError(
+            "the branches differ in the shapes or types of their results, so the condition must be known before the "
+            f"data is, but it depends on the data ({error})"
+        ) from None
+
+
+def traced(values: Any) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(value) for value in values)
+
+
+# ----------------------------------------------------------------------------------------------------------------- Loop
+
+
+@op("Loop", since=1, static=("max_trip_count", "cond"))
+def loop(max_trip_count=None, cond=None, *initial, body):
+    """Runs the body until `max_trip_count` turns are done or its condition is false; gives the last state and the rows.
+
+    body(turn, condition, *state) -> (condition, *state, *rows); the rows of all turns are stacked. Without `cond` the
+    condition that the body gives is ignored.
+
+    The number of turns is known when `max_trip_count` and the conditions are. Then few turns are unrolled and many
+    become a `lax.scan`, unless the state changes its shape or a turn's shapes depend on its number. Otherwise it is a
+    `lax.while_loop`, which has no rows, for their number would depend on the data.
+    """
+    counted = max_trip_count is None or is_static(max_trip_count)
+    if counted and (cond is None or is_static(cond)):
+        turns = None if max_trip_count is None else int(np.reshape(max_trip_count, ()))
+        if cond is not None and not np.reshape(cond, ()):
+            turns = 0
+        if turns is not None and turns > MOST_UNROLLED:
+            try:
+                return _scanned(body, turns, initial, cond is not None)
+            except (_Unsuitable, DynamicShapeError, ModelError):
+                pass
+        try:
+            return _unrolled(body, turns, initial, cond is not None)
+        except _Unsuitable:
+            pass
+    return _while(body, max_trip_count, cond, initial)
+
+
+class _Unsuitable(Exception):
+    """This way of running a loop does not fit its body."""
+
+
+def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], conditional: bool) -> tuple[Any, ...]:
+    """One turn after the other, while the condition is known.
+
+    Raises:
+      _Unsuitable: the condition depends on the data, or the loop has no end.
+    """
+    state, rows, turn = initial, [], 0
+    while turns is None or turn < turns:
+        condition, *results = body(
+            np.array(turn, np.int64), np.array(True), *state, **{"inlined": True} if turns == 1 else {}
+        )
+        state, row = tuple(results[: len(initial)]), results[len(initial) :]
+        rows.append(row)
+        turn += 1
+        if turn == turns:
+            break
+        if conditional and not is_static(condition):
+            raise _Unsuitable
+        if conditional and not np.reshape(condition, ()):
+            break
+        if not conditional and turns is None:
+            raise ModelError("the loop has neither a trip count nor a condition, so it would never end")
+    if not rows:
+        return *state, *_no_rows(body, initial)
+    return *state, *(array_namespace(*column).stack(column) for column in zip(*rows, strict=True))
+
+
+def _no_rows(body: Body, initial: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
+    """The stacked rows of a loop that makes no turn."""
+    results = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
+    return tuple(np.zeros((0, *each.shape), each.dtype) for each in results[1 + len(initial) :])
+
+
+def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
+    """All turns as one `lax.scan`.
+
+    Raises:
+      _Unsuitable: all is static, the state changes its shape or type, or the condition may end the loop early.
+    """
+
+    def step(state: tuple[jax.Array, ...], turn: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        condition, *results = body(turn, np.array(True), *state)
+        if conditional and not (is_static(condition) and np.reshape(condition, ())):
+            raise _Unsuitable
+        return _like(state, results[: len(state)]), traced(results[len(state) :])
+
+    state, rows = jax.lax.scan(step, traced(initial), jnp.arange(turns))
+    return *state, *rows
+
+
+def _like(state: tuple[jax.Array, ...], results: Any) -> tuple[jax.Array, ...]:
+    """Results as the next state.
+
+    Raises:
+      _Unsuitable: the shape or type has changed.
+    """
+    values = traced(results)
+    if [(v.shape, v.dtype) for v in values] != [(v.shape, v.dtype) for v in state]:
+        raise _Unsuitable
+    return values
+
+
+def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    """As many turns as the data asks for."""
+
+    def goes_on(carry: tuple[Any, ...]) -> jax.Array:
+        turn, condition, _ = carry
+        return condition if max_trip_count is None else condition & (turn < jnp.asarray(limit, turn.dtype))
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        turn, condition, state = carry
+        after, *results = body(turn, condition, *state)
+        if len(results) > len(state):
+            raise DynamicShapeError(
+                "the number of turns of the loop depends on the data, and with it the shape of its stacked outputs"
+            )
+        after = condition if cond is None else jnp.asarray(after).reshape(())
+        return turn + 1, after, _like(state, results)
+
+    limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
+    start = jnp.asarray(True if cond is None else cond).reshape(())
+    turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
+    try:
+        return jax.lax.while_loop(goes_on, step, (turn, start, traced(initial)))[2]
+    except _Unsuitable:
+        raise DynamicShapeError(
+            "the number of turns of the loop depends on the data, so its state must keep its shape and type"
+        ) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------- Scan
+
+
+@op("Scan", since=9)
+def scan(
+    *initial_state_and_scan_inputs,
+    body,
+    num_scan_inputs,
+    scan_input_axes=(),
+    scan_input_directions=(),
+    scan_output_axes=(),
+    scan_output_directions=(),
+):
+    """Runs the body over slices of the scan inputs: body(*state, *slices) -> (*state, *rows); the rows are stacked.
+
+    Axes default to 0; a direction of 1 walks (or stacks) from the end.
+    """
+    state_count = len(initial_state_and_scan_inputs) - num_scan_inputs
+    row_count = len(body.outputs) - state_count
+
+    def walked(sequences: Any) -> Any:
+        places = zip(sequences, *_places(scan_input_axes, scan_input_directions, num_scan_inputs), strict=True)
+        return [_directed(jnp.moveaxis(each, axis, 0), backward) for each, axis, backward in places]
+
+    def stacked(rows: Any) -> Any:
+        places = zip(rows, *_places(scan_output_axes, scan_output_directions, row_count), strict=True)
+        return [jnp.moveaxis(_directed(each, backward), 0, axis) for each, axis, backward in places]
+
+    def step(state: Any, slices: Any) -> Any:
+        results = traced(body(*state, *slices))
+        return results[:state_count], results[state_count:]
+
+    initial, sequences = initial_state_and_scan_inputs[:state_count], initial_state_and_scan_inputs[state_count:]
+    final, rows = jax.lax.scan(step, traced(initial), walked(sequences))
+    return *final, *stacked(rows)
+
+
+def _places(axes: Any, directions: Any, count: int) -> tuple[Any, Any]:
+    """Axis and direction of each sequence; both are 0 where they are not given."""
+    return axes or (0,) * count, directions or (0,) * count
+
+
+def _directed(sequence: jax.Array, backward: int) -> jax.Array:
+    return jnp.flip(sequence, 0) if backward else sequence
+
+
+@op("Scan", since=8)
+def batched_scan(sequence_lens, *initial_state_and_scan_inputs, body, num_scan_inputs, directions=()):
+    """Before opset 9: axis 0 of everything is a batch of independent scans, axis 1 of the scan inputs is walked."""
+    if sequence_lens is not None:
+        raise UnsupportedOpError("Scan-8 with sequence_lens is not supported; convert the model to opset 9 or newer")
+
+    def one(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return scan(*values, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
+
+    return jax.vmap(one)(*traced(initial_state_and_scan_inputs))
