@@ -1,0 +1,216 @@
+"""One pass over the data: every statistic that is asked for, measured inside one compiled program.
+
+Each sample runs by itself under `vmap`, so that a statistic is per sample whatever the graph does with its batch axis, and a
+model with a fixed batch of one is calibrated in batches all the same. Nothing but the small states leaves the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.errors import CalibrationError
+from jaxq.execute import chain, execute, quantizing
+from jaxq.graph import FrozenDict, Graph, Literal, TensorType
+from jaxq.model import Model, check_feed, split_static
+from jaxq.observers import Observer
+from jaxq.ops import platform
+from jaxq.quantizer import QuantParams
+
+# Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
+LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
+LARGEST_BATCH = 64
+
+Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
+
+
+class Batch(NamedTuple):
+    """Samples of one shape, stacked: inputs [B, ...] with each sample's own axes behind B."""
+
+    inputs: dict[str, np.ndarray]
+    index: np.ndarray  # int32 [B], the number of each sample
+    real: np.ndarray  # bool [B], False where the slot is padding
+
+
+def split_samples(declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The samples in the items of a data set, as feeds of batch one.
+
+    An item is split along axis 0 if every (traced) input declares that axis as free and all of them agree on its size;
+    otherwise the item is one sample.
+    """
+    free = [name for name, wanted in declared.items() if name not in static]
+    splittable = all(declared[name].shape and not isinstance((declared[name].shape or (1,))[0], int) for name in free)
+    for item in items:
+        feed = check_feed(declared, item)
+        sizes = {feed[name].shape[0] for name in free} if splittable else set()
+        if len(sizes) != 1:
+            yield feed
+            continue
+        for row in range(sizes.pop()):
+            yield {name: value if name in static else value[row : row + 1] for name, value in feed.items()}
+
+
+def collect(
+    model: Model,
+    needs: Sequence[Mapping[str, Observer]],
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """Runs the model over the samples once and returns, for each mapping in `needs`, {tensor name: state} as numpy.
+
+    Args:
+      model: run with its encodings, if it has any.
+      needs: what each algorithm wants to see: tensor name -> observer.
+      samples: feeds of one sample each (`split_samples`).
+      batch_size: samples run at a time; None chooses by the size of the largest tensor. It does not change the result.
+
+    Raises:
+      CalibrationError: there are no samples.
+    """
+    requests = _requests(needs)
+    states: Any = None
+    for static, batch in batches(model, samples, batch_size):
+        if states is None:
+            states = _empty(requests)
+        states = _step(model.graph, static, requests, states, model.device_params, dict(model.encodings), batch)
+    if states is None:
+        raise CalibrationError("the calibration data is empty; at least one sample is needed")
+    found = jax.device_get(states)
+    by_name = {
+        (observer, name): jax.tree.map(lambda leaf, row=row: leaf[row], found[position])
+        for position, (observer, names) in enumerate(requests.items())
+        for row, name in enumerate(names)
+    }
+    return [{name: by_name[observer, name] for name, observer in need.items()} for need in needs]
+
+
+def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
+    """The same wishes with the observers in front, so that tensors with one observer are handled as one array."""
+    names: dict[Observer, dict[str, None]] = {}
+    for need in needs:
+        for name, observer in need.items():
+            names.setdefault(observer, {})[name] = None
+    return FrozenDict({observer: tuple(each) for observer, each in names.items()})
+
+
+def _empty(requests: Requests) -> list[Any]:
+    """The states before any sample: for each observer a stack over its tensors."""
+    return [
+        jax.tree.map(lambda leaf, count=len(names): jnp.broadcast_to(leaf, (count, *leaf.shape)) + jnp.zeros_like(leaf), observer.init())
+        for observer, names in requests.items()
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+def _step(
+    graph: Graph,
+    static: FrozenDict[str, Literal],
+    requests: Requests,
+    states: list[Any],
+    params: Mapping[str, jax.Array],
+    encodings: Mapping[str, QuantParams],
+    batch: Batch,
+) -> list[Any]:
+    """The states after one more batch."""
+    fixed = {name: literal.array for name, literal in static.items()}
+
+    def measure(sample: Mapping[str, Any]) -> list[Any]:
+        seen: dict[tuple[Observer, str], Any] = {}
+
+        def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+            for observer, names in requests.items():
+                if name in names:
+                    seen[observer, name] = observer.measure(value)
+            return value, carry
+
+        execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))
+        return [
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(seen[observer, name] for name in names))
+            for observer, names in requests.items()
+        ]
+
+    measured = jax.vmap(measure)(dict(batch.inputs))
+    return [
+        jax.vmap(observer.update, in_axes=(0, 1, None, None))(state, found, batch.index, batch.real)
+        for observer, state, found in zip(requests, states, measured, strict=True)
+    ]
+
+
+def batches(
+    model: Model, samples: Iterable[Mapping[str, Any]], batch_size: int | None
+) -> Iterator[tuple[FrozenDict[str, Literal], Batch]]:
+    """The samples in batches of one shape each, with their static inputs; a short last batch is padded, not recompiled."""
+    pending: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    sizes: dict[Any, int] = {}
+    for number, feed in enumerate(samples):
+        static, inputs = split_static(model.graph, feed)
+        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        key = (static, tuple((name, value.shape, value.dtype) for name, value in arrays.items()))
+        if key not in sizes:
+            sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))
+        pending.setdefault(key, []).append((number, arrays))
+        if len(pending[key]) == sizes[key]:
+            yield static, _batch(pending.pop(key), sizes[key])
+        elif sum(map(len, pending.values())) >= 4 * LARGEST_BATCH:  # many shapes: bound what is held back
+            key = max(pending, key=lambda each: len(pending[each]))
+            yield key[0], _batch(pending.pop(key), sizes[key])
+    for key, rows in pending.items():
+        yield key[0], _batch(rows, sizes[key])
+
+
+def _batch(rows: list[tuple[int, dict[str, Any]]], size: int) -> Batch:
+    padded = rows + [rows[0]] * (size - len(rows))
+    inputs = {name: np.stack([arrays[name] for _, arrays in padded]) for name in rows[0][1]}
+    return Batch(inputs, np.array([number for number, _ in padded], np.int32), np.arange(size) < len(rows))
+
+
+def fitting_batch(largest: int) -> int:
+    """The number of samples to run at a time when the largest tensor of one sample has that many bytes: a power of two."""
+    room = LARGEST_TENSOR.get(platform(), LARGEST_TENSOR["gpu"]) // max(largest, 1)
+    return min(LARGEST_BATCH, 1 << max(room, 1).bit_length() - 1)
+
+
+def tensor_shapes(model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every traced tensor (inputs and params too) when the model runs on such inputs."""
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    fixed = {name: literal.array for name, literal in static.items()}
+
+    def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return value, carry
+
+    jax.eval_shape(lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs))
+    return shapes
+
+
+def largest_tensor(model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]) -> int:
+    """Bytes of the largest activation of one sample."""
+    shapes = tensor_shapes(model, static, inputs)
+    return max((s.size * s.dtype.itemsize for name, s in shapes.items() if name not in model.params), default=1)
+
+
+class Hashed:
+    """Samples passed through while a hash of their names, types, shapes and bytes is kept."""
+
+    def __init__(self, samples: Iterable[Mapping[str, Any]]):
+        self.samples, self.count, self._hash = samples, 0, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for feed in self.samples:
+            for name, value in feed.items():
+                array = np.ascontiguousarray(value)
+                self._hash.update(f"{name}:{array.dtype}:{array.shape}".encode())
+                self._hash.update(array.view(np.uint8).reshape(-1) if array.size else b"")
+            self.count += 1
+            yield feed
+
+    @property
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,226 @@
+"""The one walk over a graph: running it in float, watching it and fake-quantizing it differ only in the tap.
+
+The walk is pure Python over pure functions. Under `jax.jit` it disappears and XLA sees the operations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.errors import DynamicShapeError, JaxqError, ModelError
+from jaxq.graph import Graph, Node, captures
+from jaxq.ops import Op, find, is_static
+from jaxq.quantizer import QuantParams, fake_quantize
+
+Carry = TypeVar("Carry")
+Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
+
+INT32 = np.iinfo(np.int32)
+
+
+def execute(
+    graph: Graph,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    *,
+    tap: Tap | None = None,
+    carry: Any = None,
+) -> tuple[dict[str, Any], Any]:
+    """Runs `graph` and returns its outputs by name, and the carry after the last tap.
+
+    Args:
+      graph: what to run.
+      params: weights by tensor name, of the graph and all of its subgraphs.
+      inputs: values by input name. Numpy arrays are static: they may decide shapes and branches. JAX arrays are traced.
+      tap: `tap(name, value, carry) -> (value, carry)` sees every traced tensor as it is made, params and inputs too,
+        and may replace it. Tensors inside loops and traced branches are not shown.
+      carry: what the first tap gets.
+
+    Raises:
+      ModelError: a node cannot run; the message names it with the shapes of its inputs.
+      DynamicShapeError: a value that must be known while tracing depends on the data.
+    """
+    walk = _Walk(graph, params, tap, carry)
+    values = walk.tapped({**params, **inputs})
+    return walk.run(graph, values), walk.carry
+
+
+def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
+    """A tap that leaves the values alone and updates the state of each name in the carry (a dict)."""
+
+    def tap(name: str, value: jax.Array, states: Any) -> tuple[jax.Array, Any]:
+        if name in update:
+            states = {**states, name: update[name](states[name], value)}
+        return value, states
+
+    return tap
+
+
+def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
+    """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
+
+    def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        return (fake_quantize(value, encodings[name]) if name in encodings else value), carry
+
+    return tap
+
+
+def chain(*taps: Tap | None) -> Tap | None:
+    """One tap that applies `taps` in order; all share the carry."""
+    present = [tap for tap in taps if tap is not None]
+
+    def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        for each in present:
+            value, carry = each(name, value, carry)
+        return value, carry
+
+    return tap if present else None
+
+
+class Subgraph(NamedTuple):
+    """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
+
+    `taps_allowed` says whether the call stands in the outer trace, so that statistics may leave it.
+    """
+
+    run: Callable[..., tuple[Any, ...]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, *values: Any, inlined: bool = False) -> tuple[Any, ...]:
+        """Runs the body on positional values; `inlined=True` when it is run exactly once, in the outer trace."""
+        return self.run(values, inlined)
+
+
+class _Walk:
+    """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
+
+    def __init__(self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any):
+        self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
+
+    def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self.see(name, value) for name, value in values.items()}
+
+    def see(self, name: str, value: Any) -> Any:
+        if self.tap is None or not isinstance(value, jax.Array):
+            return value
+        value, self.carry = self.tap(name, value, self.carry)
+        return value
+
+    def run(self, graph: Graph, outer: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of `graph`; `outer` holds its inputs, the params, and for a subgraph all that it captures."""
+        values = {**outer, **{name: literal.array for name, literal in graph.constants.items()}}
+        for node in graph.nodes:
+            for name, value in zip(node.outputs, self.step(node, values), strict=False):
+                if name:
+                    values[name] = self.see(name, value)
+        missing = [name for name in graph.outputs if name not in values]
+        if missing:
+            raise ModelError(f"graph {graph.name!r}: no node makes its outputs {missing}")
+        return {name: values[name] for name in graph.outputs}
+
+    def step(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The outputs of one node."""
+        entry = find(node.op, node.domain, node.version)
+        try:
+            arguments = [values[name] if name else None for name in node.inputs]
+        except KeyError as error:
+            raise ModelError(f"{node}: its input {error.args[0]!r} is made by no earlier node") from None
+        attributes = dict(node.attributes)
+        for key, value in attributes.items():
+            if isinstance(value, Graph):
+                attributes[key] = self.subgraph(value, values)
+        if "output_count" in entry.attributes:
+            attributes["output_count"] = len(node.outputs)
+        static = all(value is None or is_static(value) for value in arguments) and not node.subgraphs
+        try:
+            results = run_static(entry, arguments, attributes) if static else run_traced(entry, arguments, attributes)
+        except DynamicShapeError as error:
+            raise DynamicShapeError(f"{node}: {error}{self.why_dynamic(entry, node, values)}") from None
+        except JaxqError as error:
+            if not node.subgraphs:  # the inner node has already said where
+                error.args = (f"{node}: {error}",)
+            raise
+        except Exception as error:
+            shapes = [describe(value) for value in arguments]
+            raise ModelError(f"{node} cannot run on inputs {shapes}: {error}") from error
+        return results if isinstance(results, tuple) else (results,)
+
+    def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
+        def run(arguments: tuple[Any, ...], inlined: bool) -> tuple[Any, ...]:
+            given = dict(zip(graph.inputs, arguments, strict=False))
+            if inlined:
+                return tuple(self.run(graph, {**values, **given}).values())
+            # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
+            quiet = _Walk(self.graph, self.params, None, None)
+            return tuple(quiet.run(graph, {**values, **given}).values())
+
+        return Subgraph(run, graph.inputs, graph.outputs)
+
+    def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
+        """The chain of tensors from the operand that should be static back to where it became traced."""
+        producers = {name: maker for _, maker in self.graph.walk() for name in maker.outputs}
+        for index, name in enumerate(node.inputs):
+            if name and entry.needs_static(index) and not is_static(values[name]):
+                chain = [name]
+                while name in producers and len(chain) < 8:
+                    traced = [source for source in producers[name].inputs if not is_static(values.get(source, 0))]
+                    if not traced:
+                        break
+                    name = traced[0]
+                    chain.append(name)
+                return f" It comes from: {' <- '.join(map(repr, chain))}."
+        return ""
+
+
+def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
+    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(all="ignore"):
+        return jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+
+
+def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
+    """Runs an operator in the current trace; static operands that are computed with must fit into 32 bit."""
+    if not jax.config.jax_enable_x64:
+        for index, value in enumerate(arguments):
+            if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64) and not entry.needs_static(index):
+                arguments[index] = as_int32(value, entry.input_name(index))
+    return entry.function(*arguments, **attributes)
+
+
+def as_int32(value: np.ndarray, what: str) -> np.ndarray:
+    """A 64-bit integer array as int32.
+
+    Raises:
+      ModelError: a value does not fit (JAX would silently wrap it).
+    """
+    if value.size and (value.max() > INT32.max or value.min() < INT32.min):
+        raise ModelError(
+            f"{what} holds the 64-bit value {value.flat[np.abs(value.astype(np.float64)).argmax()]}, which does not fit "
+            "into 32 bit. Run inside `with jax.enable_x64(True):` for true 64-bit integers."
+        )
+    return value.astype(np.int32)
+
+
+def describe(value: Any) -> str:
+    """dtype and shape of a value, for messages."""
+    return "absent" if value is None else f"{value.dtype}{list(np.shape(value))}" if hasattr(value, "dtype") else repr(value)
+
+
+def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit."""
+    narrow = not jax.config.jax_enable_x64
+    return {
+        name: jnp.asarray(as_int32(np.asarray(value), f"initializer {name!r}"))
+        if narrow and value.dtype in (np.int64, np.uint64)
+        else jnp.asarray(value)
+        for name, value in params.items()
+    }
+
+
+__all__ = ["Subgraph", "Tap", "as_int32", "captures", "chain", "execute", "observing", "quantizing", "traced_params"]

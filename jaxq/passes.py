@@ -1,0 +1,228 @@
+"""Rewrites of a model: (graph, params) in, (graph, params) out, the function of the model unchanged.
+
+If nothing changes, a pass returns the same objects. Passes that need no numbers work on the graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxq.errors import JaxqError
+from jaxq.execute import run_static
+from jaxq.graph import FrozenDict, Graph, Literal, Node, captures, map_nodes
+from jaxq.ops import find
+
+Params = Mapping[str, Any]
+Pass = Callable[[Graph, Params], tuple[Graph, Params]]
+
+# Folding stops at these: their result depends on chance, or their place in the graph carries meaning.
+NEVER_FOLDED = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
+    "Bernoulli Multinomial".split()
+)
+
+
+def until_stable(*passes: Pass) -> Pass:
+    """One pass that runs `passes` in order, again and again, until none changes anything."""
+
+    def run(graph: Graph, params: Params) -> tuple[Graph, Params]:
+        while True:
+            before = graph
+            for each in passes:
+                graph, params = each(graph, params)
+            if graph is before:
+                return graph, params
+
+    return run
+
+
+def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, Params]:
+    """Decides which initializers are structure (`graph.constants`) and which are numbers (params).
+
+    Structure is: whatever a static operand (axes, sizes, scales of Resize, branch conditions) is computed from, integers and
+    booleans of up to `largest` elements, and scalars. All other floats are params. Integer graph inputs of rank 0 or 1
+    from which a static operand is computed become `graph.static_inputs`.
+    """
+    needed = static_sources(graph)
+    lifted = {}
+    for name, value in params.items():
+        small = value.size <= largest
+        eight_bit = value.dtype.itemsize == 1 and value.dtype.kind != "b"  # weights of an already quantized model
+        integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
+        if small and (name in needed or integer or value.ndim == 0):
+            lifted[name] = Literal.of(value)
+    static = tuple(
+        name
+        for name in graph.inputs
+        if name in needed
+        and name in graph.types
+        and (graph.types[name].dtype.startswith(("int", "uint", "bool")))
+        and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
+    )
+    if not lifted and static == graph.static_inputs:
+        return graph, params
+    kept = {name: value for name, value in params.items() if name not in lifted}
+    return replace(graph, constants=graph.constants | lifted, static_inputs=static), kept
+
+
+def static_sources(graph: Graph) -> set[str]:
+    """Every tensor that a static operand is computed from, not looking through Shape and Size."""
+    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    needed: set[str] = set()
+    pending = [
+        name
+        for _, node in graph.walk()
+        for index, name in enumerate(node.inputs)
+        if name and find(node.op, node.domain, node.version).needs_static(index)
+    ]
+    while pending:
+        name = pending.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        node = producers.get(name)
+        if node is not None and node.op not in ("Shape", "Size"):
+            pending.extend(source for source in node.inputs if source)
+            pending.extend(captures(node))
+            for sub in node.subgraphs:
+                pending.extend(sub.outputs)
+    return needed
+
+
+def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Computes, once, each node that reads only constants and params.
+
+    Small results of constants become constants, everything else a param. A param that replaces the only use of another one
+    (a transposed or converted weight) takes over its name, unless its size on disk would grow.
+    """
+    constants: dict[str, Literal] = dict(graph.constants)
+    numbers: dict[str, Any] = dict(params)
+    uses = {name: len(places) for name, places in graph.consumers.items()}
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) if renamed else node
+        results = _fold(node, constants, numbers)
+        if results is None:
+            nodes.append(node)
+            continue
+        sources = [name for name in node.inputs if name in numbers]
+        for name, value in zip(node.outputs, results, strict=False):
+            if not name:
+                continue
+            if not sources and (value.dtype.kind in "iubO" or value.size <= 16):
+                constants[name] = Literal.of(value)
+                continue
+            if len(sources) == 1 and uses[sources[0]] == 1 and name not in graph.outputs and len(node.outputs) == 1:
+                renamed[name] = sources[0]
+                uses[sources[0]] = uses.get(name, 0)
+                name = sources[0]
+            numbers[name] = value
+    if len(nodes) == len(graph.nodes):
+        return graph, params
+    if renamed:
+        nodes = [_rename_captures(node, renamed) for node in nodes]
+    return replace(graph, nodes=tuple(nodes), constants=FrozenDict(constants)), numbers
+
+
+def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[np.ndarray] | None:
+    """The node's results if all of its inputs are known, else None."""
+    if node.op in NEVER_FOLDED or node.subgraphs:
+        return None
+    if not all(not name or name in constants or name in params for name in node.inputs):
+        return None
+    arguments: list[Any] = [
+        None if not name else constants[name].array if name in constants else np.asarray(params[name])
+        for name in node.inputs
+    ]
+    entry = find(node.op, node.domain, node.version)
+    attributes = dict(node.attributes)
+    if "output_count" in entry.attributes:
+        attributes["output_count"] = len(node.outputs)
+    try:
+        results = run_static(entry, arguments, attributes)
+    except JaxqError as error:
+        error.args = (f"{node}: {error}",)
+        raise
+    except Exception:  # whatever is wrong is reported, with its shapes, when the node is run
+        return None
+    results = list(results) if isinstance(results, tuple) else [results]
+    grown = sum(value.nbytes for value in results) > 2 * sum(a.nbytes for a in arguments if a is not None) + (1 << 20)
+    weights = any(name in params for name in node.inputs)
+    return None if grown and weights else results
+
+
+def _rename_captures(node: Node, renamed: Mapping[str, str]) -> Node:
+    """The node with captured names replaced inside of its subgraphs."""
+    if not captures(node) & renamed.keys():
+        return node
+
+    def rename(_: Graph, inner: Node) -> tuple[Node, ...]:
+        inputs = tuple(renamed.get(name, name) for name in inner.inputs)
+        return (inner if inputs == inner.inputs else replace(inner, inputs=inputs),)
+
+    attributes = {
+        key: replace(sub, outputs=tuple(renamed.get(name, name) for name in sub.outputs))
+        if isinstance(sub := map_nodes(value, rename) if isinstance(value, Graph) else value, Graph)
+        else value
+        for key, value in node.attributes.items()
+    }
+    return replace(node, attributes=FrozenDict(attributes))
+
+
+def drop_identity(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Removes Identity and inference-time Dropout, except where they give a graph output its name.
+
+    Left alone: Dropout whose mask is used, and nodes inside of subgraphs (an output there may be a captured tensor).
+    """
+    source = {
+        node.outputs[0]: node.inputs[0]
+        for node in graph.nodes
+        if node.outputs[0] not in graph.outputs
+        and (node.op == "Identity" or (node.op == "Dropout" and not any(name in graph.consumers for name in node.outputs[1:])))
+        and node.domain == ""
+        and not (node.op == "Dropout" and len(node.inputs) > 2)  # training mode is a third input
+    }
+    if not source:
+        return graph, params
+
+    def origin(name: str) -> str:
+        while name in source:
+            name = source[name]
+        return name
+
+    nodes = []
+    for node in graph.nodes:
+        if node.outputs[0] in source:
+            continue
+        inputs = tuple(map(origin, node.inputs))
+        node = node if inputs == node.inputs else replace(node, inputs=inputs)
+        nodes.append(_rename_captures(node, {name: origin(name) for name in source}))
+    return replace(graph, nodes=tuple(nodes)), params
+
+
+def drop_unused(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Removes nodes, constants and params that no output needs."""
+    needed = set(graph.outputs)
+    nodes = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.outputs):
+            needed.update(node.inputs)
+            needed.update(captures(node))
+            nodes.append(node)
+    inner = {
+        name for node in nodes for sub in node.subgraphs for _, each in sub.walk() for name in (*each.inputs, *captures(each))
+    }
+    inner |= {name for node in nodes for sub in node.subgraphs for name in sub.outputs}
+    kept = {name: value for name, value in params.items() if name in needed or name in inner}
+    constants = {name: value for name, value in graph.constants.items() if name in needed or name in inner}
+    if len(nodes) == len(graph.nodes) and len(kept) == len(params) and len(constants) == len(graph.constants):
+        return graph, params
+    return replace(graph, nodes=tuple(reversed(nodes)), constants=FrozenDict(constants)), kept
+
+
+clean = until_stable(fold_constants, drop_identity, drop_unused)
