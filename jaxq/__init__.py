@@ -1,0 +1,105 @@
+"""Post-training quantization of ONNX models, on whatever JAX runs on.
+
+    import jaxq
+
+    model = jaxq.load("model.onnx")
+    quantized = jaxq.quantize(model, batches)
+    jaxq.save(quantized, "model.int8.onnx")
+
+Names are loaded when they are first used, so that `import jaxq` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jaxq.algorithms.calibration import RangeEstimator
+    from jaxq.data import Dataset
+    from jaxq.errors import (
+        CalibrationError,
+        ConfigError,
+        DeviceError,
+        DynamicShapeError,
+        InputError,
+        JaxqError,
+        JaxqWarning,
+        ModelError,
+        RuntimeMissingError,
+        UnsupportedOpError,
+    )
+    from jaxq.flax_module import from_flax, to_flax
+    from jaxq.model import Model
+    from jaxq.onnx_export import save
+    from jaxq.onnx_import import load
+    from jaxq.placement import IgnoredScope
+    from jaxq.quantize import ModelType, Preset, quantize
+    from jaxq.quantizer import QuantParams
+    from jaxq.verify import verify
+
+_HOME = {
+    "CalibrationError": "errors",
+    "ConfigError": "errors",
+    "Dataset": "data",
+    "DeviceError": "errors",
+    "DynamicShapeError": "errors",
+    "IgnoredScope": "placement",
+    "InputError": "errors",
+    "JaxqError": "errors",
+    "JaxqWarning": "errors",
+    "Model": "model",
+    "ModelError": "errors",
+    "ModelType": "quantize",
+    "Preset": "quantize",
+    "QuantParams": "quantizer",
+    "RangeEstimator": "algorithms.calibration",
+    "RuntimeMissingError": "errors",
+    "UnsupportedOpError": "errors",
+    "from_flax": "flax_module",
+    "load": "onnx_import",
+    "quantize": "quantize",
+    "save": "onnx_export",
+    "to_flax": "flax_module",
+    "verify": "verify",
+}
+
+__all__ = [
+    "CalibrationError",
+    "ConfigError",
+    "Dataset",
+    "DeviceError",
+    "DynamicShapeError",
+    "IgnoredScope",
+    "InputError",
+    "JaxqError",
+    "JaxqWarning",
+    "Model",
+    "ModelError",
+    "ModelType",
+    "Preset",
+    "QuantParams",
+    "RangeEstimator",
+    "RuntimeMissingError",
+    "UnsupportedOpError",
+    "from_flax",
+    "load",
+    "quantize",
+    "save",
+    "to_flax",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxq' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"jaxq.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
