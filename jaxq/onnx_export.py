@@ -1,0 +1,265 @@
+"""Writes ONNX: a `Model` becomes a standard file, float or with QuantizeLinear and DequantizeLinear.
+
+Where a tensor has an encoding, its readers read it through Q and DQ. Weights and biases become integer initializers behind a DQ.
+Names of inputs, outputs and float tensors stay.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import jaxq
+from jaxq.errors import ConfigError, ModelError
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes
+from jaxq.model import Model
+from jaxq.opsets import raise_opset
+from jaxq.quantizer import QuantParams, quantize
+
+# The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
+IR_VERSIONS = ((9, 4), (10, 5), (12, 6), (14, 7), (18, 8), (20, 9), (22, 10), (23, 11), (24, 12), (26, 13))
+NEWEST_IR_VERSION = 13  # that onnxruntime 1.31 reads
+INLINE_BYTES = 1 << 30  # a file larger than this keeps its weights in a second one: protobuf ends at 2 GiB
+PER_CHANNEL_OPSET = 13  # the first with an axis in QuantizeLinear and DequantizeLinear
+
+INTEGERS = tuple((np.iinfo(dtype), np.dtype(dtype)) for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.int32))
+
+
+def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+    """Writes the model as ONNX; with encodings, as QDQ ONNX that runtimes execute in integers.
+
+    The file appears complete or not at all: it is written beside the target and renamed.
+
+    Args:
+      model: float or quantized.
+      path: the file to write; an existing one is replaced.
+      external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB.
+
+    Raises:
+      ConfigError: the path cannot be written.
+      ModelError: the result is not valid ONNX (a defect of jaxq; nothing is written).
+    """
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ConfigError(f"cannot write {os.fspath(path)!r}: {'it is a folder' if target.is_dir() else 'its folder does not exist'}")
+    written = to_ir(model)
+    size = sum(value.const_value.nbytes for value in written.graph.initializers.values() if value.const_value is not None)
+    outside = size > INLINE_BYTES if external_data is None else external_data
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
+            draft = Path(folder) / target.name
+            ir.save(written, draft, external_data=f"{target.name}.data" if outside else None)
+            onnx.checker.check_model(os.fspath(draft))
+            if outside:
+                os.replace(f"{draft}.data", f"{target}.data")
+            os.replace(draft, target)
+    except OSError as error:
+        raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the model written is not valid ONNX; this is a defect of jaxq, please report it: {error}") from error
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """The model as an `onnx.ModelProto`, for models below 2 GiB."""
+    return ir.to_proto(to_ir(model))
+
+
+def to_ir(model: Model) -> ir.Model:
+    """The model as `onnx_ir` writes it."""
+    if model.encodings:
+        model = with_qdq(model)
+    graph = _Writer(model.graph, model.params).graph(model.graph, {}, top=True)
+    return ir.Model(
+        graph,
+        ir_version=ir_version(model.graph.opsets),
+        producer_name="jaxq",
+        producer_version=jaxq.__version__,
+        metadata_props={**model.metadata, "jaxq.version": jaxq.__version__} if model.encodings else dict(model.metadata),
+    )
+
+
+def ir_version(opsets: Mapping[str, int]) -> int:
+    """The lowest IR version for the standard opset: the one released with it, at least 4 and at most what runtimes read."""
+    version = opsets.get("", 1)
+    return next((each for opset, each in IR_VERSIONS if version <= opset), NEWEST_IR_VERSION)
+
+
+# ------------------------------------------------------------------------------------------------------- encodings to QDQ
+
+
+def with_qdq(model: Model) -> Model:
+    """The same model with its encodings written out as QuantizeLinear and DequantizeLinear nodes and integer params."""
+    graph, params = model.graph, dict(model.params)
+    if any(np.size(each.scale) > 1 for each in model.encodings.values()) or graph.opsets.get("", 1) < PER_CHANNEL_OPSET:
+        graph, params = raise_opset(graph, params, max(PER_CHANNEL_OPSET, graph.opsets.get("", 1)))  # type: ignore[assignment]
+    activations = frozenset(model.encodings) - set(params)
+    writer = _Qdq(model.encodings, activations, dict(params), graph.opsets.get("", PER_CHANNEL_OPSET))
+    weights = [node for name in sorted(model.encodings) if name in params for node in writer.integer_param(name)]
+    graph = writer.rewrite(graph)
+    graph = replace(graph, nodes=(*weights, *graph.nodes))
+    return model.replace(graph=graph, params=writer.params, encodings={})
+
+
+def storage_dtype(params: QuantParams) -> np.dtype:
+    """The smallest ONNX integer type that holds the grid."""
+    low, high = int(params.qmin), int(params.qmax)
+    for info, dtype in INTEGERS:
+        if info.min <= low and high <= info.max:
+            return dtype
+    raise ModelError(f"no ONNX integer type holds the grid from {low} to {high}")
+
+
+@dataclass
+class _Qdq:
+    """Writes Q and DQ nodes, and puts what they need into `params`."""
+
+    encodings: Mapping[str, QuantParams]
+    activations: frozenset[str]
+    params: dict[str, Any]
+    version: int
+
+    def operands(self, name: str, dtype: np.dtype) -> tuple[tuple[str, str], FrozenDict[str, Any]]:
+        """The scale and zero point operands of tensor `name`, and the attributes (axis) that go with them."""
+        each = self.encodings[name]
+        scale, zero_point = np.asarray(each.scale, np.float32), np.asarray(each.zero_point).astype(dtype)
+        axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
+        shape = (-1,) if axes else ()
+        operands = (f"{name}_scale", f"{name}_zero_point")
+        self.params[operands[0]] = scale.reshape(shape)
+        self.params[operands[1]] = zero_point.reshape(shape)
+        return operands, FrozenDict({"axis": axes[0]} if axes else {})
+
+    def integer_param(self, name: str) -> Iterator[Node]:
+        """Replaces a float param by its integers, and gives the DQ node that makes the float name from them."""
+        each, value = self.encodings[name], self.params.pop(name)
+        dtype = storage_dtype(each)
+        operands, attributes = self.operands(name, dtype)
+        self.params[f"{name}_quantized"] = np.asarray(quantize(np.asarray(value, np.float32), each)).astype(dtype)
+        yield self.node("DequantizeLinear", (f"{name}_quantized", *operands), name, name, attributes)
+
+    def node(self, op: str, inputs: tuple[str, ...], output: str, tensor: str, attributes: FrozenDict[str, Any]) -> Node:
+        return Node(op, inputs, (output,), attributes, name=f"{tensor}_{op}", version=self.version)
+
+    def pair(self, source: str, name: str, output: str) -> tuple[Node, Node]:
+        """Q and DQ from tensor `source` to `output`, with the encoding of `name`."""
+        operands, attributes = self.operands(name, storage_dtype(self.encodings[name]))
+        return (
+            self.node("QuantizeLinear", (source, *operands), f"{name}_quantized", name, attributes),
+            self.node("DequantizeLinear", (f"{name}_quantized", *operands), output, name, attributes),
+        )
+
+    def rewrite(self, graph: Graph) -> Graph:
+        """The graph with a Q, DQ pair behind each activation that has an encoding; its readers read the DQ's output.
+
+        An Identity that only gives quantized readers a name of their own becomes the pair itself. A graph output keeps its
+        name: the tensor before the pair gets another one.
+        """
+        here = self.activations & {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
+        read = {name: f"{name}_dequantized" for name in here if name not in graph.outputs}
+        raw = {name: f"{name}_float" for name in here if name in graph.outputs}
+        nodes: list[Node] = []
+        for name in graph.inputs:
+            if name in here:
+                nodes.extend(self.pair(name, name, read[name]))
+        for node in graph.nodes:
+            node = self.readers(node, read)
+            if node.op == "Identity" and node.outputs[0] in here:
+                name = node.outputs[0]
+                nodes.extend(self.pair(node.inputs[0], name, read.get(name, name)))
+                continue
+            nodes.append(replace(node, outputs=tuple(raw.get(name, name) for name in node.outputs)) if raw else node)
+            for name in node.outputs:
+                if name in here:
+                    nodes.extend(self.pair(raw.get(name, name), name, read.get(name, name)))
+        return replace(graph, nodes=tuple(nodes))
+
+    def readers(self, node: Node, read: Mapping[str, str]) -> Node:
+        """The node with its inputs, and what its subgraphs capture, read through the pairs."""
+
+        def rename(_: Graph, inner: Node) -> tuple[Node, ...]:
+            inputs = tuple(read.get(name, name) for name in inner.inputs)
+            return (inner if inputs == inner.inputs else replace(inner, inputs=inputs),)
+
+        attributes = {
+            key: self.rewrite(map_nodes(value, rename)) if isinstance(value, Graph) else value
+            for key, value in node.attributes.items()
+        }
+        return rename(Graph((), (), ()), replace(node, attributes=FrozenDict(attributes)))[0]
+
+
+# --------------------------------------------------------------------------------------------------------- graph to onnx_ir
+
+
+class _Writer:
+    """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top."""
+
+    def __init__(self, graph: Graph, params: Mapping[str, Any]):
+        self.params = params
+        self.types: dict[str, TensorType] = dict(graph.types)
+
+    def graph(self, graph: Graph, outer: Mapping[str, ir.Value], *, top: bool) -> ir.Graph:
+        values = dict(outer)
+        inputs = [self.value(name, graph.types) for name in graph.inputs]
+        values.update(zip(graph.inputs, inputs, strict=True))
+        initializers = []
+        constants = {name: literal.array for name, literal in graph.constants.items()}
+        for name, array in {**(self.params if top else {}), **constants}.items():
+            initializer = ir.val(name, const_value=tensor(name, array))
+            values[name] = initializer
+            initializers.append(initializer)
+        nodes = [self.node(node, values) for node in graph.nodes]
+        outputs = [values[name] for name in graph.outputs]
+        for name, value in zip(graph.outputs, outputs, strict=True):
+            self.declare(value, graph.types.get(name))
+        return ir.Graph(
+            inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=dict(graph.opsets), name=graph.name
+        )
+
+    def value(self, name: str, types: Mapping[str, TensorType]) -> ir.Value:
+        value = ir.Value(name=name)
+        self.declare(value, types.get(name))
+        return value
+
+    def declare(self, value: ir.Value, declared: TensorType | None) -> None:
+        if declared is None or value.type is not None:
+            return
+        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype)))
+        if declared.shape is not None:
+            value.shape = ir.Shape(declared.shape)
+
+    def node(self, node: Node, values: dict[str, ir.Value]) -> ir.Node:
+        written = ir.Node(
+            node.domain,
+            node.op,
+            [values[name] if name else None for name in node.inputs],
+            [self.attribute(key, value, values) for key, value in node.attributes.items()],
+            outputs=[ir.Value(name=name) for name in node.outputs],
+            name=node.name,
+        )
+        values.update((name, value) for name, value in zip(node.outputs, written.outputs, strict=True) if name)
+        return written
+
+    def attribute(self, key: str, value: Any, values: Mapping[str, ir.Value]) -> ir.Attr:
+        if isinstance(value, Graph):
+            return ir.AttrGraph(key, self.graph(value, values, top=False))
+        if isinstance(value, Literal):
+            return ir.AttrTensor(key, tensor(key, value.array))
+        if isinstance(value, tuple) and not value:
+            return ir.AttrInt64s(key, [])
+        return ir.convenience.convert_attribute(key, value)
+
+
+def tensor(name: str, array: Any) -> Any:
+    """An `onnx_ir` tensor over an array, without a copy; strings too."""
+    value = np.asarray(array)
+    if value.dtype == object:
+        return ir.StringTensor([str(item).encode() for item in value.reshape(-1)], shape=ir.Shape(value.shape), name=name)
+    return ir.tensor(value, name=name)

@@ -1,0 +1,223 @@
+"""Checks that a runtime computes what jaxq simulates: the written file in ONNX Runtime, plainly and optimized."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxq.collect import split_samples
+from jaxq.errors import CalibrationError, InputError, ModelError, RuntimeMissingError
+from jaxq.model import Model
+from jaxq.onnx_export import save
+from jaxq.onnx_import import Source, load
+from jaxq.progress import track
+
+AGREEMENT = 0.995  # of the predicted class, from which on simulation and runtime count as one
+LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "FusedConv", "FusedGemm", "FusedMatMul"})
+INTEGER_OPS = frozenset(
+    "QLinearConv QLinearMatMul QGemm MatMulIntegerToFloat MatMulInteger ConvInteger DynamicQuantizeMatMul QAttention".split()
+)
+Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputComparison:
+    """How far one output in the runtime is from jaxq's simulation, over all samples.
+
+    Attributes:
+      name: of the output.
+      runtime: "plain" (graph optimizations off) or "optimized" (all on).
+      largest: the largest absolute difference.
+      steps: the same in steps of an 8-bit grid over the values that the simulation gave: (max - min) / 255.
+      agreement: share of samples (rows) with the same largest entry; None if the output does not look like class scores.
+    """
+
+    name: str
+    runtime: str
+    largest: float
+    steps: float
+    agreement: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`.
+
+    Attributes:
+      samples: how many were compared.
+      outputs: one entry for each output and way of running.
+      integer_kernels: operators that the optimized runtime computes in integers -> how many.
+      float_kernels: convolutions and matrix products that it still computes in float -> how many.
+      saturation: why integer kernels of this machine can saturate, or "" if they cannot.
+    """
+
+    samples: int
+    outputs: tuple[OutputComparison, ...]
+    integer_kernels: dict[str, int]
+    float_kernels: dict[str, int]
+    saturation: str
+
+    @property
+    def agreement(self) -> float | None:
+        """The lowest agreement of the predicted class with the plain runtime; None without class scores."""
+        found = [each.agreement for each in self.outputs if each.runtime == "plain" and each.agreement is not None]
+        return min(found, default=None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the plain runtime computes what jaxq simulates: the same classes, or outputs within one 8-bit step."""
+        plain = [each for each in self.outputs if each.runtime == "plain"]
+        return all(each.steps <= 1.0 if each.agreement is None else each.agreement >= AGREEMENT for each in plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {**dataclasses.asdict(self), "agreement": self.agreement, "ok": self.ok}
+
+    def table(self) -> str:
+        """The report as text, one line for each output and way of running."""
+        rows = [("output", "runtime", "same class", "largest difference", "in 8-bit steps")]
+        for each in self.outputs:
+            share = "-" if each.agreement is None else f"{each.agreement:.2%}"
+            rows.append((each.name, each.runtime, share, f"{each.largest:.3g}", f"{each.steps:.3g}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        kernels = [f"{count} {name}" for name, count in sorted(self.integer_kernels.items())]
+        floats = [f"{count} {name}" for name, count in sorted(self.float_kernels.items())]
+        lines.append(f"integer kernels: {', '.join(kernels) or 'none'}; products left in float: {', '.join(floats) or 'none'}")
+        if self.saturation:
+            lines.append(f"note: {self.saturation}")
+        return "\n".join(lines)
+
+
+def verify(model: Source, data: Iterable[Any], *, samples: int = 100) -> VerifyReport:
+    """Runs the quantized file in ONNX Runtime and compares each output with jaxq's own simulation.
+
+    Args:
+      model: a quantized `Model` (it is written to a temporary file), or the path of a QDQ file.
+      data: batches as for `quantize`.
+      samples: at most so many are compared.
+
+    Returns:
+      A `VerifyReport`; print its `table()`.
+
+    Raises:
+      RuntimeMissingError: onnxruntime is not installed.
+      ModelError: ONNX Runtime refuses the file.
+      InputError: the data does not fit the model.
+      CalibrationError: there are no samples.
+    """
+    simulated = load(model)
+    with tempfile.TemporaryDirectory(prefix="jaxq-verify-") as folder:
+        path = Path(model) if isinstance(model, (str, Path)) else Path(folder) / "model.onnx"
+        if not isinstance(model, (str, Path)):
+            save(simulated, path)
+        runners = {
+            "plain": session(path, optimized=None),
+            "optimized": session(path, optimized=Path(folder) / "optimized.onnx"),
+        }
+        integer, left = kernels(Path(folder) / "optimized.onnx")
+        expected: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        found: dict[tuple[str, str], list[np.ndarray]] = collections.defaultdict(list)
+        feeds = split_samples(simulated.inputs, data, simulated.graph.static_inputs)
+        count = 0
+        for feed in track((feed for feed, _ in zip(feeds, range(samples), strict=False)), "verifying", samples):
+            count += 1
+            for name, value in simulated(feed).items():
+                expected[name].append(np.asarray(value))
+            for runtime, run in runners.items():
+                for name, value in run(feed).items():
+                    found[name, runtime].append(value)
+    if not count:
+        raise CalibrationError("there are no samples to verify with; at least one is needed")
+    compared = tuple(
+        compare(name, runtime, expected[name], values) for (name, runtime), values in sorted(found.items())
+    )
+    return VerifyReport(count, compared, integer, left, saturation())
+
+
+def session(path: Path, *, optimized: Path | None) -> Runner:
+    """Runs the file in ONNX Runtime on the CPU: with all graph optimizations, the result written to `optimized`, or with none.
+
+    Raises:
+      RuntimeMissingError, ModelError: see `verify`.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RuntimeMissingError(
+            "verification runs the file in ONNX Runtime, which is not installed; pip install 'jaxq[runtime]'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL if optimized is None else level.ORT_ENABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(f"ONNX Runtime {onnxruntime.__version__} refuses {str(path)!r}: {error}") from error
+    names = [output.name for output in made.get_outputs()]
+    wanted = {given.name for given in made.get_inputs()}
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            values = made.run(names, {name: np.asarray(value) for name, value in feed.items() if name in wanted})
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run the file on the given sample: {error}") from error
+        return dict(zip(names, values, strict=True))
+
+    return run
+
+
+def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """(integer kernels, convolutions and products left in float) in the graph that ONNX Runtime made: operator -> count."""
+    import onnx
+
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    counts = collections.Counter(node.op_type for node in graph.node)
+    integer = {op: count for op, count in counts.items() if op in INTEGER_OPS or op.startswith("QLinear")}
+    return integer, {op: count for op, count in counts.items() if op in LINEAR_OPS}
+
+
+def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
+    """One output, one way of running, over all samples."""
+    largest = max((float(np.abs(_float(a) - _float(b)).max(initial=0.0)) for a, b in zip(expected, found, strict=True)))
+    low, high = min(float(_float(a).min(initial=0)) for a in expected), max(float(_float(a).max(initial=0)) for a in expected)
+    pairs = [(class_scores(a), class_scores(b)) for a, b in zip(expected, found, strict=True)]
+    same = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs if a is not None and b is not None]
+    agreement = float(np.mean(same)) if len(same) == len(pairs) else None
+    return OutputComparison(name, runtime, largest, largest / max((high - low) / 255, 1e-30), agreement)
+
+
+def class_scores(value: np.ndarray) -> np.ndarray | None:
+    """The output as [rows, classes] if it has that form, apart from trailing axes of size one; else None."""
+    scores = value.reshape(value.shape[:2]) if value.ndim >= 2 and value.size == np.prod(value.shape[:2]) else value
+    return scores if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f" else None
+
+
+def _float(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float64)
+
+
+def saturation() -> str:
+    """Why products of uint8 and int8 can saturate on this machine, or "" if they cannot."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return ""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "the processor's features are unknown; without VNNI, sums of two u8*s8 products saturate at 16 bits"
+    if "avx512_vnni" in flags or "avx_vnni" in flags:
+        return ""
+    return (
+        "this processor has no VNNI: ONNX Runtime's u8*s8 kernels add two products in 16 bits and can saturate, so that the "
+        "optimized runtime differs from other machines; see session.x64quantprecision of ONNX Runtime"
+    )
