@@ -78,7 +78,7 @@ def collect(
     states: Any = None
     for static, batch in batches(model, samples, batch_size):
         if states is None:
-            states = _empty(requests)
+            states = [observer.init(len(names)) for observer, names in requests.items()]
         states = _step(model.graph, static, requests, states, model.device_params, dict(model.encodings), batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
@@ -100,14 +100,6 @@ def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
     return FrozenDict({observer: tuple(each) for observer, each in names.items()})
 
 
-def _empty(requests: Requests) -> list[Any]:
-    """The states before any sample: for each observer a stack over its tensors."""
-    return [
-        jax.tree.map(lambda leaf, count=len(names): jnp.broadcast_to(leaf, (count, *leaf.shape)) + jnp.zeros_like(leaf), observer.init())
-        for observer, names in requests.items()
-    ]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
 def _step(
     graph: Graph,
@@ -121,26 +113,26 @@ def _step(
     """The states after one more batch."""
     fixed = {name: literal.array for name, literal in static.items()}
 
-    def measure(sample: Mapping[str, Any]) -> list[Any]:
-        seen: dict[tuple[Observer, str], Any] = {}
+    watched = frozenset(name for names in requests.values() for name in names)
+
+    def forward(sample: Mapping[str, Any]) -> dict[str, jax.Array]:
+        seen: dict[str, jax.Array] = {}
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-            for observer, names in requests.items():
-                if name in names:
-                    seen[observer, name] = observer.measure(value)
+            if name in watched:
+                seen[name] = value
             return value, carry
 
         execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))
-        return [
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(seen[observer, name] for name in names))
-            for observer, names in requests.items()
-        ]
+        return seen
 
-    measured = jax.vmap(measure)(dict(batch.inputs))
-    return [
-        jax.vmap(observer.update, in_axes=(0, 1, None, None))(state, found, batch.index, batch.real)
-        for observer, state, found in zip(requests, states, measured, strict=True)
-    ]
+    tensors = jax.vmap(forward)(dict(batch.inputs))
+    index = jnp.where(batch.real, batch.index, jnp.iinfo(jnp.int32).max)
+    after = []
+    for (observer, names), state in zip(requests.items(), states, strict=True):
+        measured = observer.measure([tensors[name] for name in names], batch.real)
+        after.append(observer.update(state, measured, index))
+    return after
 
 
 def batches(

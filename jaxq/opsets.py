@@ -24,7 +24,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def raise_opset(graph: Graph, params: Params, version: int) -> tuple[Graph, Params]:
-    """The graph with every standard operator, in subgraphs too, in its form of opset `version`; the params are the same.
+    """The graph with each standard operator, in subgraphs too, in its form of opset `version`; the params as they are.
 
     New constant operands become `graph.constants`. A graph that already is at `version` or above is returned as it is.
 

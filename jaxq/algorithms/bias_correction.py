@@ -47,7 +47,7 @@ class BiasCorrection:
     """
 
     sites: tuple[Site, ...]
-    samples: int = 128
+    samples: int = 64
     batch: int = 16
 
     def needs(self, model: Model) -> Mapping[str, Observer]:

@@ -22,8 +22,9 @@ def slice_(x, starts, ends, axes=None, steps=None):
     strides = (1,) * len(begins) if steps is None else static_ints(steps, "Slice.steps")
     cuts = [slice(None)] * x.ndim
     for axis, begin, end, step in zip(along, begins, static_ints(ends, "Slice.ends"), strides, strict=True):
-        # Walking back, an end that lies before the first element includes it; for Python -1 would mean the last one.
-        cuts[axis] = slice(begin, None if step < 0 and end < -x.shape[axis] else end, step)
+        # Walking back, ONNX starts no earlier than at the first element, and an end before that includes it.
+        before_first = -x.shape[axis] - 1
+        cuts[axis] = slice(max(begin, before_first + 1), None if step < 0 and end <= before_first else end, step)
     return x[tuple(cuts)]
 
 
@@ -135,15 +136,21 @@ def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="lin
 
 
 @op("OneHot", since=9, static=("depth",))
-def one_hot(indices, depth, values, *, axis=-1):
-    """A new axis of length `depth` with values[1] at the index (negative: from the end) and values[0] elsewhere."""
+def one_hot_from_start(indices, depth, values, *, axis=-1):
+    """A new axis of length `depth` with values[1] at the index and values[0] elsewhere; before opset 11."""
     length = static_ints(depth, "OneHot.depth")[0]
     xp = array_namespace(indices, values)
     rank = indices.ndim + 1
     places = np.arange(length).reshape([-1 if i == axis % rank else 1 for i in range(rank)]).astype(indices.dtype)
-    index = xp.expand_dims(indices, axis)
-    hit = (index == places) | (index + length == places)
-    return xp.where(hit, values[1], values[0])
+    return xp.where(xp.expand_dims(indices, axis) == places, values[1], values[0])
+
+
+@op("OneHot", since=11, static=("depth",))
+def one_hot(indices, depth, values, *, axis=-1):
+    """Negative indices count from the end."""
+    length = static_ints(depth, "OneHot.depth")[0]
+    indices = array_namespace(indices).where(indices < 0, indices + length, indices)
+    return one_hot_from_start(indices, depth, values, axis=axis)
 
 
 @op("TopK", since=10, static=("k",))

@@ -109,10 +109,10 @@ def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
 
         (a - p) @ (b - q) = a @ b - p * sum(b over K) - sum(a over K) * q + K * p * q
     """
-    if a.ndim == 1:
-        return matmul_integer(a[None], b, a_zero_point, b_zero_point)[..., 0, :]
     if b.ndim == 1:
         return matmul_integer(a, b[:, None], a_zero_point, b_zero_point)[..., 0]
+    if a.ndim == 1:
+        return matmul_integer(a[None], b, a_zero_point, b_zero_point)[..., 0, :]
     (a, p), (b, q) = _as_int8(a, a_zero_point), _as_int8(b, b_zero_point)
     p = p[:, None] if p.ndim == 1 else p
     a_sums, b_sums = jnp.sum(a, -1, keepdims=True, dtype=np.int32), jnp.sum(b, -2, keepdims=True, dtype=np.int32)

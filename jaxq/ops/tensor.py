@@ -186,7 +186,7 @@ def concat(*inputs, axis):
 
 @op("Split", since=13, static=("split",))
 def split(x, split=None, *, axis=0, num_outputs=None, output_count=1):
-    """x cut along `axis` into parts of given sizes; without sizes into equal parts, of which the last may be smaller."""
+    """x cut along `axis` into parts of given sizes; without sizes into equal parts, but for a smaller last."""
     length = x.shape[axis]
     if split is not None:
         sizes = static_ints(split, "Split.split")

@@ -1,0 +1,151 @@
+"""What a model holds, and what a target would make of it, without any data: for `jaxq inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq.collect import tensor_shapes
+from jaxq.errors import ConfigError, JaxqError, did_you_mean
+from jaxq.fusion import fuse
+from jaxq.graph import Literal, Node
+from jaxq.model import Model
+from jaxq.placement import Plan, is_transformer, place_quantizers
+from jaxq.targets import TARGETS, Target
+
+QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
+TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
+
+INTEGER = "in integers"
+FOLDED = "folded into other nodes"
+MERGED = "merged into the integer kernel before it"
+MOVES = "moves integers"
+NO_FLOATS = "shapes, integers, or a branch not taken"
+NO_KERNEL = "float: no integer kernel"
+FLOAT_AROUND = "float: what it moves stays float"
+TRANSFORMER = "float: kept so in transformers"
+NO_READER = "float: nothing in integers follows"
+NO_FIT = "float: its data or weights are constant, computed, or not float32"
+
+QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a model holds.
+
+    Attributes:
+      inputs, outputs: name -> type in words.
+      opsets: domain ("" is ONNX's own) -> version.
+      operators: operator -> number of nodes, those in branches and loops too, the most frequent first.
+      parameter_count, parameter_bytes: of all weights.
+      quantized: whether it holds QuantizeLinear or DequantizeLinear.
+      fates: operator -> what becomes of its nodes -> how many; empty for a model that is quantized already.
+      metadata: what the file says about itself.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    opsets: Mapping[str, int]
+    operators: Mapping[str, int]
+    parameter_count: int
+    parameter_bytes: int
+    quantized: bool
+    fates: Mapping[str, Mapping[str, int]]
+    metadata: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, for JSON."""
+        return asdict(self)
+
+
+def summarize(model: Model, target: str) -> Summary:
+    """What the model holds, and which of its nodes `target` would compute in integers.
+
+    Raises:
+      ConfigError: there is no such target.
+    """
+    if target not in TARGETS:
+        raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
+    operators = Counter(node.op for _, node in model.graph.walk())
+    quantized = any(op in operators for op in QUANTIZE_OPS)
+    sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
+    return Summary(
+        inputs={name: str(wanted) for name, wanted in model.inputs.items()},
+        outputs={name: str(made) for name, made in model.outputs.items()},
+        opsets=dict(model.graph.opsets),
+        operators=dict(operators.most_common()),
+        parameter_count=sum(count for count, _ in sizes),
+        parameter_bytes=sum(count * itemsize for count, itemsize in sizes),
+        quantized=quantized,
+        fates={} if quantized else count_fates(model, TARGETS[target]),
+        metadata=dict(model.metadata),
+    )
+
+
+def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
+    """Operator -> what becomes of its nodes (one of the words above) -> how many."""
+    graph, params = fuse(model.graph, model.params)
+    fused = model.replace(graph=graph, params=params)
+    dtypes = guess_dtypes(fused)
+    plan = place_quantizers(graph, params, dtypes, target)
+    left = {node.name: node for _, node in graph.walk()}
+    producers = {name: node for node in left.values() for name in node.outputs}
+    found: dict[str, Counter[str]] = {}
+    for _, node in model.graph.walk():
+        fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
+        found.setdefault(node.op, Counter())[fate] += 1
+    return {op: dict(counts.most_common()) for op, counts in found.items()}
+
+
+def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], producers: Mapping[str, Node]) -> str:
+    """What becomes of a node of the graph that the plan was made for."""
+    if node.name in plan.nodes:
+        return INTEGER
+    if not any(dtypes.get(name, "").startswith(("float", "bfloat")) for name in node.outputs):
+        return NO_FLOATS
+    before = producers.get(node.inputs[0]) if node.inputs else None
+    if node.op in target.fused and before is not None and before.op in target.fusing and before.name in plan.nodes:
+        return MERGED
+    if node.op in target.same_scale:
+        return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
+    rule = target.rules.get(node.op)
+    if rule is None:
+        return NO_KERNEL
+    if is_transformer(plan.graph) and node.op in target.transformer_float:
+        return TRANSFORMER
+    return NO_READER if rule.body_only else NO_FIT
+
+
+def guess_dtypes(model: Model) -> dict[str, str]:
+    """Tensor name -> dtype name, as far as one can tell without data: sizes the model leaves free are guessed."""
+    for size in TRIED_SIZES:
+        static, inputs = _guess_inputs(model, size)
+        try:
+            return {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+        except JaxqError:
+            continue
+    made = (name for _, node in model.graph.walk() for name in node.outputs if name)
+    declared = {name: each.dtype for name, each in model.graph.types.items()}
+    return dict.fromkeys([*model.params, *made], "float32") | declared
+
+
+def _guess_inputs(model: Model, size: int) -> tuple[dict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
+    """Inputs with a batch of one and `size` in place of every other free dimension; static ones are zeros."""
+    static: dict[str, Literal] = {}
+    inputs: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, wanted in model.inputs.items():
+        shape = tuple(
+            each if isinstance(each, int) else (1 if axis == 0 else size)
+            for axis, each in enumerate(wanted.shape or ())
+        )
+        if name in model.graph.static_inputs:
+            static[name] = Literal.of(np.zeros(shape, wanted.dtype))
+        else:
+            inputs[name] = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(wanted.dtype))
+    return static, inputs
