@@ -7,7 +7,6 @@ model with a fixed batch of one is calibrated in batches all the same. Nothing b
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -186,23 +185,3 @@ def largest_tensor(model: Model, static: Mapping[str, Literal], inputs: Mapping[
     """Bytes of the largest activation of one sample."""
     shapes = tensor_shapes(model, static, inputs)
     return max((s.size * s.dtype.itemsize for name, s in shapes.items() if name not in model.params), default=1)
-
-
-class Hashed:
-    """Samples passed through while a hash of their names, types, shapes and bytes is kept."""
-
-    def __init__(self, samples: Iterable[Mapping[str, Any]]):
-        self.samples, self.count, self._hash = samples, 0, hashlib.sha256()
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for feed in self.samples:
-            for name, value in feed.items():
-                array = np.ascontiguousarray(value)
-                self._hash.update(f"{name}:{array.dtype}:{array.shape}".encode())
-                self._hash.update(array.view(np.uint8).reshape(-1) if array.size else b"")
-            self.count += 1
-            yield feed
-
-    @property
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()

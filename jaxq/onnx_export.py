@@ -17,12 +17,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import jaxq
 from jaxq.errors import ConfigError, ModelError
+from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
 from jaxq.quantizer import QuantParams, quantize
+from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
 IR_VERSIONS = ((9, 4), (10, 5), (12, 6), (14, 7), (18, 8), (20, 9), (22, 10), (23, 11), (24, 12), (26, 13))
@@ -48,8 +49,7 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
       ModelError: the result is not valid ONNX (a defect of jaxq; nothing is written).
     """
     target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise ConfigError(f"cannot write {os.fspath(path)!r}: {'it is a folder' if target.is_dir() else 'its folder does not exist'}")
+    check_writable(target)
     written = to_ir(model)
     size = sum(value.const_value.nbytes for value in written.graph.initializers.values() if value.const_value is not None)
     outside = size > INLINE_BYTES if external_data is None else external_data
@@ -81,8 +81,8 @@ def to_ir(model: Model) -> ir.Model:
         graph,
         ir_version=ir_version(model.graph.opsets),
         producer_name="jaxq",
-        producer_version=jaxq.__version__,
-        metadata_props={**model.metadata, "jaxq.version": jaxq.__version__} if model.encodings else dict(model.metadata),
+        producer_version=__version__,
+        metadata_props={**model.metadata, "jaxq.version": __version__} if model.encodings else dict(model.metadata),
     )
 
 

@@ -194,15 +194,17 @@ class _Placement:
     # ------------------------------------------------------------------------------------------------- 1: which nodes
 
     def choose(self, nodes: list[Node]) -> None:
-        """Fills `chosen`; operators that are only worth it inside of the network come last, from the outputs backwards."""
+        """Fills `chosen`: first what computes products and what works on their results, in the order of the graph; then, from
+        the outputs backwards, what is only worth it inside of the network."""
         for node in nodes:
             rule = self.rules.get(node.op)
             if rule is not None and not rule.body_only and self.fits(node, rule):
-                self.chosen[node.name] = rule
+                if rule.weight is not None or self.follows_kernel(node):
+                    self.chosen[node.name] = rule
         for node in reversed(nodes):
             rule = self.rules.get(node.op)
             if rule is not None and rule.body_only and self.fits(node, rule):
-                if self.leads_to_quantized(node.outputs[0]):
+                if self.leads_to_quantized(node.outputs[0]) and self.follows_kernel(node):
                     self.chosen[node.name] = rule
 
     def fits(self, node: Node, rule: Rule) -> bool:
@@ -215,6 +217,24 @@ class _Placement:
         # A constant summand or factor (a scale, a shift) is not worth a quantizer; the runtime wants two real inputs.
         constant = rule.weight is None and len(activations) < len(rule.activations)
         return bool(activations) and not constant and all(self.dtypes.get(name) == "float32" for name in activations)
+
+    def follows_kernel(self, node: Node) -> bool:
+        """Whether an integer kernel makes an input of the node, through operators that move values or work pointwise.
+
+        Otherwise its inputs are float results (a squared spectrum, a state) that would be rounded for nothing.
+        """
+        through = self.target.same_scale | self.target.pointwise
+        pending, seen = list(node.inputs), set(node.inputs)
+        while pending:
+            producer = self.producer.get(pending.pop())
+            if producer is None:
+                continue
+            if producer.name in self.chosen:
+                return True
+            if producer.op in through:
+                pending.extend(name for name in producer.inputs if name not in seen)
+                seen.update(producer.inputs)
+        return False
 
     def activation_inputs(self, node: Node, rule: Rule | None = None) -> list[str]:
         rule = rule or self.chosen[node.name]
@@ -236,7 +256,7 @@ class _Placement:
     def leads_to_quantized(self, name: str) -> bool:
         """Whether a quantized node reads the tensor, directly or through operators that move values or work pointwise."""
         through = self.target.same_scale | self.target.pointwise
-        pending, seen = [name], set()
+        pending, seen = [name], {name}
         while pending:
             current = pending.pop()
             for reader, index in self.readers.get(current, []):

@@ -15,15 +15,21 @@ from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
 from jaxq.algorithms.calibration import Calibration, IntegerBiases, RangeEstimator
 from jaxq.algorithms.equalization import Equalization
-from jaxq.collect import Hashed, split_samples, tensor_shapes
+from jaxq.collect import split_samples, tensor_shapes
+from jaxq.data import DataCheck, Dataset
+from jaxq.data.hashed import Hashed
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError, did_you_mean
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers
+from jaxq.progress import track
 from jaxq.targets import TARGETS, Target
 
 QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
+
+
+FEW_SAMPLES = 10  # fewer are warned of
 
 
 class Preset(StrEnum):
@@ -160,29 +166,37 @@ def refuse_quantized(model: Model) -> None:
 
 
 class Samples:
-    """The first `limit` calibration samples, as often as they are asked for; hashed and checked on the first pass."""
+    """The first `limit` calibration samples, as often as they are asked for; checked and hashed on the first pass."""
 
     def __init__(self, model: Model, items: Iterable[Any], limit: int):
-        self.model, self.items, self.limit = model, items, limit
+        self.model, self.limit = model, limit
+        self.items = items if isinstance(items, Dataset) else Dataset(items)
         self.hashed: Hashed | None = None
 
+    def _samples(self) -> Iterator[Mapping[str, Any]]:
+        return itertools.islice(split_samples(self.model.inputs, self.items, self.model.graph.static_inputs), self.limit)
+
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        samples: Any = itertools.islice(
-            split_samples(self.model.inputs, self.items, self.model.graph.static_inputs), self.limit
-        )
         if self.hashed is None:
-            samples = self.hashed = Hashed(samples)
-        return iter(samples)
+            self.check = DataCheck(self._samples())
+            self.hashed = Hashed(self.check)
+            return track(self.hashed, "calibrating", self.limit)
+        return track(self._samples(), "calibrating", self.hashed.count)
 
     def first(self) -> Mapping[str, Any]:
-        for feed in split_samples(self.model.inputs, self.items, self.model.graph.static_inputs):
+        """The first sample, without a pass over the others."""
+        for feed in self._samples():
             return feed
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
 
     def record(self) -> dict[str, str]:
-        assert self.hashed is not None
-        if self.hashed.count < min(self.limit, 10):
-            warnings.warn(f"only {self.hashed.count} calibration samples; some hundred are usual", JaxqWarning, stacklevel=3)
+        """What the file says about the data; warns of what is suspicious about it."""
+        assert self.hashed is not None, "the samples have been passed over"
+        doubts = self.check.warnings()
+        if self.hashed.count < FEW_SAMPLES <= self.limit:
+            doubts.append(f"there are only {self.hashed.count} calibration samples; some hundred are usual")
+        for doubt in doubts:
+            warnings.warn(doubt, JaxqWarning, stacklevel=3)
         return {"jaxq.calibration_samples": str(self.hashed.count), "jaxq.calibration_sha256": self.hashed.hexdigest}
 
 

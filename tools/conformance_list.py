@@ -19,7 +19,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "conformance"
 PASS, SKIP = FOLDER / "suite_pass.txt", FOLDER / "suite_skip.txt"
-FAILS = "fails: "  # how the remark begins on a case that jaxq should pass and does not
+FAILS = "fails:"  # how the remark begins on a case that jaxq should pass and does not
 
 
 @functools.cache
@@ -64,6 +64,7 @@ def rewrite() -> None:
     """Runs every case and writes both lists; remarks stay with their cases."""
     import jax
 
+    jax.config.update("jax_numpy_dtype_promotion", "strict")  # as in the tests
     known = read(PASS) | read(SKIP)
     passing, skipped = {}, {}
     for count, (name, run) in enumerate(cases().items()):
@@ -72,12 +73,16 @@ def rewrite() -> None:
             run()
             passing[name] = "" if remark.startswith(FAILS) else remark
         except Exception as error:
-            skipped[name] = remark if remark and not remark.startswith(FAILS) else FAILS + str(error).split("\n")[0]
+            skipped[name] = remark if remark and not remark.startswith(FAILS) else f"{FAILS} {first_line(error)}"
         if count % 200 == 199:
             print(f"{count + 1} of {len(cases())}", flush=True)
             jax.clear_caches()  # JAX would keep the programs of all cases
     write(PASS, "Cases of the official ONNX suite that pass", passing)
     write(SKIP, "Cases of the official ONNX suite that do not pass, and why", skipped)
+
+
+def first_line(error: Exception) -> str:
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def in_scope(listed: Mapping[str, str]) -> set[str]:

@@ -79,7 +79,12 @@ CASES = {
     "Gather": (ramp, ints(-1, 0, 1), {"axis": 1}),
     "GatherElements": (ramp, ramp % 4 - 2, {"axis": 2}),
     "GatherND": (ramp, np.array([[1, -1], [0, 2]], np.int64)),
-    "ScatterElements": (ramp, ints(2, -2).reshape(1, 1, 2), ints(100, 200).reshape(1, 1, 2), {"axis": 1, "reduction": "add"}),
+    "ScatterElements": (
+        ramp,
+        ints(2, -2).reshape(1, 1, 2),
+        ints(100, 200).reshape(1, 1, 2),
+        {"axis": 1, "reduction": "add"},
+    ),
     "ScatterND": (ramp, np.array([[1, -1]], np.int64), ramp[0, :1], {"reduction": "max"}),
     "OneHot": (ints(0, -1, 7), np.array(3, np.int64), ints(5, 6)),
     "Compress": (ramp, np.array([True, False, True]), {"axis": 1}),
@@ -95,7 +100,7 @@ CASES = {
     "ArgMin": (ramp % 5, {"axis": 2, "keepdims": 0}),
     "CumSum": (ramp, np.array(1), {"exclusive": 1, "reverse": 1}),
     "CumProd": (ramp, np.array(2)),
-}  # fmt: skip
+}
 
 
 def assert_dual(op, *inputs, **attributes):

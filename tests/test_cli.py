@@ -1,0 +1,389 @@
+"""The command line: what it prints, what it writes, and what it says to bad input."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import jaxq
+import jaxq.quantize
+import jaxq.verify
+from jaxq import cli, demo
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("JAXQ_CACHE_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """A folder with the demo's model, and its calibration images as the command line takes them."""
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "digits.onnx").write_bytes(demo.stored("digits.onnx"))
+    np.savez(folder / "calibration.npz", image=demo.images("calibration"))
+    np.savez(folder / "few.npz", image=demo.images("calibration")[:12])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantized(digits) -> Path:
+    """The demo's model, quantized by the command line."""
+    assert cli.main(["quantize", *paths(digits), "-o", str(digits / "digits.int8.onnx"), "--quiet"]) == 0
+    return digits / "digits.int8.onnx"
+
+
+def paths(digits: Path, data: str = "calibration.npz") -> list[str]:
+    return [str(digits / "digits.onnx"), "--data", str(digits / data)]
+
+
+# ------------------------------------------------------------------------------------------------------ the good cases
+
+
+def test_quantize_writes_a_model_that_verify_accepts(digits, quantized, capsys):
+    assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz")]) == 0
+    assert "logits" in capsys.readouterr().out
+
+
+def test_quantize_says_what_it_wrote(digits, tmp_path, capsys):
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx")]) == 0
+    assert re.search(r"out\.onnx: 97,503 -> [\d,]+ bytes, in [\d.]+ s", capsys.readouterr().out)
+
+
+def test_quiet_prints_nothing_where_nothing_is_wrong(digits, quantized, capsys):
+    assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz"), "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_on_standard_output_is_all_that_stands_there(digits, tmp_path, capsys):
+    arguments = ["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx"), "--json", "-"]
+    assert cli.main([*arguments, "--preset", "performance", "--ignore", "classifier", "--seed", "7"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["float_bytes"] > result["quantized_bytes"] == (tmp_path / "out.onnx").stat().st_size
+    assert result["metadata"]["jaxq.preset"] == "performance"
+    assert result["metadata"]["jaxq.ignored"] == "classifier"
+    assert result["metadata"]["jaxq.seed"] == "7"
+    assert result["metadata"]["jaxq.calibration_samples"] == "12"
+
+
+def test_json_and_report_become_files(digits, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    extra = ["--json", str(tmp_path / "result.json"), "--report", str(tmp_path / "page.html")]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx"), *extra]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["output"] == str(tmp_path / "out.onnx")
+    assert "block1/depthwise" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_same_command_writes_the_same_file(digits, tmp_path):
+    for name in ("one.onnx", "two.onnx"):
+        assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / name), "-q"]) == 0
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_images_are_taken_from_a_folder(digits, tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(demo.images("calibration")[:12]):
+        pillow.fromarray((image[0] * 255).astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    arguments = ["quantize", str(digits / "digits.onnx"), "--data", str(tmp_path / "images"), "--std", "255"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "out.onnx"), "--quiet"]) == 0
+
+
+def test_inspect_shows_what_a_model_holds_and_what_becomes_of_it(digits, capsys):
+    assert cli.main(["inspect", str(digits / "digits.onnx")]) == 0
+    shown = capsys.readouterr().out
+    assert "image: float32[N, 1, 8, 8]" in shown
+    assert re.search(r"Conv +9 +9 in integers", shown)
+    assert re.search(r"BatchNormalization +9 +9 folded", shown)
+
+
+def test_inspect_of_a_quantized_model_says_so_and_who_made_it(quantized, capsys):
+    assert cli.main(["inspect", str(quantized), "--json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["quantized"]
+    assert summary["fates"] == {}
+    assert summary["metadata"]["jaxq.calibration_samples"] == "100"
+
+
+def test_verify_of_a_runtime_that_does_not_agree_is_exit_code_3(digits, quantized, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxq.verify"], "AGREEMENT", 2.0)  # which nothing reaches
+    assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz"), "-q"]) == 3
+
+
+def test_the_version_is_printed(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["quantize"], ["inspect"], ["verify"], ["demo"]])
+def test_help_is_there_for_every_command(command, capsys):
+    assert cli.main([*command, "--help"]) == 0
+    assert "Usage: jaxq" in capsys.readouterr().out
+
+
+def test_no_command_is_answered_with_help(capsys):
+    assert cli.main([]) == 0
+    assert "quantize" in capsys.readouterr().out
+
+
+def test_the_module_can_be_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxq.cli", "inspect", "nowhere.onnx"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no such file: 'nowhere.onnx'")
+
+
+# ---------------------------------------------------------------------------------------------------------- bad models
+
+
+def model_of(*nodes: onnx.NodeProto, opset: int = 17) -> onnx.ModelProto:
+    """x float32 [N, 4] -> y, through the nodes; `weight` is float32 [4, 4]."""
+    x, y = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4]), onnx.ValueInfoProto(name="y")
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+    domains = {node.domain: 1 for node in nodes if node.domain}
+    return helper.make_model(
+        helper.make_graph(nodes, "graph", [x], [y], [weight]),
+        opset_imports=[helper.make_opsetid("", opset), *(helper.make_opsetid(*each) for each in domains.items())],
+        ir_version=8,
+    )
+
+
+MATMUL = helper.make_node("MatMul", ["x", "weight"], ["y"], name="product")
+
+
+def external(location: str) -> onnx.ModelProto:
+    model = model_of(MATMUL)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadModel:
+    """The bytes of a file, and what must be said about it."""
+
+    content: Callable[[], bytes]
+    message: str
+
+
+def serialized(*nodes: onnx.NodeProto, opset: int = 17) -> Callable[[], bytes]:
+    return lambda: model_of(*nodes, opset=opset).SerializeToString()
+
+
+BAD_MODELS = {
+    "no ONNX": BadModel(content=lambda: b"not a model at all", message="is not an ONNX file"),
+    "empty": BadModel(content=lambda: b"", message=r"is empty \(0 bytes\)"),
+    "truncated": BadModel(content=lambda: demo.stored("digits.onnx")[:50_000], message="or it is truncated"),
+    "external data missing": BadModel(
+        content=lambda: external("weights.bin").SerializeToString(), message="'weights.bin', which is missing"
+    ),
+    "external data outside": BadModel(
+        content=lambda: external("../weights.bin").SerializeToString(), message="outside of the model's folder"
+    ),
+    "unknown operators": BadModel(
+        content=serialized(
+            helper.make_node("Frobnicate", ["x"], ["t"], name="first"),
+            helper.make_node("Quux", ["t"], ["y"], name="second", domain="com.acme"),
+        ),
+        message=r"(?s)Frobnicate.*'first'.*com\.acme\.Quux.*'second'",
+    ),
+    "unknown opset": BadModel(content=serialized(MATMUL, opset=99), message="opset 99"),
+    "quantized already": BadModel(
+        content=serialized(
+            helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], name="quantizer"),
+            helper.make_node("DequantizeLinear", ["q", "scale"], ["y"]),
+            helper.make_node("Constant", [], ["scale"], value_float=0.1),
+        ),
+        message="already quantized.*'quantizer'",
+    ),
+    "nothing to quantize": BadModel(
+        content=serialized(helper.make_node("Tanh", ["x"], ["y"])), message="nothing that target 'onnxruntime'.*Tanh"
+    ),
+}
+
+
+def refused(arguments: list[str], output: Path, capsys) -> str:
+    """The message of a command that must fail: exit code 2, one message without traceback, and no file."""
+    before = sorted(output.parent.iterdir())
+    assert cli.main([*arguments, "-o", str(output)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    assert sorted(output.parent.iterdir()) == before
+    return printed.err
+
+
+@pytest.mark.parametrize("case", BAD_MODELS.values(), ids=BAD_MODELS)
+def test_a_bad_model_is_refused(case, tmp_path, capsys):
+    (tmp_path / "model.onnx").write_bytes(case.content())
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((20, 4), np.float32))
+    arguments = ["quantize", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz")]
+    assert re.search(case.message, refused(arguments, tmp_path / "out.onnx", capsys))
+
+
+def test_a_missing_model_is_refused_with_what_there_is(digits, tmp_path, capsys):
+    arguments = ["quantize", str(digits / "digit.onnx"), "--data", str(digits / "few.npz")]
+    assert "digits.onnx" in refused(arguments, tmp_path / "out.onnx", capsys)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad data
+
+
+def with_value(value: float) -> np.ndarray:
+    image = demo.images("calibration")[:12]
+    image[3, 0, 4, 4] = value
+    return image
+
+
+BAD_DATA = {
+    "another key": ({"images": with_value(0)}, "no array for the model's input 'image' .*did you mean 'images'"),
+    "another rank": ({"image": with_value(0)[:, 0, 0, 0]}, r"shape \[12\], but input 'image' is float32\[N, 1, 8, 8\]"),
+    "another shape": ({"image": with_value(0)[..., :7]}, r"float32\[1, 1, 8, 7\] was given: axis 3 must be 8, not 7"),
+    "another dtype": ({"image": with_value(0).astype(np.float64)}, "float64.* was given; convert it"),
+    "no samples": ({"image": with_value(0)[:0]}, "no samples"),
+    "NaN": ({"image": with_value(np.nan)}, "sample 3 .*input 'image' holds NaN"),
+    "infinity": ({"image": with_value(np.inf)}, "sample 3 .*input 'image' holds infinity"),
+    "pickled objects": ({"image": np.array([{}], object)}, "pickled Python objects; unpickling .* is refused"),
+}
+
+
+@pytest.mark.parametrize("arrays, message", BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_are_refused(digits, tmp_path, capsys, arrays, message):
+    np.savez(tmp_path / "data.npz", **arrays)
+    arguments = ["quantize", str(digits / "digits.onnx"), "--data", str(tmp_path / "data.npz")]
+    assert re.search(message, refused(arguments, tmp_path / "out.onnx", capsys))
+
+
+SUSPICIOUS_DATA = {
+    "constant": (np.full((12, 1, 8, 8), 0.5, np.float32), "input 'image' is constant"),
+    "identical": (np.repeat(demo.images("calibration")[:1], 12, axis=0), "all 12 calibration samples are identical"),
+    "noise": (np.random.default_rng(0).random((40, 1, 8, 8), np.float32), "input 'image' looks like random noise"),
+}
+
+
+@pytest.mark.parametrize("image, message", SUSPICIOUS_DATA.values(), ids=SUSPICIOUS_DATA)
+def test_suspicious_data_are_used_with_a_warning(digits, tmp_path, capsys, image, message):
+    np.savez(tmp_path / "data.npz", image=image)
+    arguments = ["quantize", str(digits / "digits.onnx"), "--data", str(tmp_path / "data.npz"), "--quiet"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "out.onnx")]) == 0
+    assert re.search(f"(?m)^warning: {message}", capsys.readouterr().err)
+
+
+def test_real_data_are_used_without_a_warning(digits, tmp_path, capsys):
+    assert cli.main(["quantize", *paths(digits), "-o", str(tmp_path / "out.onnx"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- bad use
+
+BAD_USE = {
+    "ignored name": (["--ignore", "stem/cnv"], "'stem/cnv' matches no node; did you mean 'stem/conv'"),
+    "ignored type": (["--ignore-type", "Convv"], "did you mean 'Conv'"),
+    "ignored pattern": (["--ignore-pattern", "nothing.*"], "matches no node"),
+    "no pattern": (["--ignore-pattern", "stem/("], "is not a regular expression"),
+    "target": (["--target", "onnxrutime"], "did you mean 'onnxruntime'"),
+    "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed'"),
+    "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
+    "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
+    "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
+    "image options": (["--resize", "256"], "resize = 256 is for a folder of images"),
+    "option of a later release": (["--max-drop", "0.01"], "No such option: --max-drop"),
+    "absent device": (["--device", "tpu"], "there is no tpu here: JAX has .*cpu"),
+}
+
+
+@pytest.mark.parametrize("options, message", BAD_USE.values(), ids=BAD_USE)
+def test_bad_use_is_refused(digits, tmp_path, capsys, options, message):
+    assert re.search(message, refused(["quantize", *paths(digits), *options], tmp_path / "out.onnx", capsys))
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxq.quantize"], "quantize", lambda *_, **__: pytest.fail("work was started"))
+    for option in ("-o", "--json", "--report"):
+        arguments = [
+            "quantize",
+            *paths(digits),
+            "-o",
+            str(tmp_path / "out.onnx"),
+            option,
+            str(tmp_path / "nowhere" / "f"),
+        ]
+        assert cli.main(arguments) == 2
+        assert re.fullmatch(r"error: cannot write .*nowhere' does not exist; make it first\n", capsys.readouterr().err)
+
+
+def test_the_float_model_is_not_overwritten(digits, capsys):
+    before = (digits / "digits.onnx").read_bytes()
+    assert "would be overwritten" in refused(["quantize", *paths(digits)], digits / "digits.onnx", capsys)
+    assert (digits / "digits.onnx").read_bytes() == before
+
+
+def test_a_usage_error_says_where_help_is(capsys):
+    assert cli.main(["quantize"]) == 2
+    assert capsys.readouterr().err == "error: Missing argument 'MODEL'.\nsee `jaxq quantize --help`\n"
+
+
+def test_verbose_shows_where_an_error_comes_from(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path / "model.onnx"), "-v"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("error: no such file")
+
+
+def test_an_interrupt_ends_with_130_and_leaves_nothing(digits, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["jaxq.quantize"], "quantize", interrupt)
+    assert cli.main(["quantize", *paths(digits), "-o", str(tmp_path / "out.onnx")]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_of_jaxq_shows_itself(digits, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["jaxq.quantize"], "quantize", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["quantize", *paths(digits), "-o", str(tmp_path / "out.onnx")])
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+COMPILE = (
+    "from jaxq.cli import use_compilation_cache; use_compilation_cache(); import jax; jax.jit(lambda x: x + 1)(1.0)"
+)
+
+
+@pytest.mark.parametrize(
+    "setting, folder",
+    [
+        pytest.param({}, "cache/jaxq", id="user's cache folder"),
+        pytest.param({"JAXQ_CACHE_DIR": "elsewhere"}, "elsewhere", id="named"),
+        pytest.param({"JAXQ_CACHE_DIR": ""}, None, id="off"),
+    ],
+)
+def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path, setting, folder):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX", "XDG"))}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)} | setting
+    subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env=environment, check=True)
+    made = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-cache")}
+    assert made == ({folder} if folder else set())
