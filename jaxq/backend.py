@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep
@@ -36,20 +35,20 @@ class JaxqRep(BackendRep):
         needed = static_sources(model.graph)
         self.known = frozenset(name for name in model.graph.inputs if name in needed)
         self.compiled = self.known <= set(model.graph.static_inputs)
-        with jax.enable_x64(True), jax.default_device(device):
-            self.params = {name: jnp.asarray(value) for name, value in model.params.items()}
+        with jax.enable_x64(True):
+            self.params = jax.device_put({name: np.asarray(value) for name, value in model.params.items()}, device)
 
     def run(self, inputs: Sequence[Any] | Mapping[str, Any], **_: Any) -> tuple[np.ndarray, ...]:
         """The outputs, in the order of the graph, of inputs given in the order of the graph or by name."""
         feed = self._feed(inputs)
         static = {name: value for name, value in feed.items() if name in self.known or not is_numeric(value)}
         with jax.enable_x64(True), jax.default_device(self.device), jax.default_matmul_precision("float32"):
-            traced = {name: jnp.asarray(value) for name, value in feed.items() if name not in static}
+            traced = {name: value for name, value in feed.items() if name not in static}
             if self.compiled and traced:
                 key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
                 outputs = run(self.model.graph, key, self.params, {}, traced)
             else:
-                outputs = execute(self.model.graph, self.params, {**traced, **static})[0]
+                outputs = execute(self.model.graph, self.params, {**jax.device_put(traced), **static})[0]
             return tuple(np.asarray(outputs[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -34,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="Compiled programs are kept in the user's cache folder. JAXQ_CACHE_DIR names another one; empty keeps none.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -41,6 +42,11 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `arguments` are those of the process if None."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = not {"-v", "--verbose"}.isdisjoint(given)
+    if not verbose:
+        # Before JAX is imported. XLA logs every entry of the compilation cache that it will not load on this processor
+        # as an error, compiles anew, and all is well (jax-ml/jax#38445). What matters comes as an exception.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     message = ""
     try:
         code = app(args=given, prog_name="jaxq", standalone_mode=False) or 0
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = BAD_INPUT, explain(error)
         if not message:
             raise  # a defect of jaxq, which shows itself as it is
-        if not {"-v", "--verbose"}.isdisjoint(given):
+        if verbose:
             message = traceback.format_exc() + message
     finally:
         progress.clear()
@@ -153,10 +159,6 @@ def image_options(resize: Any, crop: Any, mean: Any, std: Any, layout: str | Non
 @contextlib.contextmanager
 def session(*, device: str | None = None, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     """What every command does around its work: JAX's device and compilation cache, progress, plain warnings."""
-    if not verbose:
-        # XLA reports every entry of the compilation cache that it will not load on this processor as an error, compiles
-        # anew, and all is well (jax-ml/jax#38445). What matters comes as an exception.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from jaxq.devices import use_device
 
     use_compilation_cache()
@@ -333,14 +335,15 @@ def quantize(
             batch_size=batch_size,
         )
         save(quantized, output)
+        seconds = time.perf_counter() - started
     result = {
         "model": str(model),
         "output": str(output),
         "float_bytes": bytes_of(model, loaded.params),
-        "quantized_bytes": output.stat().st_size,
+        "quantized_bytes": bytes_of(output, load(output).params),
         "quantized_activations": len(quantized.encodings.keys() - quantized.params.keys()),
         "quantized_params": len(quantized.encodings.keys() & quantized.params.keys()),
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(seconds, 3),
         "metadata": dict(quantized.metadata),
     }
     write_json(result, json_path)

@@ -142,7 +142,7 @@ def batches(
     sizes: dict[Any, int] = {}
     for number, feed in enumerate(samples):
         static, inputs = split_static(model.graph, feed)
-        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        arrays = {name: np.array(value) for name, value in inputs.items()}  # copies: a loader may refill its buffer
         key = (static, tuple((name, value.shape, value.dtype) for name, value in arrays.items()))
         if key not in sizes:
             sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))

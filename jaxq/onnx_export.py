@@ -74,15 +74,17 @@ def to_proto(model: Model) -> onnx.ModelProto:
 
 def to_ir(model: Model) -> ir.Model:
     """The model as `onnx_ir` writes it."""
+    metadata = dict(model.metadata)
     if model.encodings:
         model = with_qdq(model)
+        metadata["jaxq.version"] = __version__
     graph = _Writer(model.graph, model.params).graph(model.graph, {}, top=True)
     return ir.Model(
         graph,
         ir_version=ir_version(model.graph.opsets),
         producer_name="jaxq",
         producer_version=__version__,
-        metadata_props={**model.metadata, "jaxq.version": __version__} if model.encodings else dict(model.metadata),
+        metadata_props=metadata,
     )
 
 

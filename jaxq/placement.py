@@ -12,7 +12,7 @@ The target's table says what a runtime computes in integers; the algorithm here 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -185,7 +185,7 @@ class _Placement:
         self.move_up(nodes)
         groups = self.groups(nodes)
         graph, renamed = self.isolate()
-        weights = tuple({weight.name: weight for weight in map(self.weight, nodes) if weight}.values())
+        weights = tuple({weight.name: weight for node in nodes for weight in self.weights(node)}.values())
         quantized = {weight.name for weight in weights}
         biases = tuple(bias for node in nodes if (bias := self.bias(node, groups, quantized, renamed)))
         activations = {renamed.get(name, name): group for name, group in groups.items()}
@@ -344,17 +344,19 @@ class _Placement:
 
     # ------------------------------------------------------------------------------------------------------ params
 
-    def weight(self, node: Node) -> Weight | None:
+    def weights(self, node: Node) -> Iterator[Weight]:
+        """The params that the node multiplies with: per channel where the kernel can, else with one scale."""
         rule = self.chosen.get(node.name)
-        if rule is None or rule.weight is None or len(node.inputs) <= rule.weight:
-            return None
-        name = node.inputs[rule.weight]
-        if name not in self.params or self.params[name].dtype != "float32":
-            return None
-        rank = self.params[name].ndim
-        axis = 0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis
-        per_channel = rank >= 2 and not (node.op == "MatMul" and rank > 2)
-        return Weight(name, PerAxis(axis % rank) if per_channel else PerTensor())
+        if rule is None or rule.weight is None:
+            return
+        for position in sorted({rule.weight, *rule.activations}):
+            name = node.inputs[position] if position < len(node.inputs) else ""
+            if name not in self.params or self.params[name].dtype != "float32":
+                continue
+            rank = self.params[name].ndim
+            axis = 0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis
+            per_channel = position == rule.weight and rank >= 2 and not (node.op == "MatMul" and rank > 2)
+            yield Weight(name, PerAxis(axis % rank) if per_channel else PerTensor())
 
     def bias(self, node: Node, groups: Mapping[str, str], weights: set[str], renamed: Mapping[str, str]) -> Bias | None:
         rule = self.chosen.get(node.name)

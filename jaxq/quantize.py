@@ -180,7 +180,7 @@ class Samples:
         if self.hashed is None:
             self.check = DataCheck(self._samples())
             self.hashed = Hashed(self.check)
-            return track(self.hashed, "calibrating", self.limit)
+            return track(self.hashed, "calibrating")  # how many there are is not known yet
         return track(self._samples(), "calibrating", self.hashed.count)
 
     def first(self) -> Mapping[str, Any]:
@@ -216,7 +216,7 @@ def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored:
         kinds = ", ".join(sorted({node.op for _, node in model.graph.walk()}))
         raise ModelError(
             f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
-            f"ignored: {sorted(ignored) or 'none'})"
+            f"{len(set(ignored))} nodes are ignored); `jaxq inspect` says why for each operator"
         )
     return plan
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxq.collect import split_samples
 from jaxq.errors import CalibrationError, InputError, ModelError, RuntimeMissingError
-from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import Source, load
 from jaxq.progress import track
@@ -36,6 +35,7 @@ class OutputComparison:
       runtime: "plain" (graph optimizations off) or "optimized" (all on).
       largest: the largest absolute difference.
       steps: the same in steps of an 8-bit grid over the values that the simulation gave: (max - min) / 255.
+      typical_steps: the root of the mean squared difference, in the same steps.
       agreement: share of samples (rows) with the same largest entry; None if the output does not look like class scores.
     """
 
@@ -43,6 +43,7 @@ class OutputComparison:
     runtime: str
     largest: float
     steps: float
+    typical_steps: float
     agreement: float | None
 
 
@@ -72,9 +73,10 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the plain runtime computes what jaxq simulates: the same classes, or outputs within one 8-bit step."""
+        """Whether the plain runtime computes what jaxq simulates: the same class for 99.5 % of the samples, or, where the output is
+        no class scores, a typical difference of at most one 8-bit step."""
         plain = [each for each in self.outputs if each.runtime == "plain"]
-        return all(each.steps <= 1.0 if each.agreement is None else each.agreement >= AGREEMENT for each in plain)
+        return all(each.typical_steps <= 1.0 if each.agreement is None else each.agreement >= AGREEMENT for each in plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
@@ -82,10 +84,11 @@ class VerifyReport:
 
     def table(self) -> str:
         """The report as text, one line for each output and way of running."""
-        rows = [("output", "runtime", "same class", "largest difference", "in 8-bit steps")]
+        rows = [("output", "runtime", "same class", "largest difference", "in 8-bit steps", "typically")]
         for each in self.outputs:
             share = "-" if each.agreement is None else f"{each.agreement:.2%}"
-            rows.append((each.name, each.runtime, share, f"{each.largest:.3g}", f"{each.steps:.3g}"))
+            numbers = (each.largest, each.steps, each.typical_steps)
+            rows.append((each.name, each.runtime, share, *(f"{number:.3g}" for number in numbers)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         kernels = [f"{count} {name}" for name, count in sorted(self.integer_kernels.items())]
@@ -189,12 +192,15 @@ def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
     """One output, one way of running, over all samples."""
-    largest = max((float(np.abs(_float(a) - _float(b)).max(initial=0.0)) for a, b in zip(expected, found, strict=True)))
-    low, high = min(float(_float(a).min(initial=0)) for a in expected), max(float(_float(a).max(initial=0)) for a in expected)
+    differences = [_float(a) - _float(b) for a, b in zip(expected, found, strict=True)]
+    largest = max(float(np.abs(each).max(initial=0.0)) for each in differences)
+    squared = sum(float((each**2).sum()) for each in differences) / max(sum(each.size for each in differences), 1)
+    low, high = min(float(a.min(initial=np.inf)) for a in expected), max(float(a.max(initial=-np.inf)) for a in expected)
+    step = max((high - low) / 255, 1e-30)
     pairs = [(class_scores(a), class_scores(b)) for a, b in zip(expected, found, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs if a is not None and b is not None]
     agreement = float(np.mean(same)) if len(same) == len(pairs) else None
-    return OutputComparison(name, runtime, largest, largest / max((high - low) / 255, 1e-30), agreement)
+    return OutputComparison(name, runtime, largest, largest / step, squared**0.5 / step, agreement)
 
 
 def class_scores(value: np.ndarray) -> np.ndarray | None:

@@ -1,14 +1,15 @@
 """Convolutions. How one is computed is chosen here, by platform, and nowhere else.
 
-On GPU and TPU a convolution is the plain XLA one. XLA's CPU convolutions are slow where they need not be, so on CPU data are
-laid out channels-last inside the operator and several variants share the work (`tools/bench_convolution.py` measures them).
-All have the signature of `plain_convolution`, and are tested against it. Kernels are [*size, I / group, O] inside.
+On GPU and TPU a convolution is the plain XLA one. XLA's CPU convolutions are slow where they need not be, so on CPU data and
+kernel are laid out channels-last inside the operator, 1x1 kernels become matrix products and depthwise kernels a sum of
+shifted multiply-adds (`tools/bench_convolution.py` measures all of them). All variants have the signature of
+`plain_convolution` and are tested against it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,9 @@ from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import op, platform
-from jaxq.ops.layout import LAID_OUT, kernel_last
-from jaxq.ops.spatial import Window, pad, per_channel, shifted, sliding_window
+from jaxq.ops.spatial import Window, per_channel, sliding_window
 
-Variant = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
+Convolution = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
 
 
 @op("Conv", since=1)
@@ -27,25 +27,57 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape
     window = sliding_window(
         x.shape[2:], kernel_shape or w.shape[2:], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad
     )
-    check_kernel(x, w.shape, window, group)
-    y = convolve(x, jnp.transpose(w, kernel_last(w.ndim)), window, group)
+    check_kernel(x, w, window, group)
+    y = convolve(x, w, window, group)
     return y if b is None else y + per_channel(b, y.ndim)
 
 
-@op("Conv", since=1, domain=LAID_OUT)
-def conv_laid_out(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape=(), pads=(), strides=()):
-    """The same with a kernel [*size, I / group, O]; see `jaxq.ops.layout`."""
-    window = sliding_window(
-        x.shape[2:], kernel_shape or w.shape[:-2], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad
-    )
-    check_kernel(x, (w.shape[-1], w.shape[-2], *w.shape[:-2]), window, group)
-    y = convolve(x, jnp.asarray(w), window, group)
+@op("ConvTranspose", since=1)
+def conv_transpose(
+    x,
+    w,
+    b=None,
+    *,
+    auto_pad="NOTSET",
+    dilations=(),
+    group=1,
+    kernel_shape=(),
+    output_padding=(),
+    output_shape=(),
+    pads=(),
+    strides=(),
+):
+    """x [N, I, ...], w [I, O / group, ...]."""
+    size = tuple(kernel_shape or w.shape[2:])
+    rank = len(size)
+    if x.shape[1] != w.shape[0] or w.shape[0] % group or w.shape[2:] != size:
+        raise ModelError(f"a kernel of shape {list(w.shape)} does not fit input channels {x.shape[1]}, group {group}")
+    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
+    extra = output_padding or (0,) * rank
+    extents = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
+    crops, output = [], []
+    for axis, length in enumerate(x.shape[2:]):
+        whole = (length - 1) * strides[axis] + extents[axis] + extra[axis]
+        if output_shape or auto_pad.startswith("SAME"):
+            target = output_shape[axis] if output_shape else length * strides[axis]
+            cut = max(whole - target, 0)
+            begin = cut // 2 if auto_pad == "SAME_UPPER" else cut - cut // 2
+        else:
+            begin, end = (pads[axis], pads[rank + axis]) if pads and auto_pad in ("NOTSET", "") else (0, 0)
+            target = whole - begin - end
+        crops.append(begin)
+        output.append(target)
+    kernel = grouped_transpose(jnp.asarray(w), group)
+    if platform() == "cpu":
+        y = phased_transpose(jnp.asarray(x), kernel, strides, dilations, crops, output, group)
+    else:
+        y = plain_transpose(jnp.asarray(x), kernel, strides, dilations, crops, output, group)
     return y if b is None else y + per_channel(b, y.ndim)
 
 
 @op("CausalConvWithState", since=27)
 def causal_conv_with_state(x, w, b=None, past_state=None, *, activation="none"):
-    """A depthwise convolution of x [N, C, L] that sees w.shape[-1] - 1 cells of the past; also the cells to keep for the next."""
+    """A depthwise convolution of x [N, C, L] that sees w.shape[-1] - 1 cells of the past; also the cells that come next."""
     before = w.shape[-1] - 1
     past = jnp.zeros((*x.shape[:2], before), x.dtype) if past_state is None else past_state
     cells = jnp.concatenate([past, x], axis=-1)
@@ -57,124 +89,156 @@ def causal_conv_with_state(x, w, b=None, past_state=None, *, activation="none"):
     return y, cells[..., cells.shape[-1] - before :]
 
 
-def check_kernel(x, shape: tuple[int, ...], window: Window, group: int) -> None:
-    """Raises ModelError when a kernel of shape [O, I / group, *size] does not fit the data [N, I, ...]."""
-    if shape[1:] != (x.shape[1] // group, *window.size) or x.shape[1] % group or shape[0] % group:
+def grouped_transpose(w: jax.Array, group: int) -> jax.Array:
+    """[I, O / group, ...] -> [O, I / group, ...]."""
+    parts = jnp.reshape(w, (group, w.shape[0] // group, *w.shape[1:]))
+    return jnp.reshape(jnp.swapaxes(parts, 1, 2), (group * w.shape[1], w.shape[0] // group, *w.shape[2:]))
+
+
+def plain_transpose(x, w, strides, dilations, crops, output, group: int) -> jax.Array:
+    """XLA's convolution of the input spread out by the strides, with the kernel [O, I / group, ...] turned around.
+
+    The result holds the cells from `crops` on, `output` of them, on each axis.
+    """
+    padding = []
+    for axis, length in enumerate(x.shape[2:]):
+        extent = (w.shape[2 + axis] - 1) * dilations[axis] + 1
+        before = extent - 1 - crops[axis]
+        padding.append((before, output[axis] - before - (length - 1) * strides[axis] - 1 + extent - 1))
+    spatial = tuple(range(2, x.ndim))
+    return lax.conv_general_dilated(
+        x, jnp.flip(w, spatial), (1,) * len(spatial), padding, strides, dilations, feature_group_count=group
+    )
+
+
+def phased_transpose(x, w, strides, dilations, crops, output, group: int) -> jax.Array:
+    """The same as one convolution of the input as it is, with output channels for each phase of the strides.
+
+    Output cell q * s + r is the sum over t of x[q - t] * w[t * s + r], so each phase r has its own part of the kernel.
+    """
+    rank, channels = len(strides), w.shape[0]
+    spread = [(0, 0, d - 1) for d in dilations]
+    extents = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
+    spread = [(0, -extent % s, d - 1) for extent, s, d in zip(extents, strides, dilations, strict=True)]
+    w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0), (0, 0, 0), *spread])
+    taps = [length // s for length, s in zip(w.shape[2:], strides, strict=True)]
+    split = [part for pair in zip(taps, strides, strict=True) for part in pair]
+    w = jnp.reshape(w, (*w.shape[:2], *split))
+    w = jnp.transpose(w, (0, *range(3, w.ndim, 2), 1, *range(2, w.ndim, 2)))  # [O, *strides, I / group, *taps]
+    w = jnp.flip(jnp.reshape(w, (-1, w.shape[1 + rank], *taps)), tuple(range(2, 2 + rank)))
+    around = tuple(tap - 1 for tap in taps)
+    window = sliding_window(x.shape[2:], tuple(taps), pads=around + around)
+    y = convolve(x, w, window, group)
+    y = jnp.reshape(y, (x.shape[0], channels, *strides, *window.output))
+    order = (part for axis in range(rank) for part in (2 + rank + axis, 2 + axis))
+    y = jnp.transpose(y, (0, 1, *order))
+    whole = [count * s for count, s in zip(window.output, strides, strict=True)]
+    y = jnp.reshape(y, (x.shape[0], channels, *whole))
+    cut = [(-crop, crop + target - length, 0) for crop, target, length in zip(crops, output, whole, strict=True)]
+    return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), (0, 0, 0), *cut])
+
+
+def check_kernel(x, w, window: Window, group: int) -> None:
+    """Raises ModelError when the kernel [O, I / group, ...] does not fit the data [N, I, ...]."""
+    if w.shape[1:] != (x.shape[1] // group, *window.size) or x.shape[1] % group or w.shape[0] % group:
         raise ModelError(
-            f"a kernel of shape {list(shape)} does not fit input channels {x.shape[1]}, group {group}, "
+            f"a kernel of shape {list(w.shape)} does not fit input channels {x.shape[1]}, group {group}, "
             f"kernel_shape {list(window.size)}"
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- the choice
-
-
-def convolve(x: jax.Array, kernel: jax.Array, window: Window, group: int = 1) -> jax.Array:
-    """x [N, I, ...] with kernel [*size, I / group, O], by the variant that is fast on the platform: [N, O, ...]."""
+def convolve(x: jax.Array, w: jax.Array, window: Window, group: int = 1) -> jax.Array:
+    """x [N, I, ...] with kernel w [O, I / group, ...], by the variant that is fast on the platform: [N, O, ...]."""
     if platform() != "cpu":
-        return plain_convolution(x, kernel, window, group)
-    # CPUs compute in no less than 32 bit; the sums of the variants are then rounded once.
+        return plain_convolution(x, w, window, group)
+    # CPUs compute in no less than 32 bit; the sums of the variants below are then rounded once.
     wide = jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-    y = cpu_variant(x.shape, kernel.shape, window, group)(x.astype(wide), kernel.astype(wide), window, group)
+    y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
     return y.astype(x.dtype)
 
 
-def cpu_variant(shape: tuple[int, ...], kernel: tuple[int, ...], window: Window, group: int) -> Variant:
-    """The fastest variant on CPU for data [N, I, ...] and a kernel [*size, I / group, O]."""
-    inputs, outputs = shape[1], kernel[-1]
-    if group == inputs:
+def cpu_variant(x: jax.Array, window: Window, group: int) -> Convolution:
+    """The variant that is fast on CPU; measured by tools/bench_convolution.py."""
+    if group == 1:
+        pointwise = all(size == 1 for size in window.size)
+        return pointwise_convolution if pointwise else channels_last_convolution
+    if group == x.shape[1]:
         return depthwise_convolution
-    if group > 1:
-        return grouped_convolution
-    cells = inputs * window.cells
-    if window.cells == 1 or (cells <= FEW_CELLS and window.strided):
-        return patch_convolution
-    if max(inputs, outputs) <= FEW_CHANNELS and not window.strided:
-        return row_convolution
-    return channels_last_convolution
+    return grouped_convolution
 
 
-# XLA's fast convolution (YNNPACK) leaves kernels with fewer channels to a slow one, and is itself slow on few cells.
-FEW_CHANNELS, FEW_CELLS = 16, 32
-# Groups are put side by side until a block has this many channels: the zeros between them cost less than more calls.
-BLOCK_CHANNELS = 32
-
-
-def plain_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
+def plain_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
     """XLA's convolution in ONNX's layout."""
-    last, spatial = kernel.ndim - 1, tuple(range(2, x.ndim))
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilations,
-        feature_group_count=group,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            (0, 1, *spatial), (last, last - 1, *range(window.rank)), (0, 1, *spatial)
-        ),
+        x, w, window.strides, window.padding, rhs_dilation=window.dilations, feature_group_count=group
     )
 
 
-def channels_last_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
-    """XLA's convolution with data [N, ..., I]."""
-    last, spatial = kernel.ndim - 1, tuple(range(1, x.ndim - 1))
+def channels_last_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    """XLA's convolution with data [N, ..., I] and kernel [..., I, O]."""
+    last, spatial = window.rank + 1, tuple(range(1, window.rank + 1))
+    layout = lax.ConvDimensionNumbers((0, last, *spatial), (last, last - 1, *range(window.rank)), (0, last, *spatial))
     y = lax.conv_general_dilated(
         to_channels_last(x),
-        kernel,
+        jnp.transpose(w, (*range(2, w.ndim), 1, 0)),
         window.strides,
         window.padding,
         rhs_dilation=window.dilations,
         feature_group_count=group,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            (0, last, *spatial), (last, last - 1, *range(window.rank)), (0, last, *spatial)
-        ),
+        dimension_numbers=layout,
     )
     return to_channels_first(y)
 
 
-def patch_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
-    """One matrix product: the cells that a window covers, side by side, times the kernel."""
-    cells = [part for _, part in shifted(to_channels_last(x), window)]
-    patches = cells[0] if len(cells) == 1 else jnp.concatenate(cells, axis=-1)
-    return to_channels_first(patches @ jnp.reshape(kernel, (-1, kernel.shape[-1])))
+def pointwise_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    """A kernel of size 1 as a matrix product over the channels."""
+    x = pad(to_channels_last(x), window)
+    x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1))
+    return to_channels_first(x @ jnp.reshape(w, w.shape[:2]).T)
 
 
-def row_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
-    """The last spatial axis as in `patch_convolution`, the others by summing shifted results. Strides are 1.
-
-    One product makes the results of all rows of the kernel at every place; row k's are then read k places further on.
-    """
-    last, outputs = window.rank - 1, kernel.shape[-1]
-    padded = pad(to_channels_last(x), window)
-    columns = [part for _, part in shifted(padded, window.along(last))]
-    rows = jnp.reshape(kernel, (-1, kernel.shape[last] * kernel.shape[-2], outputs))
-    products = jnp.concatenate(columns, axis=-1) @ jnp.reshape(jnp.swapaxes(rows, 0, 1), (rows.shape[1], -1))
-    others = itertools.product(*(range(size) for size in window.size[:-1]))
-    y = sum(
-        cut(products, offset, window)[..., row * outputs : (row + 1) * outputs] for row, offset in enumerate(others)
-    )
-    return to_channels_first(y)
-
-
-def depthwise_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
-    """One input channel a group: the sum over the kernel's cells of a shifted input times a weight per channel."""
+def depthwise_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    """One input channel a group: the sum over the kernel's positions of a shifted input times a weight per channel."""
     x = to_channels_last(x)
-    if kernel.shape[-1] != group:  # channel multiplier
-        x = jnp.repeat(x, kernel.shape[-1] // group, axis=-1)
-    return to_channels_first(total(cells * kernel[*offset, 0] for offset, cells in shifted(x, window)))
+    if w.shape[0] != group:  # channel multiplier
+        x = jnp.repeat(x, w.shape[0] // group, axis=-1)
+    kernel = jnp.transpose(w[:, 0], (*range(1, window.rank + 1), 0))
+    terms = (cells * kernel[offset] for offset, cells in shifted(x, window))
+    return to_channels_first(sum(terms, start=next(terms)))
 
 
-def grouped_convolution(x: jax.Array, kernel: jax.Array, window: Window, group: int) -> jax.Array:
-    """A convolution for each block of neighbouring groups, whose kernel is block-diagonal."""
-    size, outputs = kernel.shape[-2], kernel.shape[-1] // group
-    together = max(count for count in range(1, group + 1) if group % count == 0 and count * size <= max(BLOCK_CHANNELS, size))
-    blocks = group // together
-    parts = jnp.reshape(kernel, (*window.size, size, blocks, together, outputs))
-    diagonal = jnp.eye(together, dtype=kernel.dtype)[:, None, None, :, None]
-    spread = jnp.reshape(parts[..., None, :, :, :, :] * diagonal, (*window.size, together * size, -1))
-    pairs = zip(jnp.split(x, blocks, axis=1), jnp.split(spread, blocks, axis=-1), strict=True)
-    return jnp.concatenate([convolve(data, block, window) for data, block in pairs], axis=1)
+def grouped_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    """Each group by itself."""
+    parts = zip(jnp.split(x, group, axis=1), jnp.split(w, group, axis=0), strict=True)
+    return jnp.concatenate([convolve(data, kernel, window) for data, kernel in parts], axis=1)
+
+
+def shifted(x: jax.Array, window: Window, fill: float = 0.0):
+    """For each position in the kernel, its index and the cells of x [N, ..., C] that it meets: [N, *window.output, C].
+
+    Strided slices are slow on CPU; x is split into phases once (every s-th cell, from 0, 1, ..., s - 1), of which each
+    position takes a dense slice.
+    """
+    x = pad(x, window, fill)
+    strides = window.strides
+    if any(stride > 1 for stride in strides):
+        whole = [-length % stride for length, stride in zip(x.shape[1:-1], strides, strict=True)]
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((0, extra, 0) for extra in whole), (0, 0, 0)))
+    split = [axis for length, stride in zip(x.shape[1:-1], strides, strict=True) for axis in (length // stride, stride)]
+    phases = jnp.reshape(x, (x.shape[0], *split, x.shape[-1]))
+    for offset in itertools.product(*map(range, window.size)):
+        index: list[int | slice] = [slice(None)]
+        for position, dilation, stride, count in zip(offset, window.dilations, strides, window.output, strict=True):
+            start, phase = divmod(position * dilation, stride)
+            index += [slice(start, start + count), phase]
+        yield offset, phases[tuple(index)]
+
+
+def pad(x: jax.Array, window: Window, fill: float = 0.0) -> jax.Array:
+    """x [N, ..., C] with the padding that the windows reach."""
+    if not any(itertools.chain(*window.padding)):
+        return x
+    return lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((*pair, 0) for pair in window.padding), (0, 0, 0)))
 
 
 def to_channels_last(x: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ def mod(a, b, *, fmod=0):
 def power(x, exponent):
     """x ** exponent, in the type of x."""
     if is_static(exponent) and np.ndim(exponent) == 0 and exponent in (2, 3):
-        return x ** int(exponent)  # products, which are exact and have simple derivatives
+        return x ** int(exponent)  # by products, which are exact and have simple derivatives
     xp = array_namespace(x, exponent)
     if is_integer(x.dtype) and is_floating(exponent.dtype):
         return convert(xp.power(x.astype(exponent.dtype), exponent), x.dtype)

@@ -159,9 +159,8 @@ def top_k(x, k, *, axis=-1, largest=1, sorted=1):
     moved = jnp.moveaxis(x, axis, -1)
     _, indices = jax.lax.top_k(moved if largest else _reversed_order(moved), static_ints(k, "TopK.k")[0])
     values = jnp.take_along_axis(moved, indices, -1)
-    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis).astype(
-        jax.dtypes.canonicalize_dtype(np.int64)
-    )
+    indices = indices.astype(jax.dtypes.canonicalize_dtype(np.int64))
+    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
 
 
 def _reversed_order(x: jax.Array) -> jax.Array:

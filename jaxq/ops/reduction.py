@@ -24,10 +24,7 @@ def _product(xp: Any, x: Any, axes: Axes, keepdims: bool) -> Any:
 
 
 def _mean(xp: Any, x: Any, axes: Axes, keepdims: bool) -> Any:
-    return convert(
-        xp.mean(x, axis=axes, keepdims=keepdims, dtype=np.float64 if is_integer(x.dtype) and xp is np else None),
-        x.dtype,
-    )
+    return convert(xp.mean(x, axis=axes, keepdims=keepdims), x.dtype)
 
 
 def _extreme(name: str) -> Callable[..., Any]:

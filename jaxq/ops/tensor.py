@@ -11,6 +11,8 @@ from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import array_namespace, is_static, op, static_array, static_ints
 from jaxq.ops.cast import element_dtype
 
+MOST_BYTES = 1 << 32  # of a constant that the graph makes
+
 # --------------------------------------------------------------------------------------------------- making new tensors
 
 
@@ -46,7 +48,17 @@ def constant(
 @op("ConstantOfShape", since=9, static=("shape",))
 def constant_of_shape(shape, *, value=None):
     fill = np.zeros(1, np.float32) if value is None else value.array
-    return np.full(static_ints(shape, "ConstantOfShape.input"), fill.reshape(()), fill.dtype)
+    target = static_ints(shape, "ConstantOfShape.input")
+    _refuse_huge(math.prod(target), fill.dtype)
+    return np.full(target, fill.reshape(()), fill.dtype)
+
+
+def _refuse_huge(count: int, dtype: np.dtype) -> None:
+    """Raises ModelError instead of filling the memory with a constant that a few bytes of the file ask for."""
+    if count * dtype.itemsize > MOST_BYTES:
+        raise ModelError(
+            f"a constant of {count} elements ({dtype}) is larger than {MOST_BYTES >> 30} GiB; is its size right?"
+        )
 
 
 @op("Range", since=11, static=("start", "limit", "delta"))
@@ -55,7 +67,10 @@ def range_(start, limit, delta, *, stash_type=1):
         static_array(v, f"Range.{n}").reshape(()) for v, n in ((start, "start"), (limit, "limit"), (delta, "delta"))
     )
     wide = np.float64 if first.dtype.kind not in "iu" else first.dtype
+    if step == 0:
+        raise ModelError("Range.delta is 0, so the limit is never reached")
     count = max(math.ceil((last.astype(wide) - first.astype(wide)) / step.astype(wide)), 0)
+    _refuse_huge(count, first.dtype)
     return (first.astype(wide) + np.arange(count, dtype=wide) * step.astype(wide)).astype(first.dtype)
 
 
@@ -73,13 +88,9 @@ def identity(x):
 @op("Dropout", since=12, static=("training_mode",))
 def dropout(x, ratio=None, training_mode=None, *, seed=None, output_count=1):
     """The input itself: dropout acts in training only."""
-    if training_mode is not None and static_array(training_mode, "Dropout.training_mode").any() and _is_positive(ratio):
+    if training_mode is not None and static_array(training_mode, "Dropout.training_mode").any():
         raise UnsupportedOpError("Dropout in training mode is random; export the model for inference")
     return _with_mask(x, output_count)
-
-
-def _is_positive(ratio: Any) -> bool:
-    return ratio is None or bool(static_array(ratio, "Dropout.ratio").any())
 
 
 @op("Dropout", since=6)
@@ -184,27 +195,24 @@ def concat(*inputs, axis):
     return array_namespace(*inputs).concatenate(inputs, axis)
 
 
-@op("Split", since=13, static=("split",))
-def split(x, split=None, *, axis=0, num_outputs=None, output_count=1):
+@op("Split", since=13, static=("sizes",))
+def split_input(x, sizes=None, *, axis=0, num_outputs=None, output_count=1):
     """x cut along `axis` into parts of given sizes; without sizes into equal parts, but for a smaller last."""
     length = x.shape[axis]
-    if split is not None:
-        sizes = static_ints(split, "Split.split")
+    if sizes is not None:
+        parts = static_ints(sizes, "Split.split")
     else:
         count = num_outputs or output_count
         part = -(-length // count)
-        sizes = (part,) * (count - 1) + (length - part * (count - 1),)
-    if sum(sizes) != length or min(sizes) < 0:
-        raise ModelError(f"axis {axis} of length {length} cannot be split into {list(sizes)}")
-    return tuple(array_namespace(x).split(x, np.cumsum(sizes)[:-1], axis))
+        parts = (part,) * (count - 1) + (length - part * (count - 1),)
+    if sum(parts) != length or min(parts) < 0:
+        raise ModelError(f"axis {axis} of length {length} cannot be split into {list(parts)}")
+    return tuple(array_namespace(x).split(x, np.cumsum(parts)[:-1], axis))
 
 
 @op("Split", since=2)
 def split_attributes(x, *, axis=0, split=None, output_count=1):
-    return _split(x, None if split is None else np.array(split), axis=axis, output_count=output_count)
-
-
-_split = split  # `split` is the name of a parameter above
+    return split_input(x, None if split is None else np.array(split), axis=axis, output_count=output_count)
 
 
 @op("Expand", since=8, static=("shape",))

@@ -49,6 +49,10 @@ def test_derivatives_are_finite_for_large_values(name, opset):
     assert np.isfinite(derivative(jnp.array([-1e4, -1.0, 0.0, 1.0, 1e4]))).all()
 
 
+def test_relu_has_no_slope_at_zero():
+    assert jax.grad(find("Relu", "", 14).function)(0.0) == 0
+
+
 @pytest.mark.parametrize("name", ["Elu", "HardSwish", "Swish", "Gelu", "Shrink", "LeakyRelu"])
 def test_the_type_is_kept(name):
     for dtype in (jnp.float16, jnp.bfloat16):
