@@ -25,6 +25,7 @@ from jaxq.quantizer import QuantParams
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
 LARGEST_BATCH = 64
+INT32_MAX = np.iinfo(np.int32).max
 
 Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
 
@@ -32,12 +33,14 @@ Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that
 class Batch(NamedTuple):
     """Samples of one shape, stacked: inputs [B, ...] with each sample's own axes behind B."""
 
-    inputs: dict[str, np.ndarray]
-    index: np.ndarray  # int32 [B], the number of each sample
-    real: np.ndarray  # bool [B], False where the slot is padding
+    inputs: dict[str, Any]
+    number: Any  # int32 [B], which sample of the data each is
+    real: Any  # bool [B], False where the slot is padding
 
 
-def split_samples(declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def split_samples(
+    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The samples in the items of a data set, as feeds of batch one.
 
     An item is split along axis 0 if every (traced) input declares that axis as free and all of them agree on its size;
@@ -63,6 +66,8 @@ def collect(
     batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the model over the samples once and returns, for each mapping in `needs`, {tensor name: state} as numpy.
+
+    A tensor that no sample made, in a branch that was not taken, has the empty state.
 
     Args:
       model: run with its encodings, if it has any.
@@ -126,11 +131,15 @@ def _step(
         return seen
 
     tensors = jax.vmap(forward)(dict(batch.inputs))
-    index = jnp.where(batch.real, batch.index, jnp.iinfo(jnp.int32).max)
+    index = jnp.where(batch.real, batch.number, INT32_MAX)
     after = []
     for (observer, names), state in zip(requests.items(), states, strict=True):
-        measured = observer.measure([tensors[name] for name in names], batch.real)
-        after.append(observer.update(state, measured, index))
+        rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
+        if rows.size:  # these samples may have taken a branch in which other tensors are not made
+            measured = observer.measure([tensors[names[row]] for row in rows], batch.real)
+            made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
+            state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
+        after.append(state)
     return after
 
 
@@ -168,7 +177,9 @@ def fitting_batch(largest: int) -> int:
     return min(LARGEST_BATCH, 1 << max(room, 1).bit_length() - 1)
 
 
-def tensor_shapes(model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def tensor_shapes(
+    model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every traced tensor (inputs and params too) when the model runs on such inputs."""
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     fixed = {name: literal.array for name, literal in static.items()}
@@ -177,7 +188,9 @@ def tensor_shapes(model: Model, static: Mapping[str, Literal], inputs: Mapping[s
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs))
+    jax.eval_shape(
+        lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs)
+    )
     return shapes
 
 

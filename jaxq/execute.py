@@ -186,21 +186,26 @@ def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> A
 
 def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
     """Runs an operator in the current trace; static operands that are computed with must fit into 32 bit."""
-    if not jax.config.jax_enable_x64:
+    if runs_in_32_bit():
         for index, value in enumerate(arguments):
             if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64) and not entry.needs_static(index):
                 arguments[index] = as_int32(value, entry.input_name(index))
     return entry.function(*arguments, **attributes)
 
 
-def as_int32(value: np.ndarray, what: str) -> np.ndarray:
+def runs_in_32_bit() -> bool:
+    """Whether JAX would cut 64-bit numbers to 32 bit; that depends on `jax_enable_x64` here and now."""
+    return jax.dtypes.canonicalize_dtype(np.int64) != np.int64
+
+
+def as_int32(value: np.ndarray, what: str, error: type[JaxqError] = ModelError) -> np.ndarray:
     """A 64-bit integer array as int32.
 
     Raises:
-      ModelError: a value does not fit (JAX would silently wrap it).
+      error: a value does not fit (JAX would silently wrap it).
     """
     if value.size and (value.max() > INT32.max or value.min() < INT32.min):
-        raise ModelError(
+        raise error(
             f"{what} holds the 64-bit value {value.flat[np.abs(value.astype(np.float64)).argmax()]}, which does not fit "
             "into 32 bit. Run inside `with jax.enable_x64(True):` for true 64-bit integers."
         )
@@ -209,12 +214,18 @@ def as_int32(value: np.ndarray, what: str) -> np.ndarray:
 
 def describe(value: Any) -> str:
     """dtype and shape of a value, for messages."""
-    return "absent" if value is None else f"{value.dtype}{list(np.shape(value))}" if hasattr(value, "dtype") else repr(value)
+    return (
+        "absent"
+        if value is None
+        else f"{value.dtype}{list(np.shape(value))}"
+        if hasattr(value, "dtype")
+        else repr(value)
+    )
 
 
 def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit."""
-    narrow = not jax.config.jax_enable_x64
+    narrow = runs_in_32_bit()
     return {
         name: jnp.asarray(as_int32(np.asarray(value), f"initializer {name!r}"))
         if narrow and value.dtype in (np.int64, np.uint64)

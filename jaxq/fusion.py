@@ -104,7 +104,12 @@ def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
         absent = len(node.inputs) < 3 or not node.inputs[2]
-        if node.op not in ("Conv", "ConvTranspose", "Gemm") or node.domain or not absent or node.inputs[1] not in params:
+        if (
+            node.op not in ("Conv", "ConvTranspose", "Gemm")
+            or node.domain
+            or not absent
+            or node.inputs[1] not in params
+        ):
             return (node,)
         weight = params[node.inputs[1]]
         name = f"{node.outputs[0]}.bias"
@@ -141,7 +146,9 @@ def _pairs(graph: Graph, op: str, numbers: Mapping[str, Any]) -> Iterator[tuple[
             if node.op != op or before is None or before.op not in ("Conv", "ConvTranspose", "Gemm") or before.domain:
                 continue
             own = all(each in numbers and len(graph.consumers[each]) == 1 for each in before.inputs[1:] if each)
-            plain = before.op != "Gemm" or before.attributes.get("alpha", 1.0) == before.attributes.get("beta", 1.0) == 1.0
+            plain = (
+                before.op != "Gemm" or before.attributes.get("alpha", 1.0) == before.attributes.get("beta", 1.0) == 1.0
+            )
             if own and plain and len(graph.consumers[name]) == 1 and name not in graph.outputs:
                 yield before, node
 

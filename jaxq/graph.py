@@ -28,6 +28,7 @@ class FrozenDict(dict[K, V]):
         raise TypeError("FrozenDict cannot be changed; build a new one")
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse
+    __ior__ = _refuse
 
     def __or__(self, other: Mapping[K, V]) -> FrozenDict[K, V]:  # type: ignore[override]
         return FrozenDict({**self, **other})

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import InputError, did_you_mean
-from jaxq.execute import as_int32, execute, quantizing, traced_params
+from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.quantizer import QuantParams
 
@@ -48,7 +48,8 @@ class Model:
     @functools.cached_property
     def device_params(self) -> dict[str, jax.Array]:
         """The params as JAX arrays, made on first use."""
-        return traced_params(self.params)
+        with jax.ensure_compile_time_eval():  # first used inside of someone's jit, they must outlive its trace
+            return traced_params(self.params)
 
     def __call__(self, inputs: Any) -> dict[str, Any]:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
@@ -61,7 +62,7 @@ class Model:
         """
         static, traced = split_static(self.graph, self.feed(inputs))
         outputs = run(self.graph, static, self.device_params, dict(self.encodings), traced)
-        return {name: self._declared(name, value) for name, value in outputs.items()}
+        return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
 
     def _declared(self, name: str, value: Any) -> Any:
         wanted = self.graph.types.get(name)
@@ -99,10 +100,10 @@ def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str,
     """The feed as (static inputs, traced inputs); traced 64-bit integers are narrowed after a range check."""
     static = FrozenDict({name: Literal.of(np.asarray(feed[name])) for name in graph.static_inputs if name in feed})
     traced = {name: value for name, value in feed.items() if name not in static}
-    if not jax.config.jax_enable_x64:
+    if runs_in_32_bit():
         for name, value in traced.items():
             if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
-                traced[name] = as_int32(value, f"input {name!r}")
+                traced[name] = as_int32(value, f"input {name!r}", InputError)
     return static, traced
 
 
@@ -117,11 +118,15 @@ def check_feed(declared: Mapping[str, TensorType], inputs: Any) -> dict[str, Any
     else:
         values: Sequence[Any] = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         if len(values) != len(declared):
-            raise InputError(f"the model has {len(declared)} inputs ({_listing(declared)}), but {len(values)} arrays were given")
+            raise InputError(
+                f"the model has {len(declared)} inputs ({_listing(declared)}), but {len(values)} arrays were given"
+            )
         feed = dict(zip(declared, values, strict=True))
     for name in feed:
         if name not in declared:
-            raise InputError(f"the model has no input {name!r}{did_you_mean(name, declared)}; its inputs: {_listing(declared)}")
+            raise InputError(
+                f"the model has no input {name!r}{did_you_mean(name, declared)}; its inputs: {_listing(declared)}"
+            )
     for name, wanted in declared.items():
         if name not in feed:
             raise InputError(f"input {name!r} ({wanted}) is missing; given were {sorted(feed)}")
@@ -139,10 +144,14 @@ def _check_value(name: str, wanted: TensorType, value: Any) -> None:
     if wanted.shape is None:
         return
     if len(wanted.shape) != value.ndim:
-        raise InputError(f"input {name!r} is {wanted}, but {got} was given: its rank is {value.ndim}, not {len(wanted.shape)}")
+        raise InputError(
+            f"input {name!r} is {wanted}, but {got} was given: its rank is {value.ndim}, not {len(wanted.shape)}"
+        )
     for axis, (size, given) in enumerate(zip(wanted.shape, value.shape, strict=True)):
         if isinstance(size, int) and size != given:
-            raise InputError(f"input {name!r} is {wanted}, but {got} was given: axis {axis} must be {size}, not {given}")
+            raise InputError(
+                f"input {name!r} is {wanted}, but {got} was given: axis {axis} must be {size}, not {given}"
+            )
 
 
 def _listing(declared: Mapping[str, TensorType]) -> str:

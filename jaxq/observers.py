@@ -37,8 +37,8 @@ class Observer(NamedTuple):
 class Extremes(NamedTuple):
     """Smallest and largest value of each sample; NaN where a sample has not been seen."""
 
-    low: jax.Array  # float32 [T, capacity]
-    high: jax.Array  # float32 [T, capacity]
+    low: Any  # float32 [T, capacity]
+    high: Any  # float32 [T, capacity]
 
 
 @functools.cache
@@ -59,7 +59,8 @@ def extremes(capacity: int) -> Observer:
 
     def update(state: Extremes, measured: Extremes, index: jax.Array) -> Extremes:
         return Extremes(
-            state.low.at[:, index].set(measured.low, mode="drop"), state.high.at[:, index].set(measured.high, mode="drop")
+            state.low.at[:, index].set(measured.low, mode="drop"),
+            state.high.at[:, index].set(measured.high, mode="drop"),
         )
 
     def merge(a: Extremes, b: Extremes) -> Extremes:
@@ -71,8 +72,8 @@ def extremes(capacity: int) -> Observer:
 class ChannelExtremes(NamedTuple):
     """Smallest and largest value of each channel over all samples; low > high where nothing has been seen."""
 
-    low: jax.Array  # float32 [T, channels]
-    high: jax.Array  # float32 [T, channels]
+    low: Any  # float32 [T, channels]
+    high: Any  # float32 [T, channels]
 
 
 @functools.cache
@@ -109,8 +110,8 @@ SMALLEST_EXPONENT = -126
 class Histogram(NamedTuple):
     """How often values fall into each of BINS equal bins over [-2**exponent, 2**exponent); exact zeros are not counted."""
 
-    counts: jax.Array  # int32 [T, BINS]
-    exponent: jax.Array  # int32 [T]: the least with every |x| that was counted below 2**exponent
+    counts: Any  # int32 [T, BINS]
+    exponent: Any  # int32 [T]: the least with every |x| that was counted below 2**exponent
 
 
 @functools.cache
@@ -133,9 +134,15 @@ def histogram() -> Observer:
         # Two factors, since 2**-exponent itself may be too large for a float.
         half, rest = jnp.ldexp(1.0, -(exponent // 2)), jnp.ldexp(1.0, -(exponent - exponent // 2))
         scaled = x * half[:, None, None] * rest[:, None, None] * (BINS // 2)  # exact: powers of two
-        bins = jnp.where(x == 0, BINS, jnp.floor(scaled).astype(jnp.int32) + BINS // 2)  # one bin more for the zeros
+        place = jnp.floor(scaled).astype(jnp.int32)
+        place = jnp.where(
+            x < 0, jnp.minimum(place, -1), place
+        )  # so small a part of the largest value that it became zero
+        bins = jnp.where(x == 0, BINS, place + BINS // 2)  # one bin more for the zeros
         table = jnp.arange(len(tensors), dtype=jnp.int32)[:, None, None] * (BINS + 1) + bins
-        counts = jnp.zeros((len(tensors) * (BINS + 1),), jnp.int32).at[table.reshape(-1)].add(1, mode="promise_in_bounds")
+        counts = (
+            jnp.zeros((len(tensors) * (BINS + 1),), jnp.int32).at[table.reshape(-1)].add(1, mode="promise_in_bounds")
+        )
         return Histogram(counts.reshape(-1, BINS + 1)[:, :BINS], exponent)
 
     def update(state: Histogram, measured: Histogram, index: jax.Array) -> Histogram:

@@ -51,7 +51,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     target = Path(path)
     check_writable(target)
     written = to_ir(model)
-    size = sum(value.const_value.nbytes for value in written.graph.initializers.values() if value.const_value is not None)
+    size = sum(
+        value.const_value.nbytes for value in written.graph.initializers.values() if value.const_value is not None
+    )
     outside = size > INLINE_BYTES if external_data is None else external_data
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
@@ -64,7 +66,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model written is not valid ONNX; this is a defect of jaxq, please report it: {error}") from error
+        raise ModelError(
+            f"the model written is not valid ONNX; this is a defect of jaxq, please report it: {error}"
+        ) from error
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
@@ -147,7 +151,9 @@ class _Qdq:
         self.params[f"{name}_quantized"] = np.asarray(quantize(np.asarray(value, np.float32), each)).astype(dtype)
         yield self.node("DequantizeLinear", (f"{name}_quantized", *operands), name, name, attributes)
 
-    def node(self, op: str, inputs: tuple[str, ...], output: str, tensor: str, attributes: FrozenDict[str, Any]) -> Node:
+    def node(
+        self, op: str, inputs: tuple[str, ...], output: str, tensor: str, attributes: FrozenDict[str, Any]
+    ) -> Node:
         return Node(op, inputs, (output,), attributes, name=f"{tensor}_{op}", version=self.version)
 
     def pair(self, source: str, name: str, output: str) -> tuple[Node, Node]:
@@ -263,5 +269,7 @@ def tensor(name: str, array: Any) -> Any:
     """An `onnx_ir` tensor over an array, without a copy; strings too."""
     value = np.asarray(array)
     if value.dtype == object:
-        return ir.StringTensor([str(item).encode() for item in value.reshape(-1)], shape=ir.Shape(value.shape), name=name)
+        return ir.StringTensor(
+            [str(item).encode() for item in value.reshape(-1)], shape=ir.Shape(value.shape), name=name
+        )
     return ir.tensor(value, name=name)

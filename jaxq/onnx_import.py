@@ -60,7 +60,9 @@ def read(source: Source) -> ir.Model:
         else:
             proto = onnx.ModelProto.FromString(source) if isinstance(source, bytes) else source
             if not isinstance(proto, onnx.ModelProto):
-                raise ModelError(f"cannot load a {type(source).__name__}; give a path, an onnx.ModelProto, bytes or a Model")
+                raise ModelError(
+                    f"cannot load a {type(source).__name__}; give a path, an onnx.ModelProto, bytes or a Model"
+                )
             model = ir.from_proto(proto)
         if not model.graph.outputs:
             raise ModelError(f"{where} holds no graph with outputs; it is not an ONNX model, or it is damaged")
@@ -112,7 +114,9 @@ def check_opsets(opsets: Mapping[str, int]) -> None:
     """Refuses a standard opset that does not exist."""
     version = opsets.get("")
     if version is not None and not 1 <= version <= NEWEST_OPSET:
-        raise ModelError(f"the model imports opset {version} of ONNX's standard operators; known are 1 to {NEWEST_OPSET}")
+        raise ModelError(
+            f"the model imports opset {version} of ONNX's standard operators; known are 1 to {NEWEST_OPSET}"
+        )
 
 
 def refuse_unsupported(graph: Graph) -> None:
@@ -126,7 +130,9 @@ def refuse_unsupported(graph: Graph) -> None:
             continue
         unknown = set(node.attributes) - entry.attributes
         if unknown:
-            raise ModelError(f"{node}: attribute {sorted(unknown)[0]!r} is not one of {node.op}'s: {sorted(entry.attributes)}")
+            raise ModelError(
+                f"{node}: attribute {sorted(unknown)[0]!r} is not one of {node.op}'s: {sorted(entry.attributes)}"
+            )
     if missing:
         lines = [f"  {message}: {len(names)} node(s), first {names[0]!r}" for message, names in missing.items()]
         raise UnsupportedOpError("the model uses operators that jaxq does not implement:\n" + "\n".join(lines))
@@ -157,7 +163,9 @@ class _Reader:
         nodes = tuple(node for each in source for node in self.node(each))
         outputs = tuple(self.name(value) for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
-        types = {self.names[value]: tensor_type(value) for value in values if value in self.names and value.type is not None}
+        types = {
+            self.names[value]: tensor_type(value) for value in values if value in self.names and value.type is not None
+        }
         return Graph(
             nodes=nodes,
             inputs=tuple(self.names[value] for value in inputs),
@@ -211,7 +219,9 @@ class _Reader:
             return source.value
         if kind in (ir.AttributeType.FLOATS, ir.AttributeType.INTS, ir.AttributeType.STRINGS):
             return tuple(source.value)
-        raise UnsupportedOpError(f"node {node!r}: attribute {source.name!r} is of kind {kind.name}, which is not implemented")
+        raise UnsupportedOpError(
+            f"node {node!r}: attribute {source.name!r} is of kind {kind.name}, which is not implemented"
+        )
 
 
 def _unused(name: str, taken: set[str]) -> str:

@@ -21,8 +21,17 @@ Pass = Callable[[Graph, Params], tuple[Graph, Params]]
 
 # Folding stops at these: their result depends on chance, or their place in the graph carries meaning.
 NEVER_FOLDED = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
-    "Bernoulli Multinomial".split()
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+    ]
 )
 
 
@@ -183,7 +192,10 @@ def drop_identity(graph: Graph, params: Params) -> tuple[Graph, Params]:
         node.outputs[0]: node.inputs[0]
         for node in graph.nodes
         if node.outputs[0] not in graph.outputs
-        and (node.op == "Identity" or (node.op == "Dropout" and not any(name in graph.consumers for name in node.outputs[1:])))
+        and (
+            node.op == "Identity"
+            or (node.op == "Dropout" and not any(name in graph.consumers for name in node.outputs[1:]))
+        )
         and node.domain == ""
         and not (node.op == "Dropout" and len(node.inputs) > 2)  # training mode is a third input
     }
@@ -215,7 +227,11 @@ def drop_unused(graph: Graph, params: Params) -> tuple[Graph, Params]:
             needed.update(captures(node))
             nodes.append(node)
     inner = {
-        name for node in nodes for sub in node.subgraphs for _, each in sub.walk() for name in (*each.inputs, *captures(each))
+        name
+        for node in nodes
+        for sub in node.subgraphs
+        for _, each in sub.walk()
+        for name in (*each.inputs, *captures(each))
     }
     inner |= {name for node in nodes for sub in node.subgraphs for name in sub.outputs}
     kept = {name: value for name, value in params.items() if name in needed or name in inner}

@@ -211,7 +211,11 @@ class _Placement:
         """Whether the integer kernel can take this node as it stands."""
         if node.domain or node.name in self.ignored:
             return False
-        if rule.weight is not None and rule.weight not in rule.activations and node.inputs[rule.weight] not in self.params:
+        if (
+            rule.weight is not None
+            and rule.weight not in rule.activations
+            and node.inputs[rule.weight] not in self.params
+        ):
             return False
         activations = self.activation_inputs(node, rule)
         # A constant summand or factor (a scale, a shift) is not worth a quantizer; the runtime wants two real inputs.
@@ -262,7 +266,7 @@ class _Placement:
             for reader, index in self.readers.get(current, []):
                 if reader.name in self.chosen and index in self.chosen[reader.name].activations:
                     return True
-                if reader.op in through and index == 0 or reader.op == "Concat":
+                if (reader.op in through and index == 0) or reader.op == "Concat":
                     pending.extend(each for each in reader.outputs if each not in seen)
                     seen.update(reader.outputs)
         return False
@@ -294,8 +298,10 @@ class _Placement:
         rule = self.chosen.get(node.name)
         if rule is not None:
             return index in rule.activations
-        return index < len(node.inputs) and node.inputs[index] in self.moves(node) and self.wanted.issuperset(
-            name for name in node.outputs if name in self.readers
+        return (
+            index < len(node.inputs)
+            and node.inputs[index] in self.moves(node)
+            and self.wanted.issuperset(name for name in node.outputs if name in self.readers)
         )
 
     def groups(self, nodes: list[Node]) -> dict[str, str]:
@@ -384,7 +390,9 @@ def _insert_copies(graph: Graph, renamed: Mapping[str, str], takes_quantized: An
         copy(name)
     for node in graph.nodes:
         inputs = tuple(
-            renamed[name] if name in renamed and takes_quantized(node, index) and node.op not in ("Shape", "Size") else name
+            renamed[name]
+            if name in renamed and takes_quantized(node, index) and node.op not in ("Shape", "Size")
+            else name
             for index, name in enumerate(node.inputs)
         )
         attributes = {

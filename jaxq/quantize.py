@@ -84,7 +84,9 @@ def quantize(
       InputError: the samples do not fit the model's inputs.
       ConfigError: an option is wrong, or something ignored matches nothing.
     """
-    options = Options.of(preset=preset, target=target, subset_size=subset_size, model_type=model_type, range_estimator=range_estimator)
+    options = Options.of(
+        preset=preset, target=target, subset_size=subset_size, model_type=model_type, range_estimator=range_estimator
+    )
     scope = ignored_scope or IgnoredScope()
     model = load(model)
     refuse_quantized(model)
@@ -128,7 +130,9 @@ class Options:
         cls, *, preset: str | None, target: str, subset_size: int, model_type: str | None, range_estimator: str
     ) -> Options:
         if target not in TARGETS:
-            raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
+            raise ConfigError(
+                f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}"
+            )
         if isinstance(subset_size, bool) or not isinstance(subset_size, int) or subset_size < 1:
             raise ConfigError(f"subset_size = {subset_size!r}; expected an integer of at least 1")
         chosen = TARGETS[target]
@@ -174,7 +178,9 @@ class Samples:
         self.hashed: Hashed | None = None
 
     def _samples(self) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(split_samples(self.model.inputs, self.items, self.model.graph.static_inputs), self.limit)
+        return itertools.islice(
+            split_samples(self.model.inputs, self.items, self.model.graph.static_inputs), self.limit
+        )
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         if self.hashed is None:

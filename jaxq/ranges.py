@@ -20,10 +20,10 @@ Aggregator = Literal["min", "max", "mean", "median"]
 
 
 class Range(NamedTuple):
-    """The ends of a float range, with the shape of the scale."""
+    """The ends of a float range: float32 arrays or scalars, with the shape of the scale."""
 
-    low: np.ndarray
-    high: np.ndarray
+    low: Any
+    high: Any
 
 
 def aggregate(values: np.ndarray, how: Aggregator) -> np.ndarray:

@@ -66,7 +66,9 @@ ONNXRUNTIME = Target(
     name="onnxruntime",
     rules={
         "Conv": Rule(activations=(0,), weight=1, weight_axis=0, bias=2),
-        "ConvTranspose": Rule(activations=(0,), weight=1, weight_axis=1, output=False),  # no integer kernel: smaller file
+        "ConvTranspose": Rule(
+            activations=(0,), weight=1, weight_axis=1, output=False
+        ),  # no integer kernel: smaller file
         "MatMul": Rule(activations=(0, 1), weight=1, weight_axis=-1, output=False),
         "Gemm": Rule(activations=(0, 1), weight=1, weight_axis=1, bias=2, output=False),
         "Add": Rule(activations=(0, 1)),
@@ -77,15 +79,51 @@ ONNXRUNTIME = Target(
         "Sigmoid": Rule(activations=(0,), body_only=True),
     },
     same_scale=frozenset(
-        "MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Gather Concat Resize Upsample Pad Expand Tile "
-        "DepthToSpace SpaceToDepth".split()
+        [
+            "MaxPool",
+            "Reshape",
+            "Transpose",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Slice",
+            "Split",
+            "Gather",
+            "Concat",
+            "Resize",
+            "Upsample",
+            "Pad",
+            "Expand",
+            "Tile",
+            "DepthToSpace",
+            "SpaceToDepth",
+        ]
     ),
     fused=frozenset({"Relu", "Clip"}),
     fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "MatMul"}),
     pointwise=frozenset(
-        "LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Selu Gelu Swish Mish Softplus PRelu Relu Clip Mul Add Div Sub".split()
+        [
+            "LeakyRelu",
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "Tanh",
+            "Elu",
+            "Selu",
+            "Gelu",
+            "Swish",
+            "Mish",
+            "Softplus",
+            "PRelu",
+            "Relu",
+            "Clip",
+            "Mul",
+            "Add",
+            "Div",
+            "Sub",
+        ]
     ),
-    transformer_float=frozenset("Add Mul Sigmoid LeakyRelu AveragePool GlobalAveragePool".split()),
+    transformer_float=frozenset(["Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"]),
     activation=IntType(8, signed=False),
     default_preset="mixed",
     opset=13,

@@ -21,7 +21,16 @@ from jaxq.progress import track
 AGREEMENT = 0.995  # of the predicted class, from which on simulation and runtime count as one
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "FusedConv", "FusedGemm", "FusedMatMul"})
 INTEGER_OPS = frozenset(
-    "QLinearConv QLinearMatMul QGemm MatMulIntegerToFloat MatMulInteger ConvInteger DynamicQuantizeMatMul QAttention".split()
+    [
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulIntegerToFloat",
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "QAttention",
+    ]
 )
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -73,10 +82,14 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the plain runtime computes what jaxq simulates: the same class for 99.5 % of the samples, or, where the output is
-        no class scores, a typical difference of at most one 8-bit step."""
+        """Whether the plain runtime computes what jaxq simulates: for each output, the same class for 99.5 % of the samples, or a
+        typical difference of at most one 8-bit step.
+
+        The second is for outputs that are no class scores, and for deep networks: where sums in another order put a few values on
+        the other side of a rounding border, classes that are next to equal change places.
+        """
         plain = [each for each in self.outputs if each.runtime == "plain"]
-        return all(each.typical_steps <= 1.0 if each.agreement is None else each.agreement >= AGREEMENT for each in plain)
+        return all((each.agreement or 0.0) >= AGREEMENT or each.typical_steps <= 1.0 for each in plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
@@ -93,7 +106,9 @@ class VerifyReport:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         kernels = [f"{count} {name}" for name, count in sorted(self.integer_kernels.items())]
         floats = [f"{count} {name}" for name, count in sorted(self.float_kernels.items())]
-        lines.append(f"integer kernels: {', '.join(kernels) or 'none'}; products left in float: {', '.join(floats) or 'none'}")
+        lines.append(
+            f"integer kernels: {', '.join(kernels) or 'none'}; products left in float: {', '.join(floats) or 'none'}"
+        )
         if self.saturation:
             lines.append(f"note: {self.saturation}")
         return "\n".join(lines)
@@ -195,7 +210,10 @@ def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.
     differences = [_float(a) - _float(b) for a, b in zip(expected, found, strict=True)]
     largest = max(float(np.abs(each).max(initial=0.0)) for each in differences)
     squared = sum(float((each**2).sum()) for each in differences) / max(sum(each.size for each in differences), 1)
-    low, high = min(float(a.min(initial=np.inf)) for a in expected), max(float(a.max(initial=-np.inf)) for a in expected)
+    low, high = (
+        min(float(a.min(initial=np.inf)) for a in expected),
+        max(float(a.max(initial=-np.inf)) for a in expected),
+    )
     step = max((high - low) / 255, 1e-30)
     pairs = [(class_scores(a), class_scores(b)) for a, b in zip(expected, found, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs if a is not None and b is not None]

@@ -12,6 +12,7 @@ from jaxq.collect import collect
 from jaxq.model import Model
 from jaxq.observers import Observer
 
+
 class Algorithm(Protocol):
     """One step of quantizing a model."""
 

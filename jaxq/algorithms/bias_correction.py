@@ -47,7 +47,7 @@ class BiasCorrection:
     """
 
     sites: tuple[Site, ...]
-    samples: int = 64
+    samples: int = 32
     batch: int = 16
 
     def needs(self, model: Model) -> Mapping[str, Observer]:

@@ -60,7 +60,7 @@ class Calibration:
         observer = extremes(self.capacity)
         if self.estimator is RangeEstimator.MSE:
             observer = both(observer, histogram())
-        return {name: observer for name in self.plan.activations}
+        return dict.fromkeys(self.plan.activations, observer)
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
         encodings: dict[str, QuantParams] = dict(model.encodings)

@@ -65,7 +65,10 @@ class Equalization:
         params = dict(model.params)
         for pair in self.pairs(model):
             seen = stats[pair.before.outputs[0]]
-            readers = [input_channels(node, np.asarray(params[node.inputs[1]], np.float64), pair.channels) for node in pair.after]
+            readers = [
+                input_channels(node, np.asarray(params[node.inputs[1]], np.float64), pair.channels)
+                for node in pair.after
+            ]
             factor = best_factor(Noise(seen.low, seen.high, pair.slope, pair.rounded, readers))
             if factor is None:
                 continue
@@ -93,7 +96,15 @@ class Noise:
       readers: weights [O, C, K], K the positions of the kernel; absent connections are zero.
     """
 
-    def __init__(self, low: np.ndarray, high: np.ndarray, slope: float, rounded: bool, readers: list[np.ndarray], levels: int = 255):
+    def __init__(
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        slope: float,
+        rounded: bool,
+        readers: list[np.ndarray],
+        levels: int = 255,
+    ):
         self.low, self.high = np.maximum(-low.astype(np.float64), 0), np.maximum(high.astype(np.float64), 0)
         self.slope, self.rounded, self.levels = slope, rounded, levels
         self.largest = np.maximum(self.high, slope * self.low)
@@ -199,5 +210,8 @@ def _readers(graph: Graph, params: Mapping[str, Any], name: str, channels: int) 
 def _takes(node: Node, weight: Any, channels: int) -> bool:
     """Whether input channel c of the node is channel c of the tensor: a full or a depthwise convolution, or a Gemm."""
     if node.op == "Gemm":
-        return not node.attributes.get("transA", 0) and weight.shape[1 if node.attributes.get("transB", 0) else 0] == channels
+        return (
+            not node.attributes.get("transA", 0)
+            and weight.shape[1 if node.attributes.get("transB", 0) else 0] == channels
+        )
     return node.attributes.get("group", 1) in (1, channels)

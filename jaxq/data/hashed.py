@@ -25,7 +25,7 @@ class Hashed:
             for name, value in feed.items():
                 array = np.ascontiguousarray(value)
                 self._hash.update(f"{name}:{array.dtype}:{array.shape}".encode())
-                self._hash.update(array.view(np.uint8).reshape(-1) if array.size else b"")
+                self._hash.update(array.tobytes())
             self.count += 1
             yield feed
 

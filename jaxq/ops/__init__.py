@@ -60,7 +60,9 @@ class Op:
     def input_names(self) -> tuple[str, ...]:
         """Names of the positional inputs; a variadic one comes last, as `*name`."""
         return tuple(
-            f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in self.parameters if p.kind is not p.KEYWORD_ONLY
+            f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name
+            for p in self.parameters
+            if p.kind is not p.KEYWORD_ONLY
         )
 
     def input_name(self, index: int) -> str:
@@ -112,7 +114,9 @@ def find(name: str, domain: str, version: int) -> Op:
     if not usable:
         full = f"{domain}.{name}" if domain else name
         if versions:
-            raise UnsupportedOpError(f"operator {full} at opset {version} is not implemented (from {min(versions)} on it is)")
+            raise UnsupportedOpError(
+                f"operator {full} at opset {version} is not implemented (from {min(versions)} on it is)"
+            )
         known = [other for other_domain, other in table() if other_domain == domain]
         raise UnsupportedOpError(f"operator {full} (opset {version}) is not implemented{did_you_mean(name, known)}")
     return versions[max(usable)]
@@ -150,9 +154,15 @@ def static_ints(value: Any, what: str) -> tuple[int, ...]:
     return tuple(int(item) for item in static_array(value, what).reshape(-1))
 
 
+def wider(first: Any, second: Any) -> np.dtype:
+    """The dtype that holds the values of both, whatever promotion JAX is set to allow without being asked."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
+
+
 def platform() -> str:
     """The platform that code being traced now will run on: "cpu", "gpu" or "tpu"."""
-    device = jax.config.jax_default_device
+    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]  # made at run time
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -35,7 +37,7 @@ def quick_gelu(x, *, alpha=1.702):
 
 
 # The activations that the runtime fuses, with the defaults of their parameters.
-FUSED_ACTIVATIONS = {
+FUSED_ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     "": lambda x: x,
     "Relu": jax.nn.relu,
     "Tanh": jnp.tanh,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import op, platform
+from jaxq.ops import op, platform, wider
 from jaxq.ops.spatial import Window, per_channel, sliding_window
 
 Convolution = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
@@ -83,7 +83,7 @@ def causal_conv_with_state(x, w, b=None, past_state=None, *, activation="none"):
     cells = jnp.concatenate([past, x], axis=-1)
     y = conv(cells, w, b, group=x.shape[1])
     if activation in ("silu", "swish"):
-        y = jax.nn.silu(y.astype(jnp.promote_types(y.dtype, jnp.float32))).astype(x.dtype)
+        y = jax.nn.silu(y.astype(wider(y.dtype, jnp.float32))).astype(x.dtype)
     elif activation != "none":
         raise UnsupportedOpError(f"activation = {activation!r}; expected none, silu or swish")
     return y, cells[..., cells.shape[-1] - before :]
@@ -152,7 +152,7 @@ def convolve(x: jax.Array, w: jax.Array, window: Window, group: int = 1) -> jax.
     if platform() != "cpu":
         return plain_convolution(x, w, window, group)
     # CPUs compute in no less than 32 bit; the sums of the variants below are then rounded once.
-    wide = jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
     return y.astype(x.dtype)
 

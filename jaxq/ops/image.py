@@ -13,6 +13,8 @@ from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import op, static_array, static_ints
 from jaxq.ops.spatial import sliding_window
 
+Kernel = Callable[[np.ndarray], np.ndarray]  # distance from the point -> weight of the cell
+
 
 @op("Upsample", since=1)
 def upsample_1(x, *, height_scale, width_scale, mode="nearest"):
@@ -60,7 +62,7 @@ def resize(
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     region = static_array(roi, "Resize.roi").astype(np.float32).reshape(2, -1) if crop else np.zeros((2, len(axes)))
     y = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
-    for axis, length, factor, target, (start, end) in zip(axes, lengths, factors, targets, region.T, strict=True):
+    for axis, length, factor, target, start, end in zip(axes, lengths, factors, targets, *region, strict=True):
         points = source_coordinates(coordinate_transformation_mode, factor, target, length, start, end)
         if np.array_equal(points, np.arange(length)):
             continue
@@ -140,7 +142,7 @@ def nearest_cells(points: np.ndarray, nearest_mode: str) -> np.ndarray:
 
 
 def filter_cells(
-    points: np.ndarray, length: int, kernel: tuple[int, Callable], shrink: float, exclude_outside: bool
+    points: np.ndarray, length: int, kernel: tuple[int, Kernel], shrink: float, exclude_outside: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each coordinate the cells around it and their weights: two [points, cells].
 
@@ -155,11 +157,11 @@ def filter_cells(
     return places, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def linear_filter(_: float) -> tuple[int, Callable]:
+def linear_filter(_: float) -> tuple[int, Kernel]:
     return 1, lambda distance: np.maximum(1 - distance, 0)
 
 
-def cubic_filter(a: float) -> tuple[int, Callable]:
+def cubic_filter(a: float) -> tuple[int, Kernel]:
     """Source: Keys, Cubic convolution interpolation for digital image processing, 1981, equation 4 with free a."""
 
     def weigh(d):
@@ -170,7 +172,7 @@ def cubic_filter(a: float) -> tuple[int, Callable]:
     return 2, weigh
 
 
-FILTERS: dict[str, Callable[[float], tuple[int, Callable]]] = {"linear": linear_filter, "cubic": cubic_filter}
+FILTERS: dict[str, Callable[[float], tuple[int, Kernel]]] = {"linear": linear_filter, "cubic": cubic_filter}
 
 
 def weighted_cells(x, axis: int, places: np.ndarray, weights: np.ndarray):

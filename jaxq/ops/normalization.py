@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import ELEMENT_TYPES, op
+from jaxq.ops import ELEMENT_TYPES, op, wider
 from jaxq.ops.spatial import per_channel
 
 
@@ -21,15 +21,15 @@ def batch_normalization_6(
     if spatial:
         return batch_normalization(x, scale, bias, mean, variance, epsilon=epsilon, output_count=output_count)
     check_inference(output_count)
-    cells = (jnp.reshape(value, (1, *x.shape[1:])) for value in (scale, bias, mean, variance))
-    return shifted_and_scaled(x, *cells, epsilon)
+    cells = [jnp.reshape(value, (1, *x.shape[1:])) for value in (scale, bias, mean, variance)]
+    return shifted_and_scaled(x, *cells, epsilon=epsilon)
 
 
 @op("BatchNormalization", since=9)
 def batch_normalization(x, scale, bias, mean, variance, *, epsilon=1e-5, momentum=0.9, training_mode=0, output_count=1):
     check_inference(output_count, training_mode)
-    channels = (per_channel(value, x.ndim) for value in (scale, bias, mean, variance))
-    return shifted_and_scaled(x, *channels, epsilon)
+    channels = [per_channel(value, x.ndim) for value in (scale, bias, mean, variance)]
+    return shifted_and_scaled(x, *channels, epsilon=epsilon)
 
 
 def check_inference(output_count: int, training_mode: int = 0) -> None:
@@ -37,9 +37,9 @@ def check_inference(output_count: int, training_mode: int = 0) -> None:
         raise UnsupportedOpError("BatchNormalization in training mode; export the model in evaluation mode")
 
 
-def shifted_and_scaled(x, scale, bias, mean, variance, epsilon: float):
+def shifted_and_scaled(x, scale, bias, mean, variance, *, epsilon: float):
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, computed in the widest of the types (opset 15 allows two)."""
-    wide = jnp.promote_types(x.dtype, mean.dtype)
+    wide = wider(x.dtype, mean.dtype)
     factor = scale.astype(wide) / jnp.sqrt(variance.astype(wide) + epsilon)
     return ((x.astype(wide) - mean.astype(wide)) * factor + bias.astype(wide)).astype(x.dtype)
 
@@ -61,7 +61,7 @@ def standardize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x with mean 0 and variance 1 over `axes`, in its own type; the mean and 1 / standard deviation in the stash type."""
     stash = ELEMENT_TYPES[stash_type]
-    wide = x.astype(jnp.promote_types(x.dtype, stash))
+    wide = x.astype(wider(x.dtype, stash))
     mean = jnp.mean(wide, axes, keepdims=True)
     centered = wide - mean
     inverse = 1 / jnp.sqrt(jnp.mean(centered * centered, axes, keepdims=True) + epsilon)
@@ -83,7 +83,7 @@ def simplified_layer_normalization(x, scale, *, axis=-1, epsilon=1e-5, stash_typ
 def over_root_mean_square(x, axes: tuple[int, ...], epsilon: float, stash_type: int = 1) -> tuple[jax.Array, jax.Array]:
     """x / sqrt(mean(x ** 2) + epsilon) over `axes`, in its own type; 1 / root mean square in the stash type."""
     stash = ELEMENT_TYPES[stash_type]
-    wide = x.astype(jnp.promote_types(x.dtype, stash))
+    wide = x.astype(wider(x.dtype, stash))
     inverse = 1 / jnp.sqrt(jnp.mean(wide * wide, axes, keepdims=True) + epsilon)
     return (wide * inverse).astype(x.dtype), inverse.astype(stash)
 

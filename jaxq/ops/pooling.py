@@ -41,7 +41,7 @@ def max_pool(
     return reduce_windows(x, lowest(x.dtype), lax.max, window)
 
 
-def lowest(dtype) -> np.generic:
+def lowest(dtype) -> np.ndarray:
     """The neutral element of the maximum."""
     return np.array(-np.inf, dtype) if jnp.issubdtype(dtype, jnp.floating) else np.array(jnp.iinfo(dtype).min, dtype)
 
@@ -132,7 +132,9 @@ def lp_pool(x, *, kernel_shape=(), auto_pad="NOTSET", ceil_mode=0, dilations=(),
 
 @op("GlobalAveragePool", since=1)
 def global_average_pool(x):
-    return jnp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+    # Scaled before the sum: XLA's CPU compiler would fuse a division after it into what follows, and logits of 1e10 then
+    # differ from their own maximum by more than exp can bear.
+    return jnp.sum(x / math.prod(x.shape[2:]), axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
 @op("GlobalMaxPool", since=1)

@@ -18,7 +18,7 @@ Activation = Callable[[jax.Array], jax.Array]
 State = tuple[jax.Array, ...]
 
 # Name in lower case -> (function of x, alpha and beta; default alpha; default beta). None: it takes no such number.
-ACTIVATIONS: dict[str, tuple[Callable, float | None, float | None]] = {
+ACTIVATIONS: dict[str, tuple[Callable[..., jax.Array], float | None, float | None]] = {
     "relu": (lambda x, a, b: jnp.maximum(x, 0), None, None),
     "tanh": (lambda x, a, b: jnp.tanh(x), None, None),
     "sigmoid": (lambda x, a, b: jax.nn.sigmoid(x), None, None),
@@ -203,8 +203,7 @@ def run_directions(
         times = jnp.arange(steps, dtype=jnp.int32)
         last, y = lax.scan(timed, tuple(state[d] for state in initial), (times, projected[:, d]), reverse=backward)
         outputs.append((y, *last))
-    y, *last = zip(*outputs, strict=True)
-    y, states = jnp.stack(y, axis=1), [jnp.stack(state) for state in last]
+    y, *states = (jnp.stack(parts, axis=int(not position)) for position, parts in enumerate(zip(*outputs, strict=True)))
     if layout:
         y, states = jnp.transpose(y, (2, 0, 1, 3)), [jnp.swapaxes(state, 0, 1) for state in states]
     return y, *states

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -28,7 +30,7 @@ def grid_sample(x, grid, *, align_corners=0, mode="linear", padding_mode="zeros"
     for axis, length in enumerate(x.shape[2:]):
         point = grid[..., -1 - axis]
         axes.append(cells_of((point + 1) / 2 * (length - 1) if align_corners else ((point + 1) * length - 1) / 2))
-    batch = jnp.reshape(jnp.arange(x.shape[0]), (-1,) + (1,) * (grid.ndim - 2))
+    batch = jnp.reshape(jnp.arange(x.shape[0], dtype=jnp.int32), (-1,) + (1,) * (grid.ndim - 2))
     padding = padding_mode if padding_mode != "reflection" else "reflect center" if align_corners else "reflect edge"
     return jnp.moveaxis(weighted_sum(x, batch, axes, padding), -1, 1)
 
@@ -61,13 +63,13 @@ def cubic_cells(point: jax.Array) -> Cells:
 
 def weighted_sum(x: jax.Array, batch: jax.Array, axes: Sequence[Cells], padding: str) -> jax.Array:
     """The sum of the cells of x [N, C, *S] in the product of `axes`, times the product of their weights: [*P, C]."""
-    total = None
+    parts = []
     for choice in itertools.product(*axes):
         value = read_cells(x, batch, [place for place, _ in choice], padding)
         for _, weight in choice:
             value = value if weight is None else value * weight[..., None].astype(value.dtype)
-        total = value if total is None else total + value
-    return total
+        parts.append(value)
+    return functools.reduce(operator.add, parts)
 
 
 def read_cells(x: jax.Array, batch: jax.Array, places: Sequence[jax.Array], padding: str) -> jax.Array:
@@ -77,7 +79,7 @@ def read_cells(x: jax.Array, batch: jax.Array, places: Sequence[jax.Array], padd
     the last cell, `reflect center` with the mirror at its center.
     """
     rows = jnp.reshape(jnp.moveaxis(x, 1, -1), (-1, x.shape[1]))
-    inside: jax.Array | bool = True
+    inside = jnp.ones((), bool)
     index = batch
     for place, length in zip(places, x.shape[2:], strict=True):
         if padding == "zeros":
@@ -92,7 +94,7 @@ def read_cells(x: jax.Array, batch: jax.Array, places: Sequence[jax.Array], padd
             raise UnsupportedOpError(f"padding_mode = {padding!r}; expected zeros, border or reflection")
         index = index * length + jnp.clip(place, 0, length - 1)
     values = jnp.take(rows, index, axis=0, mode="clip")
-    return values if inside is True else jnp.where(inside[..., None], values, jnp.zeros((), x.dtype))
+    return jnp.where(inside[..., None], values, jnp.zeros((), x.dtype)) if padding == "zeros" else values
 
 
 @op("AffineGrid", since=20, static=("size",))
@@ -144,11 +146,11 @@ def roi_align(
 
     def sample(ticks) -> jax.Array:
         """The value of x at one point of each bin: [R, oh, ow, C]."""
-        inside: jax.Array | bool = True
+        inside = jnp.ones((), bool)
         axes = []
         for axis, length in enumerate(x.shape[2:]):
-            cell = (ticks[axis] + 0.5) * bins[axis] / counts[axis]
-            point = (starts[axis] + cell)[:, None] + jnp.arange(output[axis]) * bins[axis][:, None]
+            cell = (jnp.asarray(ticks[axis], x.dtype) + 0.5) * bins[axis] / jnp.asarray(counts[axis], x.dtype)
+            point = (starts[axis] + cell)[:, None] + jnp.arange(output[axis], dtype=x.dtype) * bins[axis][:, None]
             point = jnp.expand_dims(jnp.asarray(point, x.dtype), 2 - axis)
             within = (point >= -1) & (point <= length) & jnp.reshape(ticks[axis] < counts[axis], (-1, 1, 1))
             inside = inside & within
@@ -226,7 +228,7 @@ def deform_conv(
         start = start.reshape([-1 if other == axis else 1 for other in range(rank)])
         step = (steps[:, axis] * window.dilations[axis]).reshape(-1, *[1] * rank)
         axes.append(linear_cells(jnp.asarray(start + step, x.dtype) + shift[:, :, axis]))
-    batch = jnp.reshape(jnp.arange(images * offset_group), (-1, 1) + (1,) * rank)
+    batch = jnp.reshape(jnp.arange(images * offset_group, dtype=jnp.int32), (-1, 1) + (1,) * rank)
     parts = jnp.reshape(x, (images * offset_group, -1, *x.shape[2:]))
     values = weighted_sum(parts, batch, axes, "zeros")  # [N * offset_group, cells, *output, C / offset_group]
     if mask is not None:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxq.errors import ModelError
-from jaxq.ops import ELEMENT_TYPES, op, static_array, static_ints
+from jaxq.ops import ELEMENT_TYPES, op, static_array, static_ints, wider
 
 
 @op("DFT", since=20, static=("dft_length", "axis"))
@@ -23,7 +23,7 @@ def dft(x, dft_length=None, axis=None, *, inverse=0, onesided=0):
     if x.shape[-1] == 1:  # as exact as JAX runs, so that the bins which cancel come out as 0 (the suite wants 1e-7)
         values = x[..., 0].astype(jax.dtypes.canonicalize_dtype(np.float64))
     else:
-        values = lax.complex(*(part.astype(jnp.promote_types(x.dtype, jnp.float32)) for part in (x[..., 0], x[..., 1])))
+        values = lax.complex(*(part.astype(wider(x.dtype, jnp.float32)) for part in (x[..., 0], x[..., 1])))
     if to_real:
         return jnp.fft.irfft(values, n=length, axis=axis)[..., None].astype(x.dtype)
     spectrum = jnp.fft.ifft(values, n=length, axis=axis) if inverse else jnp.fft.fft(values, n=length, axis=axis)
@@ -72,7 +72,8 @@ def cosine_window(size, terms: tuple[float, ...], output_datatype: int, periodic
     """The sum over k of terms[k] * cos(2 pi k n / N), with N = size, or size - 1 for a symmetric window."""
     (count,) = static_ints(size, "window size")
     phase = 2 * np.pi * np.arange(count) / max(count if periodic else count - 1, 1)
-    return sum(term * np.cos(k * phase) for k, term in enumerate(terms)).astype(ELEMENT_TYPES[output_datatype])
+    waves = np.stack([term * np.cos(k * phase) for k, term in enumerate(terms)])
+    return waves.sum(axis=0).astype(ELEMENT_TYPES[output_datatype])
 
 
 @op(

@@ -1,0 +1,166 @@
+import functools
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from jaxq import observers
+from jaxq.observers import BINS, SAMPLED, both, channel_extremes, extremes, histogram
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+
+SAMPLES, CHANNELS, PIXELS = 6, 3, 4
+OBSERVERS = {
+    "extremes": extremes(SAMPLES),
+    "channel extremes": channel_extremes(CHANNELS, 0),
+    "histogram": histogram(),
+    "both": both(extremes(SAMPLES), histogram()),
+}
+# From 2**-100 to 2**100, both signs, and zero.
+floats = st.builds(lambda m, e: m * 2.0**e, st.integers(-255, 255), st.integers(-100, 92))
+data = hnp.arrays(np.float32, (2, SAMPLES, CHANNELS, PIXELS), elements=floats)  # two tensors
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def advance(observer, state, tensors, index):
+    real = index < SAMPLES
+    return observer.update(state, observer.measure(list(tensors), real), index)
+
+
+def see(observer, state, tensors, chosen, size):
+    """The state after the samples `chosen`, in a batch of `size` with padding of nonsense."""
+    padded = np.full((2, size, CHANNELS, PIXELS), 1e30, np.float32)
+    padded[:, : len(chosen)] = tensors[:, chosen]
+    index = np.array([*chosen, *[2**31 - 1] * (size - len(chosen))], np.int32)
+    return advance(observer, state, padded, index)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
+@shared_fixture
+@given(tensors=data, order=st.permutations(range(SAMPLES)), size=st.sampled_from([1, 4]))
+def test_batches_and_order_do_not_matter(observer, tensors, order, size):
+    together = see(observer, observer.init(2), tensors, list(range(SAMPLES)), SAMPLES)
+    state = observer.init(2)
+    for start in range(0, SAMPLES, size):
+        state = see(observer, state, tensors, order[start : start + size], size)
+    same(state, together)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
+@shared_fixture
+@given(tensors=data, cut=st.integers(1, SAMPLES - 1))
+def test_merging_parts_equals_seeing_all_in_either_order(observer, tensors, cut):
+    empty = observer.init(2)
+    together = see(observer, empty, tensors, list(range(SAMPLES)), SAMPLES)
+    first = see(observer, empty, tensors, list(range(cut)), SAMPLES)
+    second = see(observer, empty, tensors, list(range(cut, SAMPLES)), SAMPLES)
+    same(observer.merge(first, second), together)
+    same(observer.merge(second, first), together)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
+@shared_fixture
+@given(tensors=data)
+def test_an_empty_state_adds_nothing(observer, tensors):
+    state = see(observer, observer.init(2), tensors, [0, 1], 2)
+    same(observer.merge(state, observer.init(2)), state)
+    same(observer.merge(observer.init(2), state), state)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)
+def test_a_state_keeps_its_shapes_and_dtypes(observer):
+    empty = observer.init(2)
+    state = see(observer, empty, np.ones((2, SAMPLES, CHANNELS, PIXELS), np.float32), [0, 1], 2)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.weak_type), empty
+    )
+    for leaf in jax.tree.leaves(empty):
+        assert leaf.shape[0] == 2
+
+
+@shared_fixture
+@given(tensors=data)
+def test_extremes_are_those_of_numpy(tensors):
+    state = see(OBSERVERS["extremes"], OBSERVERS["extremes"].init(2), tensors, [2, 0], 2)
+    for row in range(2):
+        for sample in (0, 2):
+            assert state.low[row, sample] == tensors[row, sample].min()
+            assert state.high[row, sample] == tensors[row, sample].max()
+    assert np.isnan(state.low[:, [1, 3, 4, 5]]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_shows_in_the_extremes(bad):
+    tensors = np.zeros((2, SAMPLES, CHANNELS, PIXELS), np.float32)
+    tensors[1, 3, 1, 2] = bad
+    state = see(OBSERVERS["extremes"], OBSERVERS["extremes"].init(2), tensors, list(range(SAMPLES)), SAMPLES)
+    bad_ones = np.isinf(state.low) | np.isinf(state.high)
+    assert np.argwhere(bad_ones).tolist() == [[1, 3]]
+    assert not np.isnan(state.low).any()
+
+
+def test_an_empty_tensor_counts_as_zero():
+    observer = extremes(2)
+    measured = observer.measure([jnp.zeros((2, 0, 3))], jnp.ones(2, bool))
+    np.testing.assert_array_equal(measured.low, [[0, 0]])
+
+
+@shared_fixture
+@given(tensors=data)
+def test_channel_extremes_are_those_of_numpy(tensors):
+    state = see(OBSERVERS["channel extremes"], OBSERVERS["channel extremes"].init(2), tensors, [1, 4], 3)
+    np.testing.assert_array_equal(state.low, tensors[:, [1, 4]].min((1, 3)))
+    np.testing.assert_array_equal(state.high, tensors[:, [1, 4]].max((1, 3)))
+
+
+@shared_fixture
+@given(tensors=data)
+def test_a_histogram_counts_every_value_but_zeros_in_its_bin(tensors):
+    state = see(histogram(), histogram().init(2), tensors, list(range(SAMPLES)), SAMPLES)
+    for row in range(2):
+        x = tensors[row].astype(np.float64)
+        x = x[x != 0]
+        exponent = int(state.exponent[row])
+        assert (np.abs(x) < 2.0**exponent).all()
+        assert not x.size or np.abs(x).max() >= 2.0 ** (exponent - 1)
+        bins = np.floor(x * (BINS // 2) / 2.0**exponent).astype(int) + BINS // 2
+        np.testing.assert_array_equal(state.counts[row], np.bincount(bins, minlength=BINS))
+
+
+def test_a_histogram_passes_over_what_is_not_finite():
+    x = jnp.array([[1.0, jnp.nan, jnp.inf, -jnp.inf]])
+    state = histogram().measure([x], jnp.ones(1, bool))
+    assert state.counts.sum() == 1
+    assert state.exponent[0] == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 300, 90), (1, 5 * SAMPLED), (1, 64, 56, 56), (7, 1, SAMPLED)])
+def test_a_large_tensor_is_counted_on_a_grid_of_bounded_size(shape):
+    x = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape)
+    state = histogram().measure([jnp.asarray(x)], jnp.ones(1, bool))
+    assert SAMPLED // 5 < int(state.counts.sum()) <= SAMPLED
+    used = np.flatnonzero(state.counts[0])
+    assert used.max() > 0.9 * np.floor(x.max() / 2.0 ** int(state.exponent[0]) * (BINS // 2)) + BINS // 2 * 0.9
+
+
+def test_half_precision_is_measured_in_float32():
+    state = histogram().measure([jnp.ones((1, 3), jnp.bfloat16)], jnp.ones(1, bool))
+    assert state.counts.sum() == 3
+    assert extremes(1).measure([jnp.ones((1, 3), jnp.float16)], jnp.ones(1, bool)).low.dtype == jnp.float32
+
+
+def test_observers_of_equal_options_are_one_object():
+    """`collect` stacks the tensors of one observer, and jit's cache is keyed by it."""
+    assert extremes(5) is extremes(5)
+    assert histogram() is histogram()
+    assert both(extremes(5), histogram()) is both(extremes(5), histogram())
+    assert observers.extremes(4) is not extremes(5)
