@@ -6,6 +6,7 @@ Names of inputs, outputs and float tensors stay.
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -42,7 +44,8 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     Args:
       model: float or quantized.
       path: the file to write; an existing one is replaced.
-      external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB.
+      external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB, and for a model that was read
+        from a file which did.
 
     Raises:
       ConfigError: the path cannot be written.
@@ -51,24 +54,31 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     target = Path(path)
     check_writable(target)
     written = to_ir(model)
-    size = sum(
-        value.const_value.nbytes for value in written.graph.initializers.values() if value.const_value is not None
-    )
-    outside = size > INLINE_BYTES if external_data is None else external_data
+    if external_data is None:
+        tensors = [value.const_value for value in written.graph.initializers.values()]
+        size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        external_data = size > INLINE_BYTES or any(map(is_mapped, model.params.values()))
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
             draft = Path(folder) / target.name
-            ir.save(written, draft, external_data=f"{target.name}.data" if outside else None)
+            ir.save(written, draft, external_data=f"{target.name}.data" if external_data else None)
             onnx.checker.check_model(os.fspath(draft))
-            if outside:
-                os.replace(f"{draft}.data", f"{target}.data")
-            os.replace(draft, target)
+            if external_data:
+                Path(f"{draft}.data").replace(f"{target}.data")
+            draft.replace(target)
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"the model written is not valid ONNX; this is a defect of jaxq, please report it: {error}"
         ) from error
+
+
+def is_mapped(array: Any) -> bool:
+    """Whether an array lies in a file that is mapped into memory: external data that nothing has changed."""
+    while isinstance(array, (np.ndarray, memoryview)):
+        array = array.base if isinstance(array, np.ndarray) else array.obj
+    return isinstance(array, mmap.mmap)
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
@@ -148,7 +158,7 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype = storage_dtype(each)
         operands, attributes = self.operands(name, dtype)
-        self.params[f"{name}_quantized"] = np.asarray(quantize(np.asarray(value, np.float32), each)).astype(dtype)
+        self.params[f"{name}_quantized"] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(dtype)
         yield self.node("DequantizeLinear", (f"{name}_quantized", *operands), name, name, attributes)
 
     def node(

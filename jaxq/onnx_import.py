@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import InlinePass
 
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType
@@ -70,7 +71,7 @@ def read(source: Source) -> ir.Model:
             for value in graph.initializers.values():
                 check_external(value.const_value, where)
         if model.functions:
-            ir.passes.common.InlinePass()(model)
+            InlinePass()(model)
         for graph in (model.graph, *model.graph.subgraphs()):
             graph.sort()
     except ModelError:
@@ -101,7 +102,7 @@ def check_external(tensor: Any, where: str) -> None:
     folder = Path(tensor.base_dir or ".").resolve()
     file = (folder / tensor.location).resolve()
     name = f"{where}: tensor {tensor.name!r} has its data in {os.fspath(tensor.location)!r}"
-    if os.path.isabs(tensor.location) or not file.is_relative_to(folder):
+    if Path(tensor.location).is_absolute() or not file.is_relative_to(folder):
         raise ModelError(f"{name}, outside of the model's folder; this is refused. Move the data file beside the model")
     if not file.is_file():
         raise ModelError(f"{name}, which is missing; copy it beside the model")
@@ -254,7 +255,7 @@ def tensor_array(tensor: Any) -> np.ndarray:
 
 def tensor_type(value: ir.Value) -> TensorType | None:
     """What the file declares of a tensor; None for sequences and optionals."""
-    if not isinstance(value.type, ir.TensorType):
+    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
         return None
     shape = None
     if value.shape is not None:

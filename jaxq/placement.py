@@ -198,14 +198,16 @@ class _Placement:
         the outputs backwards, what is only worth it inside of the network."""
         for node in nodes:
             rule = self.rules.get(node.op)
-            if rule is not None and not rule.body_only and self.fits(node, rule):
-                if rule.weight is not None or self.follows_kernel(node):
-                    self.chosen[node.name] = rule
+            if rule is None or rule.body_only or not self.fits(node, rule):
+                continue
+            if rule.weight is not None or self.follows_kernel(node):
+                self.chosen[node.name] = rule
         for node in reversed(nodes):
             rule = self.rules.get(node.op)
-            if rule is not None and rule.body_only and self.fits(node, rule):
-                if self.leads_to_quantized(node.outputs[0]) and self.follows_kernel(node):
-                    self.chosen[node.name] = rule
+            if rule is None or not rule.body_only or not self.fits(node, rule):
+                continue
+            if self.leads_to_quantized(node.outputs[0]) and self.follows_kernel(node):
+                self.chosen[node.name] = rule
 
     def fits(self, node: Node, rule: Rule) -> bool:
         """Whether the integer kernel can take this node as it stands."""
@@ -285,11 +287,12 @@ class _Placement:
         """Quantizes the inputs of value-moving operators whose outputs are quantized, if nobody loses an exact value by it."""
         for node in reversed(nodes):
             outputs = [name for name in node.outputs if name in self.readers]
-            if outputs and all(name in self.wanted for name in outputs):
-                for name in self.moves(node):
-                    if name not in self.wanted and all(self.takes_quantized(*reader) for reader in self.readers[name]):
-                        if name not in self.outputs:
-                            self.wanted.add(name)
+            if outputs and self.wanted.issuperset(outputs):
+                self.wanted.update(
+                    name
+                    for name in self.moves(node)
+                    if name not in self.outputs and all(self.takes_quantized(*reader) for reader in self.readers[name])
+                )
 
     def takes_quantized(self, node: Node, index: int) -> bool:
         """Whether this reader works on the quantized tensor."""

@@ -68,7 +68,7 @@ def quantize(
       preset: "performance" (symmetric activations), "mixed" (asymmetric), or None: what costs the target nothing more.
       target: the runtime that will execute the file; see `jaxq.targets`.
       subset_size: the number of samples used, the first ones.
-      range_estimator: how the ranges of activations follow from the statistics: "mse", "mean_minmax" (NNCF's default) or "minmax".
+      range_estimator: from statistics to the ranges of activations: "mse", "mean_minmax" (NNCF's default) or "minmax".
       bias_correction: whether to correct the biases for the mean error that rounding causes.
       model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
       ignored_scope: what stays in float.

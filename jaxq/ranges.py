@@ -116,7 +116,7 @@ def least_squares_range(found: Range, counts: np.ndarray, exponent: int, grid: I
     values are known to the histogram's resolution, at most 1/1024 of the largest. The full range is among the candidates, so the
     error is never above that of min-max.
 
-    Source: the layer-wise L2 criterion of e.g. Banner et al., arXiv:1810.05723, by search in place of a model of the distribution.
+    Source: the criterion of Banner et al., arXiv:1810.05723, by search in place of a model of the distribution.
     """
     used = counts > 0
     values, weights = histogram_values(counts, exponent)[used], counts[used].astype(np.float64)

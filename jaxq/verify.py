@@ -97,7 +97,9 @@ class VerifyReport:
 
     def table(self) -> str:
         """The report as text, one line for each output and way of running."""
-        rows = [("output", "runtime", "same class", "largest difference", "in 8-bit steps", "typically")]
+        rows: list[tuple[str, ...]] = [
+            ("output", "runtime", "same class", "largest difference", "in 8-bit steps", "typically")
+        ]
         for each in self.outputs:
             share = "-" if each.agreement is None else f"{each.agreement:.2%}"
             numbers = (each.largest, each.steps, each.typical_steps)

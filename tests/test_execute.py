@@ -1,170 +1,210 @@
-"""The one walk: taps see what is made, messages say where, structure is computed in 64 bit, nothing compiles twice."""
-
-import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import branching_network, run_onnx, smooth, written
+from models import Network, branching_network, residual_network, run_onnx, smooth
+from onnx import TensorProto
 
-import jaxq
-from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
-from jaxq.execute import chain, execute, observing, quantizing, traced_params
-from jaxq.graph import Graph, Node
+from jaxq.errors import DynamicShapeError, InputError, ModelError
+from jaxq.execute import as_int32, chain, describe, execute, observing, quantizing, traced_params
+from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.model import Model
 from jaxq.onnx_import import load
 from jaxq.quantizer import IntType, QuantParams, fake_quantize
 
-LINEAR = load(
-    written(
-        "(float[N, 2] x) => (float[N, 3] z) { y = MatMul (x, w)  z = Relu (y) }",
-        w=np.float32([[1, -1, 2], [0, 3, -2]]),
-    )
-)
-X = jnp.array([[1.0, 2.0]])
+
+def graph_of(*nodes: Node, outputs: tuple[str, ...], inputs: tuple[str, ...] = ("x",), **constants) -> Graph:
+    literals = FrozenDict({name: Literal.of(value) for name, value in constants.items()})
+    return Graph(nodes=nodes, inputs=inputs, outputs=outputs, constants=literals)
 
 
-def run(model: jaxq.Model, inputs, **options):
-    return execute(model.graph, traced_params(model.params), inputs, **options)
+def node(op: str, inputs: str, outputs: str, version: int = 17, **attributes) -> Node:
+    return Node(op, tuple(inputs.split()), tuple(outputs.split()), FrozenDict(attributes), f"{op}_{outputs}", "", version)
 
 
-def test_a_tap_sees_params_inputs_and_every_tensor_in_the_order_in_which_they_are_made():
-    def note(name, value, seen):
-        return value, (*seen, name)
-
-    outputs, seen = run(LINEAR, {"x": X}, tap=note, carry=())
-    assert seen == ("w", "x", "y", "z")
-    np.testing.assert_array_equal(outputs["z"], [[1, 5, 0]])
+@pytest.fixture(scope="module")
+def residual() -> Model:
+    return load(residual_network())
 
 
-def test_a_tap_may_replace_a_tensor():
-    outputs, _ = run(LINEAR, {"x": X}, tap=lambda name, value, carry: (-value if name == "y" else value, carry))
-    np.testing.assert_array_equal(outputs["z"], [[0, 0, 2]])
+IMAGE = smooth(2, 3, 8, 8)
 
 
-def test_observing_updates_the_states_of_the_names_it_knows():
-    tap = observing({"y": lambda state, value: state + value.sum(), "z": lambda state, value: state + value.max()})
-    _, states = run(LINEAR, {"x": X}, tap=tap, carry={"y": 10, "z": 100})
-    assert states == {"y": 14, "z": 105}
+def test_the_float_run_agrees_with_the_runtime(residual):
+    found = execute(residual.graph, traced_params(residual.params), {"image": jnp.asarray(IMAGE)})[0]
+    np.testing.assert_allclose(found["scores"], run_onnx(residual_network(), {"image": IMAGE})["scores"], atol=1e-5)
 
 
-def test_quantizing_rounds_weights_and_activations_as_they_are_made():
-    encodings = {name: QuantParams.of(np.full((1, 1), 0.4), 0, IntType(4)) for name in ("w", "y")}
-    outputs, _ = run(LINEAR, {"x": X}, tap=quantizing(encodings))
-    y = X @ fake_quantize(jnp.asarray(LINEAR.params["w"]), encodings["w"])
-    np.testing.assert_array_equal(outputs["z"], jnp.maximum(fake_quantize(y, encodings["y"]), 0))
+def test_a_tap_sees_every_traced_tensor_once(residual):
+    seen = []
+
+    def tap(name, value, carry):
+        seen.append(name)
+        return value, carry + 1
+
+    params = traced_params(residual.params)
+    _, count = execute(residual.graph, params, {"image": jnp.asarray(IMAGE)}, tap=tap, carry=0)
+    made = [name for each in residual.graph.nodes for name in each.outputs]
+    assert sorted(seen) == sorted([*params, "image", *made])
+    assert count == len(seen)
 
 
-def test_a_chain_applies_its_taps_in_order():
-    def double(name, value, carry):
-        return (value * 2 if name == "y" else value), carry
+def test_a_tap_that_watches_leaves_the_outputs_as_they_are(residual):
+    params, feed = traced_params(residual.params), {"image": jnp.asarray(IMAGE)}
+    update = {"sum": lambda state, value: jnp.maximum(state, value.max())}
+    outputs, states = execute(residual.graph, params, feed, tap=observing(update), carry={"sum": jnp.float32(-1)})
+    np.testing.assert_array_equal(outputs["scores"], execute(residual.graph, params, feed)[0]["scores"])
+    assert states["sum"] > 0
 
-    watch = observing({"y": lambda state, value: value})
+
+def test_a_tap_may_replace_a_value_for_all_readers():
+    graph = graph_of(node("Relu", "x", "y"), node("Neg", "y", "z"), node("Abs", "y", "w"), outputs=("z", "w"))
+    doubled = execute(
+        graph, {}, {"x": jnp.ones(2)}, tap=lambda name, v, carry: (v * 2 if name == "y" else v, carry)
+    )[0]
+    np.testing.assert_array_equal(doubled["z"], [-2, -2])
+    np.testing.assert_array_equal(doubled["w"], [2, 2])
+
+
+def test_quantizing_rounds_the_named_tensors_only():
+    params = QuantParams.of(np.ones(1), 0, IntType(8))
+    graph = graph_of(node("Mul", "x half", "y"), node("Mul", "y half", "z"), outputs=("z",), half=np.float32(0.5))
+    x = jnp.array([1.0, 3.0, 5.2])
+    outputs, _ = execute(graph, {}, {"x": x}, tap=quantizing({"y": params}))
+    np.testing.assert_array_equal(outputs["z"], fake_quantize(x * 0.5, params) * 0.5)
+
+
+def test_chained_taps_run_in_order_and_share_the_carry():
+    def add(amount):
+        return lambda name, value, carry: (value, (*carry, amount))
+
+    graph = graph_of(outputs=("x",))
+    assert execute(graph, {}, {"x": jnp.ones(1)}, tap=chain(add(1), None, add(2)), carry=())[1] == (1, 2)
     assert chain(None, None) is None
-    before, after = (
-        run(LINEAR, {"x": X}, tap=chain(*taps), carry={"y": 0})[1]["y"] for taps in ((watch, double), (double, watch))
-    )
-    np.testing.assert_array_equal(after, 2 * before)
 
 
-# ------------------------------------------------------------------------------------------------------ branches
+def test_shape_arithmetic_is_static_and_64_bit():
+    """Shape -> Gather -> Mul by 2**40 -> Div by 2**40 -> Reshape, under jit, in 32-bit JAX."""
+    graph = graph_of(
+        node("Shape", "x", "s"), node("Gather", "s zero", "n"), node("Mul", "n big", "m"), node("Div", "m big", "k"),
+        node("Concat", "k rest", "target", axis=0), node("Reshape", "x target", "y"),
+        outputs=("y", "m"), zero=np.array([0]), big=np.array([2**40]), rest=np.array([-1]),
+    )  # fmt: skip
+    found = {}
+
+    @jax.jit
+    def run(x):
+        outputs = execute(graph, {}, {"x": x})[0]
+        found["m"] = outputs["m"]
+        return outputs["y"]
+
+    assert run(jnp.zeros((3, 2, 2))).shape == (3, 4)
+    assert isinstance(found["m"], np.ndarray)
+    assert found["m"].dtype == np.int64
+    assert found["m"].tolist() == [3 * 2**40]
 
 
-def test_a_branch_that_is_known_while_tracing_shows_its_tensors_to_the_tap():
-    model = load(branching_network())
-    for rate, name, other in ((8000, "slow", "fast"), (16000, "fast", "slow")):
-        seen = set()
-        run(
-            model,
-            {"sound": jnp.asarray(smooth(1, 1, 16)), "rate": np.array(rate)},
-            tap=lambda key, value, carry, seen=seen: (value, seen.add(key)),
-        )
-        assert f"{name}.relu" in seen
-        assert f"{other}.relu" not in seen
+def test_a_static_64_bit_operand_that_does_not_fit_names_the_node():
+    graph = graph_of(node("Add", "x big", "y"), outputs=("y",), big=np.array([2**40]))
+    with pytest.raises(ModelError, match=r"'Add_y'.*1099511627776.*32 bit"):
+        execute(graph, {}, {"x": jnp.zeros(1, jnp.int32)})
 
 
-@pytest.mark.parametrize("rate", [8000, 16000])
-def test_a_branch_on_data_gives_what_the_runtime_gives(rate):
-    pytest.importorskip("onnxruntime")
-    proto = branching_network()
-    model = load(proto)
-    feed = {"sound": smooth(2, 1, 16), "rate": np.array(rate, np.int64)}
-    traced = {"sound": jnp.asarray(feed["sound"]), "rate": jnp.asarray(rate)}
-    seen = set()
-    outputs, _ = jax.jit(lambda inputs: run(model, inputs, tap=lambda key, value, carry: (value, seen.add(key))))(
-        traced
-    )
-    np.testing.assert_allclose(outputs["score"], run_onnx(proto, feed)["score"], rtol=1e-5)
-    assert "score" in seen
-    assert "slow.relu" not in seen  # no statistic can leave lax.cond
+def test_a_64_bit_param_that_does_not_fit_is_named():
+    with pytest.raises(ModelError, match="'table'.*-1099511627776"):
+        traced_params({"table": np.array([1, -(2**40)])})
+    assert traced_params({"table": np.array([2**31 - 1, -(2**31)])})["table"].dtype == jnp.int32
 
 
-# ------------------------------------------------------------------------------------------------ messages say where
-
-
-def test_a_node_that_cannot_run_is_named_with_the_shapes_of_its_inputs():
-    model = load(written("(float[a, b] x, float[c, d] w) => (float y) { [product] y = MatMul (x, w) }"))
-    words = r"node 'product' \(MatMul, opset 17\) cannot run on inputs \['float32\[3, 5\]', 'float32\[8, 4\]'\]"
-    with pytest.raises(ModelError, match=words):
-        run(model, {"x": jnp.ones((3, 5)), "w": jnp.ones((8, 4))})
-
-
-def test_an_unknown_operator_is_named_with_its_nearest_neighbour():
-    graph = Graph((Node("Reluu", ("x",), ("y",), name="r"),), ("x",), ("y",))
-    with pytest.raises(
-        UnsupportedOpError, match=r"operator Reluu \(opset 17\) is not implemented; did you mean 'Relu'\?"
-    ):
-        execute(graph, {}, {"x": X})
-
-
-def test_a_tensor_that_nothing_makes_is_named():
-    graph = Graph((Node("Add", ("x", "w"), ("y",), name="sum"),), ("x",), ("y",))
-    with pytest.raises(ModelError, match=r"node 'sum' \(Add, opset 17\): its input 'w' is made by no earlier node"):
-        execute(graph, {}, {"x": X})
-    with pytest.raises(ModelError, match=r"no node makes its outputs \['z'\]"):
-        execute(Graph((), ("x",), ("z",)), {}, {"x": X})
-
-
-def test_a_shape_that_depends_on_the_data_is_followed_back_to_where_it_comes_from():
-    text = """(float[N, 4] x) => (float y) {
-        largest = ReduceMax <keepdims = 0> (x)  whole = Cast <to = 7> (largest)
-        size = Unsqueeze (whole, axes)  [stretch] y = Expand (x, size) }"""
-    model = load(written(text, axes=np.array([0])))
-    with pytest.raises(DynamicShapeError) as raised:
-        run(model, {"x": jnp.ones((1, 4))})
-    message = str(raised.value)
-    assert "node 'stretch' (Expand, opset 17)" in message
-    assert "depends on the data" in message
-    assert re.search(r"comes from: 'size' <- 'whole' <- 'largest'", message)
-
-
-# ---------------------------------------------------------------------------------------------------- 64-bit integers
-
-
-def test_shape_arithmetic_is_done_in_64_bit():
-    text = """(float[N, 4] x) => (int64[1] y) {
-        size = Shape (x)  y2 = Mul (size, size)  y4 = Mul (y2, huge)  y = ReduceSum <keepdims = 0> (y4) }"""
-    model = load(written(text, huge=np.array([2**40])))
-    assert run(model, {"x": jnp.ones((3, 4))})[0]["y"] == 2**40 * (9 + 16)
-
-
-def test_a_large_integer_meets_traced_ones_only_with_an_error():
-    model = load(written("(int64[N] x) => (int64[N] y) { [sum] y = Add (x, huge) }", huge=np.array(2**40)))
-    with pytest.raises(
-        ModelError,
-        match=r"node 'sum'.*holds the 64-bit value 1099511627776, which does not fit into 32 bit.*enable_x64",
-    ):
-        run(model, {"x": jnp.arange(3)})
+def test_64_bit_values_pass_where_jax_runs_in_64_bit():
     with jax.enable_x64(True):
-        assert run(model, {"x": jnp.arange(3)})[0]["y"][2] == 2**40 + 2
+        assert traced_params({"table": np.array([2**40])})["table"].dtype == jnp.int64
 
 
-def test_large_integers_in_params_are_refused_by_name():
-    with pytest.raises(ModelError, match="initializer 'ids' holds the 64-bit value -4294967296"):
-        traced_params({"ids": np.array([1, -(2**32)])})
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, -(2**63), 2**63 - 1])
+def test_the_first_values_beyond_32_bit_are_refused(value):
+    with pytest.raises(ModelError, match=str(value)):
+        as_int32(np.array([0, value]), "the index")
 
 
-def test_compiled_or_not_the_result_is_the_same():
-    plain = run(LINEAR, {"x": X})[0]["z"]
-    compiled = jax.jit(lambda params, x: execute(LINEAR.graph, params, {"x": x})[0]["z"])(LINEAR.params, X)
-    np.testing.assert_array_equal(plain, compiled)
+def test_unsigned_64_bit_values_beyond_the_range_are_refused():
+    with pytest.raises(ModelError, match=str(2**64 - 1)):
+        as_int32(np.array([2**64 - 1], np.uint64), "the index")
+    assert as_int32(np.zeros(0, np.int64), "nothing").dtype == np.int32
+
+
+def test_an_input_of_64_bit_that_does_not_fit_is_named():
+    net = Network()
+    net.node("Add", [net.input("tokens", [2], TensorProto.INT64), net.constant("one", [1], np.int64)], "y")
+    net.output("y", [2], TensorProto.INT64)
+    model = load(net.proto())
+    assert model(np.array([1, -2]))["y"].tolist() == [2, -1]
+    assert model(np.array([1, -2]))["y"].dtype == np.int64
+    with pytest.raises(InputError, match="input 'tokens'.*1099511627776"):
+        model(np.array([2**40, 0]))
+
+
+def test_a_node_that_cannot_run_is_named_with_its_shapes():
+    graph = graph_of(node("MatMul", "x w", "y"), outputs=("y",))
+    with pytest.raises(ModelError, match=r"node 'MatMul_y' \(MatMul, opset 17\).*\[2, 3\].*\[4, 5\]"):
+        execute(graph, {"w": jnp.ones((4, 5))}, {"x": jnp.ones((2, 3))})
+
+
+def test_an_input_that_nothing_makes_is_named():
+    with pytest.raises(ModelError, match=r"'Relu_y'.*'ghost' is made by no earlier node"):
+        execute(graph_of(node("Relu", "ghost", "y"), outputs=("y",)), {}, {"x": jnp.ones(1)})
+
+
+def test_an_output_that_nothing_makes_is_named():
+    with pytest.raises(ModelError, match=r"no node makes its outputs \['ghost'\]"):
+        execute(graph_of(outputs=("ghost",)), {}, {"x": jnp.ones(1)})
+
+
+def test_a_shape_from_the_data_is_an_error_with_the_chain_of_tensors():
+    graph = graph_of(
+        node("Abs", "x", "a"), node("Cast", "a", "c", to=7), node("Reshape", "w c", "y"), outputs=("y",)
+    )  # fmt: skip
+    with pytest.raises(DynamicShapeError, match=r"'Reshape_y'.*'c' <- 'a' <- 'x'"):
+        jax.jit(lambda x: execute(graph, {"w": jnp.ones(6)}, {"x": x})[0])(jnp.array([2.0, 3.0]))
+
+
+def test_an_error_inside_a_subgraph_names_the_inner_node_once():
+    inner = graph_of(node("MatMul", "x w", "z"), outputs=("z",), inputs=())
+    outer = graph_of(node("If", "yes", "y", then_branch=inner, else_branch=inner), outputs=("y",), yes=np.array(True))
+    with pytest.raises(ModelError, match="'MatMul_z'") as caught:
+        execute(outer, {"w": jnp.ones((4, 5))}, {"x": jnp.ones((2, 3))})
+    assert str(caught.value).count("node '") == 1
+
+
+def test_optional_outputs_and_inputs_may_be_absent():
+    graph = graph_of(
+        node("Clip", "x  high".replace("  ", " _ "), "c"), outputs=("c",), high=np.float32(1.0)
+    )  # an absent input is ""
+    clip = replace(graph.nodes[0], inputs=("x", "", "high"))
+    outputs, _ = execute(replace(graph, nodes=(clip,)), {}, {"x": jnp.array([-5.0, 5.0])})
+    np.testing.assert_array_equal(outputs["c"], [-5, 1])
+
+
+def test_the_taken_branch_is_tapped_and_the_other_one_is_not_run():
+    model = load(branching_network())
+    for rate, taken, other in ((8000, "slow.conv", "fast.conv"), (16000, "fast.conv", "slow.conv")):
+        seen = []
+        feed = {"sound": jnp.asarray(smooth(1, 1, 16)), "rate": np.array(rate)}
+        execute(
+            model.graph, traced_params(model.params), feed, tap=lambda name, v, c, seen=seen: (v, seen.append(name))
+        )
+        assert taken in seen
+        assert other not in seen
+
+
+def test_values_are_described_for_messages():
+    assert describe(None) == "absent"
+    assert describe(np.zeros((2, 3), np.float32)) == "float32[2, 3]"
+    assert describe(3) == "3"
+
+
+def test_every_error_here_is_of_the_family_of_model_errors():
+    assert issubclass(DynamicShapeError, ModelError)
+    assert not issubclass(InputError, ModelError)

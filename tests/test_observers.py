@@ -136,6 +136,12 @@ def test_a_histogram_counts_every_value_but_zeros_in_its_bin(tensors):
         np.testing.assert_array_equal(state.counts[row], np.bincount(bins, minlength=BINS))
 
 
+def test_a_tiny_negative_value_beside_a_huge_one_stays_negative():
+    """Scaled to the bins it would underflow to -0, which is no longer below zero."""
+    state = histogram().measure([jnp.array([[-(2.0**-100), 2.0**99]])], jnp.ones(1, bool))
+    assert np.flatnonzero(state.counts[0]).tolist() == [BINS // 2 - 1, BINS // 2 + BINS // 4]
+
+
 def test_a_histogram_passes_over_what_is_not_finite():
     x = jnp.array([[1.0, jnp.nan, jnp.inf, -jnp.inf]])
     state = histogram().measure([x], jnp.ones(1, bool))

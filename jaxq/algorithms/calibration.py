@@ -103,7 +103,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class IntegerBiases:
-    """Encodes the biases of the plan as int32, in units of input_scale * weight_scale; the last step, after any that moves them."""
+    """Encodes the biases of the plan as int32, in units of input_scale * weight_scale; after every step that moves them."""
 
     plan: Plan
 
