@@ -31,7 +31,7 @@ def fold_batch_normalization(graph: Graph, params: Params) -> tuple[Graph, Param
             return None
         gamma, beta, mean, variance = (np.asarray(numbers[name], np.float64) for name in node.inputs[1:])
         factor = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-        return scale_and_shift(before, node, factor, beta - mean * factor, numbers)
+        return scale_and_shift(graph, before, node, factor, beta - mean * factor, numbers)
 
     return _merge_into_producer(graph, params, "BatchNormalization", merge)
 
@@ -51,21 +51,22 @@ def fold_bias_add(graph: Graph, params: Params) -> tuple[Graph, Params]:
         per_channel = (channels, *([1] * (rank - 2)))
         if shift.shape not in (per_channel, (1, *per_channel)):
             return None
-        return scale_and_shift(before, node, np.ones(channels), shift.reshape(-1), numbers)
+        return scale_and_shift(graph, before, node, np.ones(channels), shift.reshape(-1), numbers)
 
     return _merge_into_producer(graph, params, "Add", merge)
 
 
 def scale_and_shift(
-    before: Node, node: Node, factor: np.ndarray, shift: np.ndarray, numbers: dict[str, Any]
+    graph: Graph, before: Node, node: Node, factor: np.ndarray, shift: np.ndarray, numbers: dict[str, Any]
 ) -> Node | None:
     """`before`, changed to give what `node` gives: its output times factor [C] plus shift [C]. Writes into `numbers`."""
     name = before.inputs[1]
     weight = np.asarray(numbers[name], np.float64)
-    bias_name = before.inputs[2] if len(before.inputs) > 2 and before.inputs[2] else f"{node.outputs[0]}.bias"
-    bias = np.asarray(numbers[bias_name], np.float64) if bias_name in numbers else np.zeros(len(factor))
-    if bias.shape != factor.shape or weight.dtype != np.float64:
+    has_bias = len(before.inputs) > 2 and before.inputs[2]
+    bias = np.asarray(numbers[before.inputs[2]], np.float64) if has_bias else np.zeros(len(factor))
+    if bias.shape != factor.shape:
         return None
+    bias_name = before.inputs[2] if has_bias else new_bias_name(graph, node, numbers)
     numbers[name] = (weight * _along_output(before, weight, factor)).astype(numbers[name].dtype)
     numbers[bias_name] = (bias * factor + shift).astype(numbers[name].dtype)
     return replace(before, inputs=(*before.inputs[:2], bias_name), outputs=node.outputs)
@@ -98,6 +99,17 @@ def _along_output(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndar
     return spread.reshape(*weight.shape[:2], *([1] * (weight.ndim - 2)))
 
 
+def new_bias_name(graph: Graph, node: Node, numbers: Mapping[str, Any]) -> str:
+    """`<output>.bias`, with underscores behind it as long as another tensor has that name."""
+    taken = {*numbers, *graph.inputs, *graph.constants}
+    for each, inner in graph.walk():
+        taken.update(inner.outputs, each.inputs, each.constants)
+    name = f"{node.outputs[0]}.bias"
+    while name in taken:
+        name += "_"
+    return name
+
+
 def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """Gives each Conv, ConvTranspose and Gemm with its weight in the params a bias of zeros where it has none."""
     numbers = dict(params)
@@ -112,7 +124,7 @@ def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
         ):
             return (node,)
         weight = params[node.inputs[1]]
-        name = f"{node.outputs[0]}.bias"
+        name = new_bias_name(graph, node, numbers)
         numbers[name] = np.zeros(channel_count(node, weight.shape), weight.dtype)
         return (replace(node, inputs=(*node.inputs[:2], name)),)
 

@@ -54,7 +54,10 @@ def extremes(capacity: int) -> Observer:
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Extremes:
         # NaN would read as "not seen": it is reported as infinity, which is as unusable. Zero stands in for an empty tensor.
         rows = [_rows(x) if x.size else jnp.zeros((x.shape[0], 1), jnp.float32) for x in tensors]
-        low, high = jnp.stack([row.min(1) for row in rows]), jnp.stack([row.max(1) for row in rows])
+        # On CPU, XLA's minimum and maximum pass over NaN. This sum does not (it is 0, or NaN), at a third of the cost of isnan.
+        taint = jnp.stack([(row * 0).sum(1) for row in rows])
+        low = jnp.stack([row.min(1) for row in rows]) + taint
+        high = jnp.stack([row.max(1) for row in rows]) + taint
         return Extremes(jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high))
 
     def update(state: Extremes, measured: Extremes, index: jax.Array) -> Extremes:

@@ -194,7 +194,10 @@ def drop_identity(graph: Graph, params: Params) -> tuple[Graph, Params]:
         if node.outputs[0] not in graph.outputs
         and (
             node.op == "Identity"
-            or (node.op == "Dropout" and not any(name in graph.consumers for name in node.outputs[1:]))
+            or (
+                node.op == "Dropout"
+                and not any(name in graph.consumers or name in graph.outputs for name in node.outputs[1:])
+            )
         )
         and node.domain == ""
         and not (node.op == "Dropout" and len(node.inputs) > 2)  # training mode is a third input

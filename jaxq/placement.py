@@ -104,7 +104,10 @@ class IgnoredScope:
         for pattern in self.patterns:
             found = {name for name in names if re.fullmatch(pattern, name)}
             if not found and self.validate:
-                raise ConfigError(f"ignored pattern {pattern!r} matches no node (of {len(names)})")
+                raise ConfigError(
+                    f"ignored pattern {pattern!r} matches no node (of {len(names)}); it must match a whole name, as in "
+                    f"{f'.*{pattern}.*'!r}"
+                )
             hits |= found
         return frozenset(hits)
 
@@ -183,6 +186,7 @@ class _Placement:
                 if self.leads_to_quantized(name):
                     self.wanted.add(name)
         self.move_up(nodes)
+        self.drop_unread()
         groups = self.groups(nodes)
         graph, renamed = self.isolate()
         weights = tuple({weight.name: weight for node in nodes for weight in self.weights(node)}.values())
@@ -261,14 +265,14 @@ class _Placement:
 
     def leads_to_quantized(self, name: str) -> bool:
         """Whether a quantized node reads the tensor, directly or through operators that move values or work pointwise."""
-        through = self.target.same_scale | self.target.pointwise
+        anywhere = self.target.pointwise | {"Concat"}  # of whose inputs each is data
         pending, seen = [name], {name}
         while pending:
             current = pending.pop()
             for reader, index in self.readers.get(current, []):
                 if reader.name in self.chosen and index in self.chosen[reader.name].activations:
                     return True
-                if (reader.op in through and index == 0) or reader.op == "Concat":
+                if reader.op in anywhere or (reader.op in self.target.same_scale and index == 0):
                     pending.extend(each for each in reader.outputs if each not in seen)
                     seen.update(reader.outputs)
         return False
@@ -293,6 +297,12 @@ class _Placement:
                     for name in self.moves(node)
                     if name not in self.outputs and all(self.takes_quantized(*reader) for reader in self.readers[name])
                 )
+
+    def drop_unread(self) -> None:
+        """Takes back the quantizers of outputs that only float operators read: those keep reading the exact value."""
+        for name in self.wanted & self.outputs:
+            if not any(self.takes_quantized(*reader) for reader in self.readers.get(name, [])):
+                self.wanted.remove(name)
 
     def takes_quantized(self, node: Node, index: int) -> bool:
         """Whether this reader works on the quantized tensor."""

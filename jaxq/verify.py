@@ -201,8 +201,12 @@ def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(integer kernels, convolutions and products left in float) in the graph that ONNX Runtime made: operator -> count."""
     import onnx
 
-    graph = onnx.load(str(optimized), load_external_data=False).graph
-    counts = collections.Counter(node.op_type for node in graph.node)
+    counts = collections.Counter[str]()
+    pending = [onnx.load(str(optimized), load_external_data=False).graph]
+    while pending:
+        nodes = pending.pop().node
+        counts.update(node.op_type for node in nodes)
+        pending.extend(each.g for node in nodes for each in node.attribute if each.HasField("g"))
     integer = {op: count for op, count in counts.items() if op in INTEGER_OPS or op.startswith("QLinear")}
     return integer, {op: count for op, count in counts.items() if op in LINEAR_OPS}
 
@@ -213,8 +217,8 @@ def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.
     largest = max(float(np.abs(each).max(initial=0.0)) for each in differences)
     squared = sum(float((each**2).sum()) for each in differences) / max(sum(each.size for each in differences), 1)
     low, high = (
-        min(float(a.min(initial=np.inf)) for a in expected),
-        max(float(a.max(initial=-np.inf)) for a in expected),
+        min(float(_float(a).min(initial=np.inf)) for a in expected),
+        max(float(_float(a).max(initial=-np.inf)) for a in expected),
     )
     step = max((high - low) / 255, 1e-30)
     pairs = [(class_scores(a), class_scores(b)) for a, b in zip(expected, found, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,11 +235,6 @@ def smooth(*shape: int, seed: int = 0) -> np.ndarray:
     return noise.astype(np.float32)
 
 
-def images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Batches of one for the networks whose input is image [_, 3, 8, 8]."""
-    return [{"image": row[None]} for row in smooth(count, 3, 8, 8, seed=seed)]
-
-
 def run_onnx(
     model: onnx.ModelProto | bytes | str, feed: Mapping[str, np.ndarray], *, optimized: bool = False
 ) -> dict[str, Any]:
@@ -253,3 +249,29 @@ def run_onnx(
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+# name -> (model, one sample's inputs as a function of a seed)
+NETWORKS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[int], dict[str, np.ndarray]]]] = {
+    "residual": (residual_network, lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
+    "shuffle": (shuffle_network, lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
+    "transformer": (transformer_block, lambda seed: {"tokens": smooth(1, 6, 16, seed=seed)}),
+    "free size": (free_size_network, lambda seed: {"image": smooth(1, 1, 8, 12, seed=seed)}),
+    "branching": (branching_network, lambda seed: {"sound": smooth(1, 1, 16, seed=seed), "rate": np.array(8000)}),
+    "fixed batch": (lambda: residual_network(1), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
+    "opset 7": (lambda: old_network(7), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
+    "opset 11": (lambda: old_network(11), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
+}
+
+
+def samples(name: str, count: int, first: int = 0) -> list[dict[str, np.ndarray]]:
+    """Samples for the network of that name; others for other `first`."""
+    return [NETWORKS[name][1](seed) for seed in range(first, first + count)]
+
+
+@functools.cache
+def quantized(name: str) -> Any:
+    """The network of that name, quantized as by default on twelve samples; once for all tests of a process."""
+    import jaxq
+
+    return jaxq.quantize(NETWORKS[name][0](), samples(name, 12))

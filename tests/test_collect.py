@@ -1,232 +1,306 @@
-"""One pass, one program: statistics are per sample, independent of batches, and all that leaves the device."""
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from models import branching_network, free_size_network, residual_network, smooth, transformer_block, written
+from models import (
+    branching_network,
+    free_size_network,
+    residual_network,
+    shuffle_network,
+    smooth,
+    transformer_block,
+)
 
-from jaxq import collect as collect_module
-from jaxq.collect import LARGEST_BATCH, batches, collect, fitting_batch, largest_tensor, split_samples, tensor_shapes
+import jaxq.collect
+from jaxq.collect import (
+    LARGEST_BATCH,
+    Batch,
+    _step,
+    batches,
+    collect,
+    fitting_batch,
+    largest_tensor,
+    split_samples,
+    tensor_shapes,
+)
 from jaxq.errors import CalibrationError, InputError
+from jaxq.execute import execute
+from jaxq.graph import FrozenDict, TensorType
+from jaxq.model import Model
 from jaxq.observers import both, channel_extremes, extremes, histogram
 from jaxq.onnx_import import load
 from jaxq.quantizer import IntType, QuantParams
 
-COUNT = 7  # samples: no multiple of the batch sizes below
-IMAGES = smooth(COUNT, 3, 8, 8)
-BOTH = both(extremes(COUNT), histogram())
+COUNT = 7
+WATCHED = both(extremes(COUNT), histogram())
+FEEDS = [{"image": row[None]} for row in smooth(COUNT, 3, 8, 8)]
 
 
-def samples(name: str = "image", rows: np.ndarray = IMAGES) -> list[dict[str, np.ndarray]]:
-    return [{name: row[None]} for row in rows]
-
-
-def assert_equal(a, b) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+def named(model: Model, name: str) -> Model:
+    """The model under a name of its own, so that nothing is compiled for it yet."""
+    return model.replace(graph=replace(model.graph, name=name))
 
 
 @pytest.fixture
-def traces(monkeypatch):
-    """Counts how often the calibration step is traced: its Python runs only then."""
-    counted = []
-
-    def execute(*arguments, **options):
-        counted.append(1)
-        return plain(*arguments, **options)
-
-    plain = collect_module.execute
-    monkeypatch.setattr(collect_module, "execute", execute)
-    return counted
+def model(request) -> Model:
+    return named(load(residual_network()), request.node.name)
 
 
-# ----------------------------------------------------------------------------------------------------- what is collected
+@pytest.fixture
+def traces(monkeypatch) -> list[str]:
+    """Grows by one for each time a model is traced in `collect`."""
+    found: list[str] = []
+
+    def counted(graph, *arguments, **options):
+        found.append(graph.name)
+        return execute(graph, *arguments, **options)
+
+    monkeypatch.setattr(jaxq.collect, "execute", counted)
+    return found
 
 
-def test_statistics_are_those_of_each_sample_run_by_itself():
-    model = load(residual_network())
-    names = ("image", "sum.relu", "scores")
-    (found,) = collect(model, [{name: BOTH for name in names}], samples(), batch_size=3)
-    seen = {name: [] for name in names}
-    for feed in samples():
-        with_all = model.replace(graph=dataclasses_replace(model.graph, outputs=names))
-        for name, value in with_all(feed).items():
-            seen[name].append(np.asarray(value))
-    for name in names:
-        low, high = found[name][0]
-        np.testing.assert_allclose(low, [value.min() for value in seen[name]], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(high, [value.max() for value in seen[name]], rtol=1e-5, atol=1e-6)
-        assert found[name][1].counts.sum() == np.count_nonzero(seen[name])
+def needs_of(model: Model) -> dict:
+    """Three tensors of the model: the first, the last, and one between."""
+    made = [name for node in model.graph.nodes for name in node.outputs]
+    return dict.fromkeys([made[0], made[len(made) // 2], made[-1]], WATCHED)
 
 
-def dataclasses_replace(graph, **changes):
-    import dataclasses
-
-    return dataclasses.replace(graph, **changes)
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("batch", ["N", 1])
-def test_batches_do_not_change_the_result(batch):
-    model = load(residual_network(batch))
-    needs = [{"image": BOTH, "sum.relu": BOTH}, {"sum": channel_extremes(8, 0), "image": extremes(COUNT)}]
-    expected = collect(model, needs, samples(), batch_size=1)
-    for size in (4, None):
-        assert_equal(collect(model, needs, samples(), batch_size=size), expected)
+NETWORKS = {
+    "residual": (residual_network(), FEEDS),
+    "fixed batch": (residual_network(batch=1), FEEDS),
+    "shuffle": (shuffle_network(), FEEDS),
+    "transformer": (transformer_block(), [{"tokens": row[None]} for row in smooth(COUNT, 6, 16)]),
+    "free size": (
+        free_size_network(),
+        [{"image": smooth(1, 1, 8 + 2 * (seed % 2), 8, seed=seed)} for seed in range(COUNT)],
+    ),
+}
 
 
-def test_the_order_of_samples_changes_only_the_order_of_their_extremes():
-    model = load(residual_network())
-    (forward,), (back,) = (collect(model, [{"sum": BOTH}], each, batch_size=4) for each in (samples(), samples()[::-1]))
-    assert_equal(forward["sum"][0], tuple(leaf[::-1] for leaf in back["sum"][0]))
-    assert_equal(forward["sum"][1], back["sum"][1])
+@pytest.mark.parametrize("network, feeds", NETWORKS.values(), ids=NETWORKS)
+def test_the_batch_size_does_not_change_what_is_found(network, feeds):
+    model = load(network)
+    needs = needs_of(model)
+    expected = collect(model, [needs], feeds, batch_size=1)[0]
+    for size in (3, None):
+        found = collect(model, [needs], feeds, batch_size=size)[0]
+        for name in needs:
+            (low, high), shape = found[name]
+            (low1, high1), shape1 = expected[name]
+            np.testing.assert_allclose(low, low1, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(high, high1, rtol=1e-5, atol=1e-6)
+            assert shape.exponent == shape1.exponent
+            assert np.abs(shape.counts.cumsum() - shape1.counts.cumsum()).max() <= 1 + 0.001 * shape.counts.sum()
 
 
-def test_each_need_gets_its_own_names():
-    model = load(residual_network())
-    found = collect(model, [{"sum": extremes(2)}, {}, {"image": extremes(2), "sum": extremes(2)}], samples()[:2])
-    assert [set(each) for each in found] == [{"sum"}, set(), {"image", "sum"}]
-    assert_equal(found[0]["sum"], found[2]["sum"])
+def test_the_order_of_the_samples_moves_only_their_places(model):
+    order = [3, 0, 6, 1, 5, 2, 4]
+    needs = needs_of(model)
+    expected = collect(model, [needs], FEEDS, batch_size=1)[0]
+    found = collect(model, [needs], [FEEDS[i] for i in order], batch_size=1)[0]
+    for name in needs:
+        np.testing.assert_array_equal(found[name][0].low, expected[name][0].low[order])
+        same(found[name][1], expected[name][1])
 
 
-def test_the_encodings_of_the_model_are_in_force():
-    model = load(residual_network())
-    params = QuantParams.of(np.full((1, 1, 1, 1), 0.25), 0, IntType(8))
-    (found,) = collect(model.replace(encodings={"image": params}), [{"image": extremes(1)}], samples()[:1])
-    # The statistic is that of the tensor before its own quantizer, but everything behind works on the rounded one.
-    np.testing.assert_array_equal(found["image"].low, IMAGES[0].min())
-    (behind,) = collect(model.replace(encodings={"image": params}), [{"stem": extremes(1)}], samples()[:1])
-    rounded = (np.round(IMAGES[:1] / 0.25) * 0.25).astype(np.float32)
-    (expected,) = collect(model, [{"stem": extremes(1)}], samples(rows=rounded))
-    assert_equal(behind, expected)
+def test_statistics_are_those_of_the_tensors_themselves(model):
+    found = collect(model, [needs_of(model)], FEEDS)[0]
+    for number, feed in enumerate(FEEDS[:2]):
+        values = {}
+        execute(model.graph, model.device_params, {"image": jax.numpy.asarray(feed["image"])}, carry=None,
+                tap=lambda name, value, carry, values=values: (values.update({name: value}) or value, carry))  # fmt: skip
+        for name, (seen, shape) in found.items():
+            assert shape.counts.sum() <= COUNT * values[name].size
+            np.testing.assert_allclose(seen.low[number], values[name].min(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(seen.high[number], values[name].max(), rtol=1e-5, atol=1e-6)
 
 
-def test_samples_of_several_sizes_are_collected_together():
-    model = load(free_size_network())
-    rows = [smooth(1, 1, *size, seed=seed) for seed, size in enumerate([(8, 8), (8, 12), (8, 8), (12, 8)])]
-    feeds = [{"image": row} for row in rows]
-    (found,) = collect(model, [{"image": BOTH}], feeds, batch_size=2)
-    np.testing.assert_array_equal(found["image"][0].low[:4], [row.min() for row in rows])
-    assert_equal(collect(model, [{"image": BOTH}], feeds, batch_size=1)[0], found)
-
-
-def test_tensors_of_branches_that_only_some_samples_take_are_collected():
-    model = load(branching_network())
-    feeds = [{"sound": smooth(1, 1, 16, seed=seed), "rate": np.array(rate)} for seed, rate in enumerate((8000, 16000, 8000))]
-    (found,) = collect(model, [{name: extremes(3) for name in ("slow.relu", "fast.relu", "features")}], feeds)
-    seen = {name: (~np.isnan(each.low)).tolist() for name, each in found.items()}
-    assert seen == {"slow.relu": [True, False, True], "fast.relu": [False, True, False], "features": [True] * 3}
-
-
-def test_no_samples_is_an_error():
-    with pytest.raises(CalibrationError, match="calibration data is empty; at least one sample is needed"):
-        collect(load(residual_network()), [{"sum": extremes(1)}], [])
-
-
-# ------------------------------------------------------------------------------------------- what it costs: once, little
-
-
-def test_calibration_compiles_once_whatever_the_last_batch(traces):
-    model = load(residual_network())
-    for count in (7, 6, 5, 1):
-        collect(model, [{"sum": BOTH}], samples()[:count], batch_size=2)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_ragged_last_batch_compiles_nothing_more(model, traces, size):
+    collect(model, [needs_of(model)], FEEDS, batch_size=size)
+    collect(model, [needs_of(model)], FEEDS[:1], batch_size=size)
     assert len(traces) == 1
 
 
-def test_changed_encodings_and_weights_do_not_compile_again(traces):
-    model = load(residual_network(1))
-    for scale in (0.5, 0.25):
-        params = QuantParams.of(np.full((1, 1, 1, 1), scale), 0, IntType(8))
-        weights = {name: value * scale for name, value in model.params.items()}
-        collect(model.replace(params=weights, encodings={"image": params}), [{"sum": BOTH}], samples(), batch_size=2)
+def test_new_weights_and_encodings_compile_nothing_more(model, traces):
+    for scale, bits in ((0.1, 8), (0.3, 4)):
+        encodings = {"stem.relu": QuantParams.of(np.full((1, 1, 1, 1), scale), 0, IntType(bits))}
+        params = {name: value * 1.5 for name, value in model.params.items()}
+        collect(model.replace(encodings=encodings, params=params), [needs_of(model)], FEEDS, batch_size=4)
     assert len(traces) == 1
 
 
-def test_only_the_states_leave_the_device(monkeypatch):
-    left = []
-
-    def device_get(tree):
-        left.extend(jax.tree.leaves(tree))
-        return plain(tree)
-
-    plain = jax.device_get
-    monkeypatch.setattr(jax, "device_get", device_get)
-    model = load(residual_network())
-    needs = [{"sum": BOTH, "image": BOTH}]
-    with jax.transfer_guard_device_to_host("disallow_explicit"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect_module.jax, "device_get", lambda tree: left.extend(jax.tree.leaves(tree)) or tree)
-        collect(model, needs, samples(), batch_size=4)
-    assert sum(leaf.nbytes for leaf in left) == 2 * (2 * 4 * COUNT + 4 * 4096 + 4)
+def test_each_shape_compiles_once(traces):
+    model = named(load(free_size_network()), "each shape compiles once")
+    collect(model, [needs_of(model)], NETWORKS["free size"][1], batch_size=2)
+    assert len(traces) == 2
 
 
-def test_memory_does_not_grow_with_the_number_of_samples():
-    """A batch is let go before the next but one is asked for: the data may be larger than the memory."""
-    import weakref
+def test_only_the_states_leave_the_device(model, monkeypatch):
+    """Neither the compiled step nor the copy to the host has anything but the states, whatever the number of samples."""
+    sent = []
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: sent.append(tree) or device_get(tree))
+    needs = needs_of(model)
+    collect(model, [needs], FEEDS, batch_size=2)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(WATCHED.init(len(needs))))
+    assert [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sent] == [state_bytes]
 
-    alive, most = weakref.WeakSet(), 0
+    static, batch = next(iter(batches(model, FEEDS, 2)))
+    requests = FrozenDict({WATCHED: tuple(needs)})
+    results = jax.eval_shape(
+        lambda states, batch: _step(model.graph, static, requests, states, model.device_params, {}, batch),
+        [WATCHED.init(len(needs))], batch,
+    )  # fmt: skip
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) == state_bytes
 
-    class Row(np.ndarray):
-        pass
+
+def test_samples_are_taken_one_batch_at_a_time(model):
+    """So that the data need not fit into memory."""
+    taken = []
 
     def feeds():
-        nonlocal most
-        for seed in range(24):
-            row = smooth(1, 3, 8, 8, seed=seed).view(Row)
-            alive.add(row) if row.__hash__ else None
-            most = max(most, len(alive))
-            yield {"image": row}
+        for number in range(20):
+            taken.append(number)
+            yield FEEDS[number % COUNT]
 
-    Row.__hash__ = object.__hash__
-    collect(load(residual_network()), [{"sum": extremes(24)}], feeds(), batch_size=2)
-    assert most <= 6
+    for seen, (_, batch) in enumerate(batches(model, feeds(), 4), start=1):
+        assert len(taken) == 4 * seen
+        assert batch.number.tolist() == list(range(4 * seen - 4, 4 * seen))
 
 
-@pytest.mark.parametrize("largest, size", [(1, LARGEST_BATCH), (100_000, 32), (3 << 20, 1), (1 << 40, 1)])
-def test_large_tensors_make_small_batches(largest, size, monkeypatch):
-    monkeypatch.setattr(collect_module, "platform", lambda: "cpu")
-    assert fitting_batch(largest) == size
+def test_what_is_held_back_is_bounded_with_many_shapes():
+    model = load(free_size_network())
+    taken, given = 0, 0
+
+    def feeds():
+        nonlocal taken
+        for number in range(600):
+            taken += 1
+            yield {"image": np.zeros((1, 1, 2 + 2 * (number % 150), 2), np.float32)}
+
+    for _, batch in batches(model, feeds(), LARGEST_BATCH):
+        given += int(batch.real.sum())
+        assert taken - given <= 4 * LARGEST_BATCH
+    assert given == 600
 
 
-def test_the_largest_tensor_is_found_without_running():
-    model = load(residual_network())
-    feed = {"image": IMAGES[:1]}
-    assert largest_tensor(model, {}, feed) == 8 * 8 * 8 * 4
-    shapes = tensor_shapes(model, {}, feed)
-    assert shapes["sum"].shape == (1, 8, 8, 8)
-    assert shapes["stem.weight"].shape == (8, 3, 3, 3)
+def test_a_loader_may_refill_its_buffer(model):
+    buffer = np.empty_like(FEEDS[0]["image"])
+
+    def feeds():
+        for feed in FEEDS:
+            buffer[...] = feed["image"]
+            yield {"image": buffer}
+
+    needs = {"image": extremes(COUNT)}
+    same(collect(model, [needs], feeds(), batch_size=4), collect(model, [needs], FEEDS, batch_size=4))
 
 
-# --------------------------------------------------------------------------------------------------------- items to samples
-
-FREE, FIXED = load(residual_network()).inputs, load(residual_network(1)).inputs
-
-
-def test_an_item_is_split_along_a_free_first_axis():
-    found = list(split_samples(FREE, [IMAGES[:2], {"image": IMAGES[2:3]}]))
-    assert [feed["image"].shape for feed in found] == [(1, 3, 8, 8)] * 3
-    np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in found]), IMAGES[:3])
+def test_padding_does_not_count(model):
+    found = collect(model, [{"image": WATCHED}], FEEDS[:3], batch_size=64)[0]["image"]
+    assert np.isfinite(found[0].low).sum() == 3
+    assert found[1].counts.sum() == sum(np.count_nonzero(feed["image"]) for feed in FEEDS[:3])
 
 
-def test_an_item_of_a_fixed_batch_is_one_sample():
-    assert len(list(split_samples(FIXED, [IMAGES[:1], (IMAGES[1:2],)]))) == 2
-    with pytest.raises(InputError, match=r"'image' is float32\[1, 3, 8, 8\], but float32\[2, 3, 8, 8\] was given"):
-        list(split_samples(FIXED, [IMAGES[:2]]))
+def test_several_wishes_are_answered_in_one_pass(model, traces):
+    first, second = {"sum": extremes(COUNT), "stem.relu": histogram()}, {"sum": channel_extremes(8, 1)}
+    passes = []
+
+    def feeds():
+        passes.append(1)
+        yield from FEEDS
+
+    found = collect(model, [first, second, {}], feeds(), batch_size=4)
+    assert [set(each) for each in found] == [{"sum", "stem.relu"}, {"sum"}, set()]
+    assert len(passes) == len(traces) == 1
+    same(found[0]["sum"].low.min(), found[1]["sum"].low.min())
 
 
-def test_inputs_that_decide_a_branch_belong_to_every_sample():
-    declared = load(branching_network()).inputs
-    item = {"sound": smooth(3, 1, 16), "rate": np.array(8000)}
-    found = list(split_samples(declared, [item], static=("rate",)))
-    assert [(feed["sound"].shape, int(feed["rate"])) for feed in found] == [((1, 1, 16), 8000)] * 3
+def test_states_come_back_as_numpy(model):
+    found = collect(model, [needs_of(model)], FEEDS[:2])[0]
+    assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in jax.tree.leaves(found))
 
 
-def test_inputs_with_different_first_axes_are_one_sample():
-    declared = load(written("(float[N, 2] x, float[M, 2] w) => (float y) { y = Gemm <transB = 1> (x, w) }")).inputs
-    item = (np.ones((3, 2), np.float32), np.ones((5, 2), np.float32))
-    assert len(list(split_samples(declared, [item]))) == 1
+def test_statistics_follow_the_encodings(model):
+    coarse = QuantParams.of(np.ones((1, 1, 1, 1)), 0, IntType(8))
+    quantized = model.replace(encodings={"stem.relu": coarse})
+    low, high = collect(quantized, [{"stem.relu": extremes(1)}], FEEDS[:1])[0]["stem.relu"]
+    exact = collect(model, [{"stem.relu": extremes(1)}], FEEDS[:1])[0]["stem.relu"]
+    np.testing.assert_array_equal(high, exact.high)  # a tensor is watched before it is rounded, what follows it after
+    assert low == 0
+    assert not np.array_equal(
+        collect(quantized, [{"sum": extremes(1)}], FEEDS[:1])[0]["sum"].high,
+        collect(model, [{"sum": extremes(1)}], FEEDS[:1])[0]["sum"].high,
+    )
 
 
-def test_a_short_batch_is_padded_and_masked():
-    model = load(transformer_block())
-    feeds = samples("tokens", smooth(5, 6, 16))
-    found = [batch for _, batch in batches(model, feeds, 2)]
-    assert [batch.inputs["tokens"].shape for batch in found] == [(2, 1, 6, 16)] * 3
-    assert [batch.number[batch.real].tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+def test_a_branch_that_some_samples_do_not_take_is_seen_for_the_others():
+    model = load(branching_network())
+    feeds = [{"sound": smooth(1, 1, 16, seed=i), "rate": np.array(rate)} for i, rate in enumerate((8000, 16000, 8000))]
+    needs = dict.fromkeys(["sound", "slow.conv", "fast.conv", "features"], both(extremes(3), histogram()))
+    found = collect(model, [needs], feeds)[0]
+    seen = {name: np.isfinite(state[0].low).tolist() for name, state in found.items()}
+    assert seen == {
+        "sound": [True] * 3, "features": [True] * 3, "slow.conv": [True, False, True], "fast.conv": [False, True, False]
+    }  # fmt: skip
+    assert found["slow.conv"][1].counts.sum() == 2 * 4 * 14
+    assert np.isnan(collect(model, [needs], feeds[:1])[0]["fast.conv"][0].low).all()
+
+
+def test_no_samples_are_an_error(model):
+    with pytest.raises(CalibrationError, match="at least one sample"):
+        collect(model, [needs_of(model)], [])
+
+
+def declared(*shapes) -> dict[str, TensorType]:
+    return {f"x{i}": TensorType("float32", shape) for i, shape in enumerate(shapes)}
+
+
+def test_an_item_with_a_free_first_axis_is_as_many_samples():
+    items = [np.zeros((3, 2), np.float32), np.zeros((1, 2), np.float32)]
+    found = list(split_samples(declared(("N", 2)), items))
+    assert [feed["x0"].shape for feed in found] == [(1, 2)] * 4
+
+
+def test_an_item_of_a_model_with_a_fixed_batch_is_one_sample():
+    assert len(list(split_samples(declared((4, 2)), [np.zeros((4, 2), np.float32)]))) == 1
+
+
+def test_inputs_that_disagree_on_the_first_axis_are_one_sample():
+    item = (np.zeros((3, 2), np.float32), np.zeros((5, 2), np.float32))
+    assert len(list(split_samples(declared(("N", 2), ("M", 2)), [item]))) == 1
+
+
+def test_a_static_input_is_given_to_each_sample():
+    types = {"x": TensorType("float32", ("N", 2)), "rate": TensorType("int64", ())}
+    found = list(split_samples(types, [{"x": np.zeros((2, 2), np.float32), "rate": np.array(8)}], static=("rate",)))
+    assert [int(feed["rate"]) for feed in found] == [8, 8]
+
+
+def test_an_item_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="axis 1 must be 2, not 3"):
+        list(split_samples(declared(("N", 2)), [np.zeros((3, 3), np.float32)]))
+
+
+@pytest.mark.parametrize("largest", [0, 1, 1000, 1 << 20, 3 << 20, 1 << 40])
+def test_a_fitting_batch_is_a_power_of_two_within_bounds(largest):
+    size = fitting_batch(largest)
+    assert 1 <= size <= LARGEST_BATCH
+    assert size & (size - 1) == 0
+
+
+def test_shapes_are_found_without_running(model):
+    shapes = tensor_shapes(model, FrozenDict(), {"image": FEEDS[0]["image"]})
+    assert shapes["stem.relu"].shape == (1, 8, 8, 8)
+    assert shapes["scores"].shape == (1, 5)
+    assert largest_tensor(model, FrozenDict(), {"image": FEEDS[0]["image"]}) == 4 * 8 * 8 * 8
+
+
+def test_a_batch_is_data_to_jax():
+    assert len(jax.tree.leaves(Batch({"x": np.zeros(1)}, np.zeros(1), np.zeros(1)))) == 3

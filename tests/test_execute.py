@@ -21,7 +21,9 @@ def graph_of(*nodes: Node, outputs: tuple[str, ...], inputs: tuple[str, ...] = (
 
 
 def node(op: str, inputs: str, outputs: str, version: int = 17, **attributes) -> Node:
-    return Node(op, tuple(inputs.split()), tuple(outputs.split()), FrozenDict(attributes), f"{op}_{outputs}", "", version)
+    return Node(
+        op, tuple(inputs.split()), tuple(outputs.split()), FrozenDict(attributes), f"{op}_{outputs}", "", version
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +63,7 @@ def test_a_tap_that_watches_leaves_the_outputs_as_they_are(residual):
 
 def test_a_tap_may_replace_a_value_for_all_readers():
     graph = graph_of(node("Relu", "x", "y"), node("Neg", "y", "z"), node("Abs", "y", "w"), outputs=("z", "w"))
-    doubled = execute(
-        graph, {}, {"x": jnp.ones(2)}, tap=lambda name, v, carry: (v * 2 if name == "y" else v, carry)
-    )[0]
+    doubled = execute(graph, {}, {"x": jnp.ones(2)}, tap=lambda name, v, carry: (v * 2 if name == "y" else v, carry))[0]
     np.testing.assert_array_equal(doubled["z"], [-2, -2])
     np.testing.assert_array_equal(doubled["w"], [2, 2])
 
@@ -113,7 +113,7 @@ def test_a_static_64_bit_operand_that_does_not_fit_names_the_node():
 
 
 def test_a_64_bit_param_that_does_not_fit_is_named():
-    with pytest.raises(ModelError, match="'table'.*-1099511627776"):
+    with pytest.raises(ModelError, match=r"'table'.*-1099511627776"):
         traced_params({"table": np.array([1, -(2**40)])})
     assert traced_params({"table": np.array([2**31 - 1, -(2**31)])})["table"].dtype == jnp.int32
 
@@ -142,7 +142,7 @@ def test_an_input_of_64_bit_that_does_not_fit_is_named():
     model = load(net.proto())
     assert model(np.array([1, -2]))["y"].tolist() == [2, -1]
     assert model(np.array([1, -2]))["y"].dtype == np.int64
-    with pytest.raises(InputError, match="input 'tokens'.*1099511627776"):
+    with pytest.raises(InputError, match=r"input 'tokens'.*1099511627776"):
         model(np.array([2**40, 0]))
 
 
@@ -197,6 +197,26 @@ def test_the_taken_branch_is_tapped_and_the_other_one_is_not_run():
         )
         assert taken in seen
         assert other not in seen
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_on_data_gives_what_the_chosen_branch_gives(taken):
+    positive = graph_of(node("Relu", "x", "a"), outputs=("a",), inputs=())
+    negative = graph_of(node("Neg", "x", "b"), outputs=("b",), inputs=())
+    graph = graph_of(
+        node("If", "choice", "y", then_branch=positive, else_branch=negative), outputs=("y",), inputs=("x", "choice")
+    )
+    x = jnp.array([-1.0, 2.0])
+    found = jax.jit(lambda x, choice: execute(graph, {}, {"x": x, "choice": choice})[0]["y"])(x, jnp.bool_(taken))
+    np.testing.assert_array_equal(found, [0, 2] if taken else [1, -2])
+
+
+def test_compiled_or_not_the_result_is_the_same(residual):
+    params, feed = traced_params(residual.params), {"image": jnp.asarray(IMAGE)}
+    compiled = jax.jit(lambda p, x: execute(residual.graph, p, x)[0])(params, feed)
+    np.testing.assert_allclose(
+        compiled["scores"], execute(residual.graph, params, feed)[0]["scores"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_values_are_described_for_messages():

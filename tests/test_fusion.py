@@ -21,7 +21,11 @@ def linear_network(op: str, bias: bool, follow: str, group: int = 1, trans: int 
     """x -> Conv, ConvTranspose or Gemm -> BatchNormalization or Add -> y."""
     net = Network(seed=3)
     shape = [2, 4] if op == "Gemm" else [2, 4, 5, 5]
-    weight = {"Gemm": (6, 4) if trans else (4, 6), "Conv": (6, 4 // group, 3, 3), "ConvTranspose": (4, 6 // group, 3, 3)}
+    weight = {
+        "Gemm": (6, 4) if trans else (4, 6),
+        "Conv": (6, 4 // group, 3, 3),
+        "ConvTranspose": (4, 6 // group, 3, 3),
+    }
     inputs = [net.input("x", shape), net.weight("w", *weight[op])]
     if bias or op == "Gemm":
         inputs.append(net.constant("b", net.random.normal(size=6)))
@@ -65,7 +69,9 @@ def test_fusion_leaves_the_function_of_a_network_unchanged():
 
 
 @pytest.mark.parametrize(
-    "change", [fuse, fold_batch_normalization, fold_bias_add, add_missing_biases], ids=lambda f: getattr(f, "__name__", "fuse")
+    "change",
+    [fuse, fold_batch_normalization, fold_bias_add, add_missing_biases],
+    ids=lambda f: getattr(f, "__name__", "fuse"),
 )
 @pytest.mark.parametrize("network", [residual_network, branching_network], ids=lambda f: f.__name__)
 def test_a_second_run_returns_the_same_objects(network, change):

@@ -1,5 +1,4 @@
 import copy
-import pickle
 from dataclasses import replace
 
 import jax
@@ -41,8 +40,7 @@ def test_a_frozen_dict_is_joined_and_copied():
     frozen = FrozenDict(a=1)
     assert frozen | {"b": 2} == FrozenDict(a=1, b=2)
     assert isinstance(frozen | {"b": 2}, FrozenDict)
-    assert copy.deepcopy(frozen) == frozen
-    assert pickle.loads(pickle.dumps(frozen)) == frozen  # noqa: S301 - our own bytes; processes exchange graphs so
+    assert copy.deepcopy(frozen) == frozen  # by the same door as through a pipe to another process
 
 
 ARRAYS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,7 @@ class BiasCorrection:
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
         totals: dict[str, np.ndarray] = {}
         count = 0
-        used = (feed for feed, _ in zip(samples, range(self.samples), strict=False))
-        for static, batch in batches(model, used, self.batch):
+        for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
             shifts = _shifts(model.graph, static, self.sites, model.device_params, dict(model.encodings), batch)
             real = int(batch.real.sum())
             for name, shift in jax.device_get(shifts).items():
@@ -122,8 +122,11 @@ def bias_sites(graph: Graph, params: Mapping[str, Any], nodes: Iterable[str]) ->
         if node.op in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
             site = Site(node.outputs[0], node.inputs[2], 1)
         elif node.op == "MatMul" and len(readers := graph.consumers.get(node.outputs[0], ())) == 1:
-            add = readers[0][0]
-            vector = next((name for name in add.inputs if name in params and np.ndim(params[name]) == 1), None)
+            add, weight = readers[0][0], params.get(node.inputs[1])
+            per_channel = None if weight is None else np.shape(weight)[-1:]
+            vector = next(
+                (name for name in add.inputs if name in params and np.shape(params[name]) == per_channel), None
+            )
             if add.op != "Add" or vector is None:
                 continue
             site = Site(add.outputs[0], vector, -1)

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import op, platform, wider
-from jaxq.ops.spatial import Window, per_channel, sliding_window
+from jaxq.ops.spatial import Window, check_axes, per_channel, resolve_pads, sliding_window
 
 Convolution = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
 
@@ -48,13 +48,16 @@ def conv_transpose(
     strides=(),
 ):
     """x [N, I, ...], w [I, O / group, ...]."""
-    size = tuple(kernel_shape or w.shape[2:])
-    rank = len(size)
+    size, rank = tuple(kernel_shape or w.shape[2:]), x.ndim - 2
+    strides, dilations, extra = strides or (1,) * rank, dilations or (1,) * rank, output_padding or (0,) * rank
+    check_axes(rank, kernel_shape=size, strides=strides, dilations=dilations)
     if x.shape[1] != w.shape[0] or w.shape[0] % group or w.shape[2:] != size:
-        raise ModelError(f"a kernel of shape {list(w.shape)} does not fit input channels {x.shape[1]}, group {group}")
-    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
-    extra = output_padding or (0,) * rank
+        raise ModelError(
+            f"a kernel of shape {list(w.shape)} does not fit input channels {x.shape[1]}, group {group}, "
+            f"kernel_shape {list(size)}"
+        )
     extents = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
+    paired = resolve_pads(x.shape[2:], extents, strides, pads, auto_pad)
     crops, output = [], []
     for axis, length in enumerate(x.shape[2:]):
         whole = (length - 1) * strides[axis] + extents[axis] + extra[axis]
@@ -63,7 +66,7 @@ def conv_transpose(
             cut = max(whole - target, 0)
             begin = cut // 2 if auto_pad == "SAME_UPPER" else cut - cut // 2
         else:
-            begin, end = (pads[axis], pads[rank + axis]) if pads and auto_pad in ("NOTSET", "") else (0, 0)
+            begin, end = paired[axis]
             target = whole - begin - end
         crops.append(begin)
         output.append(target)
@@ -117,7 +120,6 @@ def phased_transpose(x, w, strides, dilations, crops, output, group: int) -> jax
     Output cell q * s + r is the sum over t of x[q - t] * w[t * s + r], so each phase r has its own part of the kernel.
     """
     rank, channels = len(strides), w.shape[0]
-    spread = [(0, 0, d - 1) for d in dilations]
     extents = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
     spread = [(0, -extent % s, d - 1) for extent, s, d in zip(extents, strides, dilations, strict=True)]
     w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0), (0, 0, 0), *spread])

@@ -56,6 +56,8 @@ def resize(
     nearest_mode="round_prefer_floor",
 ):
     """Axis by axis, each output cell is a weighted sum of a few input cells whose places and weights are constants."""
+    if mode != "nearest" and mode not in FILTERS:
+        raise UnsupportedOpError(f"mode = {mode!r}; expected nearest, linear or cubic")
     axes = [axis % x.ndim for axis in axes] or list(range(x.ndim))
     lengths = np.array([x.shape[axis] for axis in axes])
     factors, targets = sizes_and_scales(lengths, scales, sizes, keep_aspect_ratio_policy)

@@ -103,7 +103,7 @@ def gru(
     functions = activation_functions(activations, ("Sigmoid", "Tanh"), activation_alpha, activation_beta, len(w))
     clipped = clipping(clip)
     size = r.shape[-1]
-    b = jnp.zeros((len(w), 6 * size), x.dtype) if b is None else b
+    b = jnp.zeros((len(w), 6 * size), x.dtype) if b is None else jnp.asarray(b)
 
     def direction_step(d: int):
         f, g = next(functions)

@@ -53,11 +53,7 @@ def sliding_window(
     """
     rank = len(shape)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
-    for name, value in {"kernel_shape": size, "strides": strides, "dilations": dilations}.items():
-        if len(value) != rank or min(value, default=1) < 1:
-            raise ModelError(
-                f"{name} = {list(value)} does not fit {rank} spatial axes; it needs {rank} positive numbers"
-            )
+    check_axes(rank, kernel_shape=size, strides=strides, dilations=dilations)
     extents = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
     paired = resolve_pads(shape, extents, strides, pads, auto_pad)
     output, padding = [], []
@@ -74,6 +70,15 @@ def sliding_window(
         output.append(count)
         padding.append((before, max((count - 1) * stride + extent - length - before, 0)))
     return Window(tuple(size), tuple(strides), tuple(dilations), paired, tuple(output), tuple(padding))
+
+
+def check_axes(rank: int, **attributes: tuple[int, ...]) -> None:
+    """Raises ModelError unless each attribute has one positive number for each of `rank` spatial axes."""
+    for name, value in attributes.items():
+        if len(value) != rank or min(value, default=1) < 1:
+            raise ModelError(
+                f"{name} = {list(value)} does not fit {rank} spatial axes; it needs {rank} positive numbers"
+            )
 
 
 def resolve_pads(

@@ -1,0 +1,181 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from models import Network, residual_network, smooth
+
+import jaxq.algorithms.bias_correction
+from jaxq.algorithms import run_pipeline
+from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites
+from jaxq.execute import execute, quantizing
+from jaxq.fusion import add_missing_biases, fuse
+from jaxq.model import Model
+from jaxq.onnx_import import load
+from jaxq.quantizer import IntType
+from jaxq.ranges import symmetric_weight_params
+
+FEEDS = [{"image": row[None]} for row in smooth(16, 3, 8, 8)]
+IMAGES = np.concatenate([feed["image"] for feed in FEEDS])
+
+
+def coarse(model: Model) -> Model:
+    """The model with its weights at three bits, so that the means move."""
+    encodings = {
+        name: symmetric_weight_params(np.abs(value).max(keepdims=True), 3)
+        for name, value in model.params.items()
+        if value.ndim > 1
+    }
+    return model.replace(encodings=encodings)
+
+
+def prepared(proto) -> Model:
+    model = load(proto)
+    graph, params = add_missing_biases(*fuse(model.graph, model.params))
+    return model.replace(graph=graph, params=params)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return coarse(prepared(residual_network()))
+
+
+def sites_of(model: Model) -> tuple[Site, ...]:
+    return bias_sites(model.graph, model.params, [node.name for node in model.graph.nodes])
+
+
+def channel_means(model: Model, name: str, axis: int = 1) -> np.ndarray:
+    found = {}
+
+    def watch(each, value, carry):
+        if each == name:
+            found[each] = value
+        return value, carry
+
+    feed = {"image": jax.numpy.asarray(IMAGES)}
+    quantize = quantizing(model.encodings)
+
+    def tap(each, value, carry):
+        watch(each, value, carry)
+        return quantize(each, value, carry)
+
+    execute(model.graph, model.device_params, feed, tap=tap)
+    value = np.asarray(found[name])
+    return value.mean(tuple(each for each in range(value.ndim) if each != axis % value.ndim))
+
+
+def test_the_means_of_all_channels_are_those_of_the_float_model(model):
+    sites = sites_of(model)
+    assert {site.output for site in sites} == {"stem.norm", "depthwise.norm", "pointwise.norm", "scores"}
+    after = run_pipeline([BiasCorrection(sites=sites)], model, FEEDS)
+    exact = model.replace(encodings={})
+    for site in sites:
+        wanted, before, found = (channel_means(each, site.output) for each in (exact, model, after))
+        assert np.abs(found - wanted).max() < 1e-4 < np.abs(before - wanted).max()
+
+
+def test_a_bias_of_zeros_is_corrected():
+    model = coarse(prepared(residual_network()))
+    site = next(site for site in sites_of(model) if site.output == "stem.norm")
+    model = model.replace(params={**model.params, site.bias: np.zeros_like(model.params[site.bias])})
+    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    assert after.params[site.bias].any()
+
+
+def test_only_the_biases_of_the_sites_move(model):
+    site = sites_of(model)[1]
+    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    moved = {name for name in model.params if not np.array_equal(model.params[name], after.params[name])}
+    assert moved == {site.bias}
+    assert after.params[site.bias].dtype == np.float32
+    assert after.encodings == model.encodings
+
+
+def test_a_model_without_rounding_is_left_as_it_is(model):
+    exact = model.replace(encodings={})
+    after = run_pipeline([BiasCorrection(sites=sites_of(model))], exact, FEEDS)
+    for name, value in exact.params.items():
+        np.testing.assert_array_equal(after.params[name], value)
+
+
+def test_padding_of_the_last_batch_does_not_count(model):
+    sites = sites_of(model)
+    padded = run_pipeline([BiasCorrection(sites=sites, batch=16)], model, FEEDS[:5])
+    full = run_pipeline([BiasCorrection(sites=sites, batch=5)], model, FEEDS[:5])
+    for site in sites:
+        np.testing.assert_allclose(padded.params[site.bias], full.params[site.bias], rtol=1e-4, atol=1e-5)
+
+
+def test_at_most_the_samples_asked_for_are_taken(model):
+    taken = []
+
+    def feeds():
+        for number, feed in enumerate(FEEDS):
+            taken.append(number)
+            yield feed
+
+    BiasCorrection(sites=sites_of(model), samples=5, batch=4).apply(model, {}, feeds())
+    assert len(taken) == 5
+
+
+def test_batches_and_new_scales_compile_once(model, monkeypatch):
+    traces = []
+
+    def counted(graph, *arguments, **options):
+        traces.append(graph.name)
+        return execute(graph, *arguments, **options)
+
+    monkeypatch.setattr(jaxq.algorithms.bias_correction, "execute", counted)
+    model = model.replace(graph=replace(model.graph, name="batches and new scales compile once"))
+    step = BiasCorrection(sites=sites_of(model), batch=4)
+    run_pipeline([step], model, FEEDS[:10])
+    run_pipeline([step], model.replace(encodings=coarse(model).encodings), FEEDS[:3])
+    assert len(traces) == 2  # the float and the quantized walk of one trace
+
+
+def test_the_bias_behind_a_matmul_is_a_site_and_is_corrected():
+    net = Network(seed=1)
+    product = net.node("MatMul", [net.input("image", ["N", 3, 8, 8]), net.weight("w", 8, 6)], "product")
+    net.node("Add", [product, net.constant("b", np.zeros(6))], "y")
+    net.output("y", ["N", 3, 8, 6])
+    model = coarse(load(net.proto()))
+    sites = sites_of(model)
+    assert sites == (Site("y", "b", -1),)
+    after = run_pipeline([BiasCorrection(sites=sites)], model, FEEDS)
+    exact = model.replace(encodings={})
+    np.testing.assert_allclose(channel_means(after, "y", -1), channel_means(exact, "y", -1), atol=1e-4)
+
+
+def test_shared_biases_and_unnamed_nodes_are_left_alone():
+    net = Network()
+    x = net.convolution(net.input("image", ["N", 3, 8, 8]), "a", (3, 4))
+    net.node("Conv", [x, net.weight("b.weight", 4, 4, 1, 1), "a.bias"], "b")
+    net.output("b", ["N", 4, 8, 8])
+    model = load(net.proto())
+    assert sites_of(model) == ()
+    residual = prepared(residual_network())
+    assert bias_sites(residual.graph, residual.params, []) == ()
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 4)])
+def test_a_vector_that_is_not_one_value_per_channel_is_no_site(shape):
+    net = Network()
+    product = net.node("MatMul", [net.input("image", ["N", 3, 8, 8]), net.weight("w", 8, 4)], "product")
+    net.node("Add", [product, net.constant("b", smooth(*shape))], "y")
+    net.output("y", ["N", 3, 8, 4])
+    assert sites_of(load(net.proto())) == ()
+
+
+def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
+    fine = model.replace(encodings={
+        name: symmetric_weight_params(np.abs(model.params[name]).max(keepdims=True), IntType(8).bits)
+        for name in model.encodings
+    })  # fmt: skip
+    sites = sites_of(model)
+    shifts = [
+        np.abs(
+            run_pipeline([BiasCorrection(sites=sites)], each, FEEDS).params[sites[0].bias] - each.params[sites[0].bias]
+        )
+        for each in (fine, model)
+    ]
+    assert shifts[0].max() < shifts[1].max() / 4

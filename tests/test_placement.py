@@ -1,0 +1,492 @@
+"""Where quantizers go, as tables: one line for each quantized tensor, with the tensor whose quantizer it shares."""
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from models import Network, branching_network, free_size_network, residual_network, shuffle_network, transformer_block, written
+
+from jaxq.collect import tensor_shapes
+from jaxq.errors import ConfigError
+from jaxq.fusion import fuse
+from jaxq.model import Model, split_static
+from jaxq.onnx_import import load
+from jaxq.placement import IgnoredScope, Plan, is_transformer, place_quantizers
+from jaxq.quantizer import PerAxis
+from jaxq.targets import ONNXRUNTIME
+
+
+def fused(proto: onnx.ModelProto) -> Model:
+    model = load(proto)
+    graph, params = fuse(model.graph, model.params)
+    return model.replace(graph=graph, params=params)
+
+
+def plan_of(proto: onnx.ModelProto, ignored: IgnoredScope | None = None, **options: Any) -> Plan:
+    """The plan for ONNX Runtime; free axes have size 8, integers are 8000."""
+    model = fused(proto)
+    feed = {}
+    for name, declared in model.inputs.items():
+        shape = [size if isinstance(size, int) else 8 for size in declared.shape]
+        feed[name] = np.full(shape, 8000 if declared.dtype == "int64" else 0, declared.dtype)
+    static, inputs = split_static(model.graph, feed)
+    dtypes = {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+    names = (ignored or IgnoredScope()).select(model.graph)
+    return place_quantizers(model.graph, model.params, dtypes, ONNXRUNTIME, ignored=names, **options)
+
+
+def table(plan: Plan) -> str:
+    """The plan as text, in the order of the graph."""
+    made = [*plan.graph.inputs, *(name for _, node in plan.graph.walk() for name in node.outputs)]
+    lines = []
+    for name in made:
+        if name in plan.activations:
+            group = plan.activations[name]
+            lines.append(name if group == name.partition("@")[0] else f"{name} = {group}")
+    for weight in plan.weights:
+        axis = weight.granularity.axis if isinstance(weight.granularity, PerAxis) else "all"
+        lines.append(f"{weight.name} / {axis}")
+    lines.extend(f"{bias.name} in {bias.activation} * {bias.weight}" for bias in plan.biases)
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, and the table of its quantizers."""
+
+    model: onnx.ModelProto
+    table: str
+    ignored: IgnoredScope | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+RANDOM = np.random.default_rng(0)
+
+
+def convolutions(text: str, **more: Any) -> onnx.ModelProto:
+    """A network over x [N, 4, 8, 8]; w1, w2, w3 are weights of 1x1 convolutions from 4 to 4 channels."""
+    weights = {name: RANDOM.normal(size=(4, 4, 1, 1)).astype(np.float32) for name in ("w1", "w2", "w3") if name in text}
+    return written(f"(float[N, 4, 8, 8] x) => {text}", **weights, **more)
+
+
+SMALL = np.float32([0.5])
+
+CASES = {
+    "a residual network": Case(
+        model=residual_network(),
+        table="""
+            image
+            stem.relu
+            depthwise.relu
+            pointwise.norm
+            sum.relu
+            pooled
+            features = pooled
+            stem.weight / 0
+            depthwise.weight / 0
+            pointwise.weight / 0
+            scores.weight / 1
+            stem.norm.bias in image * stem.weight
+            depthwise.norm.bias in stem.relu * depthwise.weight
+            pointwise.norm.bias in depthwise.relu * pointwise.weight
+            scores.bias in features * scores.weight
+        """,
+    ),
+    "Concat and what moves values share a quantizer": Case(
+        model=shuffle_network(),
+        table="""
+            image
+            left.relu
+            right.relu = left.relu
+            both = left.relu
+            groups = left.relu
+            swapped = left.relu
+            shuffled = left.relu
+            mixed.relu
+            small = mixed.relu
+            features = mixed.relu
+            left.weight / 0
+            right.weight / 0
+            mixed.weight / 0
+            scores.weight / 1
+            left.bias in image * left.weight
+            right.bias in image * right.weight
+            mixed.bias in shuffled * mixed.weight
+            scores.bias in features * scores.weight
+        """,
+    ),
+    "a transformer's products, and nothing else of it": Case(
+        model=transformer_block(),
+        table="""
+            norm
+            query
+            query.heads = query
+            query.split = query
+            key
+            key.heads = key
+            key.split = key
+            value
+            value.heads = value
+            value.split = value
+            attention
+            context
+            context.joined = context
+            context.flat = context
+            after.norm
+            swish
+            query.weight / 1
+            key.weight / 1
+            value.weight / 1
+            projection.weight / 1
+            wide.weight / 1
+            narrow.weight / 1
+        """,
+    ),
+    "only the branch that the first sample takes": Case(
+        model=branching_network(),
+        table="""
+            sound
+            features
+            slow.relu
+            fast.weight / 0
+            slow.weight / 0
+            slow.weight2 / 0
+            score.raw.weight / 1
+            score.raw.bias in features * score.raw.weight
+        """,
+    ),
+    "an activation function that is merged into the kernel has no quantizer before it": Case(
+        model=convolutions(
+            "(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Clip (a, zero, six)  y = Conv (b, w2) }",
+            zero=np.float32(0), six=np.float32(6),
+        ),
+        table="""
+            x
+            b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "an activation function that is not merged has one on both sides": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = LeakyRelu (a)  y = Conv (b, w2) }"),
+        table="""
+            x
+            a
+            b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "an activation function in float between kernels": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Elu (a)  y = Conv (b, w2) }"),
+        table="""
+            x
+            a
+            b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "nothing behind the last kernel": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Sigmoid (a)  y = Mul (a, b) }"),
+        table="""
+            x
+            w1 / 0
+        """,
+    ),
+    "a Relu that is read twice, by a kernel and in float": Case(
+        model=convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) { a = Conv (x, w1)  b = Relu (a)  y = Conv (b, w2)  z = Exp (b) }"),
+        # The runtime has b in integers only: the float reader works on those.
+        table="""
+            x
+            b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "a float tensor that is read by a kernel and in float": Case(
+        model=convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) { a = Exp (x)  y = Conv (a, w1)  z = Neg (a) }"),
+        table="""
+            a@quantized
+            w1 / 0
+        """,
+    ),
+    "a graph input that is read in float too": Case(
+        model=convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) { y = Conv (x, w1)  z = Neg (x) }"),
+        table="""
+            x@quantized
+            w1 / 0
+        """,
+    ),
+    "a graph output keeps its exact value": Case(
+        model=convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] a) { a = Conv (x, w1)  b = Relu (a)  y = Conv (b, w2) }"),
+        table="""
+            x
+            b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "a graph output that a kernel reads": Case(
+        model=convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] a) { a = Conv (x, w1)  y = Conv (a, w2) }"),
+        table="""
+            x
+            a@quantized
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "the size of a tensor is no reading of it": Case(
+        model=convolutions("(float[N, 4, M] y) { a = Conv (x, w1)  s = Shape (x)  n = Slice (s, from, to)  t = Concat <axis = 0> (n, rest)"
+                           "  b = Reshape (a, t)  y = MatMul (b, m) }", m=np.ones((64, 2), np.float32),
+                           **{"from": np.array([0]), "to": np.array([2]), "rest": np.array([64])}),
+        table="""
+            x
+            a
+            b = a
+            w1 / 0
+            m / 1
+        """,
+    ),
+    "pooling": Case(
+        model=convolutions("(float[N, 4, 4, 4] y) { a = Conv (x, w1)  b = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (a)"
+                           "  c = MaxPool <kernel_shape = [1, 1]> (b)  y = Conv (c, w2) }"),
+        table="""
+            x
+            a
+            b
+            c = b
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "pooling of what is float anyway": Case(
+        model=convolutions("(float[N, 4, 4, 4] y) { a = Mul (x, x)  b = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (a)"
+                           "  c = Log (b)  y = Conv (c, w1) }"),
+        table="""
+            c
+            w1 / 0
+        """,
+    ),
+    "a constant that is added or multiplied is no second input": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Mul (a, half)  c = Add (half, b)  y = Conv (c, w2) }", half=SMALL),
+        table="""
+            x
+            a
+            c
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "a gate inside of the network": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Sigmoid (a)  c = Mul (a, b)  y = Conv (c, w2) }"),
+        table="""
+            x
+            a
+            b
+            c
+            w1 / 0
+            w2 / 0
+        """,
+    ),
+    "a weight that two nodes share is quantized once, its bias not": Case(
+        model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1, b)  y = Conv (a, w1, b) }", b=np.ones(4, np.float32)),
+        table="""
+            x
+            a
+            w1 / 0
+        """,
+    ),
+    "Gemm, transposed, and with factors": Case(
+        model=written("(float[N, 4] x) => (float[N, 3] y) { a = Gemm <transB = 1> (x, v, b)  y = Gemm <alpha = 0.5> (a, w, c) }",
+                      v=np.ones((5, 4), np.float32), b=np.ones(5, np.float32),
+                      w=np.ones((5, 3), np.float32), c=np.ones(3, np.float32)),
+        table="""
+            x
+            a
+            v / 0
+            w / 1
+            b in x * v
+        """,
+    ),
+    "a stack of matrices has one scale": Case(
+        model=written("(float[2, 3, 4] x) => (float[2, 3, 5] y) { y = MatMul (x, w) }", w=np.ones((2, 4, 5), np.float32)),
+        table="""
+            x
+            w / all
+        """,
+    ),
+    "float16 stays": Case(
+        model=written("(float16[N, 4] h, float[N, 4] x) => (float16[N, 4] y, float[N, 4] z) { y = MatMul (h, v)  z = MatMul (x, w) }",
+                      v=np.ones((4, 4), np.float16), w=np.ones((4, 4), np.float32)),
+        table="""
+            x
+            w / 1
+        """,
+    ),
+    "an ignored kernel": Case(
+        model=residual_network(),
+        ignored=IgnoredScope(names="Conv_depthwise"),
+        table="""
+            image
+            stem.relu
+            depthwise.relu
+            pointwise.norm
+            sum.relu
+            pooled
+            features = pooled
+            stem.weight / 0
+            pointwise.weight / 0
+            scores.weight / 1
+            stem.norm.bias in image * stem.weight
+            pointwise.norm.bias in depthwise.relu * pointwise.weight
+            scores.bias in features * scores.weight
+        """,
+    ),
+    "an ignored kind": Case(
+        model=residual_network(),
+        ignored=IgnoredScope(types=("Conv", "Add")),
+        table="""
+            pooled
+            features = pooled
+            scores.weight / 1
+            scores.bias in features * scores.weight
+        """,
+    ),
+    "ignored by pattern": Case(
+        model=shuffle_network(),
+        ignored=IgnoredScope(patterns="Conv_(left|right)"),
+        table="""
+            left.relu
+            right.relu = left.relu
+            both = left.relu
+            groups = left.relu
+            swapped = left.relu
+            shuffled = left.relu
+            mixed.relu
+            small = mixed.relu
+            features = mixed.relu
+            mixed.weight / 0
+            scores.weight / 1
+            mixed.bias in shuffled * mixed.weight
+            scores.bias in features * scores.weight
+        """,
+    ),
+    "a network that is said to be a transformer": Case(
+        model=residual_network(),
+        options={"transformer": True},
+        table="""
+            image
+            stem.relu
+            depthwise.relu
+            pooled
+            features = pooled
+            stem.weight / 0
+            depthwise.weight / 0
+            pointwise.weight / 0
+            scores.weight / 1
+            stem.norm.bias in image * stem.weight
+            depthwise.norm.bias in stem.relu * depthwise.weight
+            pointwise.norm.bias in depthwise.relu * pointwise.weight
+            scores.bias in features * scores.weight
+        """,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_quantizers_stand_as_in_the_table(case):
+    found = table(plan_of(case.model, case.ignored, **case.options))
+    assert found == textwrap.dedent(case.table).strip()
+
+
+def reads(plan: Plan, op: str) -> list[str]:
+    """What the nodes of that kind read."""
+    return [name for node in plan.graph.nodes if node.op == op for name in node.inputs]
+
+
+def test_float_readers_keep_the_exact_value_and_quantized_ones_get_a_name_of_their_own():
+    plan = plan_of(CASES["a float tensor that is read by a kernel and in float"].model)
+    assert reads(plan, "Identity") == ["a"]
+    assert reads(plan, "Conv") == ["a@quantized", "w1"]
+    assert reads(plan, "Neg") == ["a"]
+    assert plan.graph.outputs == ("y", "z")
+
+
+def test_the_graph_stays_the_same_object_where_nobody_needs_an_exact_value():
+    model = fused(residual_network())
+    dtypes = dict.fromkeys(["image", "stem.relu", "depthwise.relu", "pointwise.norm", "sum.relu", "pooled", "features"], "float32")
+    assert place_quantizers(model.graph, model.params, dtypes, ONNXRUNTIME).graph is model.graph
+
+
+def test_the_size_is_asked_of_the_tensor_itself():
+    plan = plan_of(CASES["the size of a tensor is no reading of it"].model)
+    assert reads(plan, "Shape") == ["x"]
+    assert "Identity" not in {node.op for node in plan.graph.nodes}
+
+
+def test_a_tensor_of_the_outer_graph_that_a_branch_reads_is_isolated_there():
+    net = Network()
+    image, rate = net.input("x", ["N", 2, 4]), net.input("rate", [], onnx.TensorProto.INT64)
+    branches = []
+    for name in ("left", "right"):
+        inner = Network()
+        inner.node("Conv", [image, inner.weight(f"{name}.w", 2, 2, 1)], f"{name}.y")
+        inner.output(f"{name}.y", ["N", 2, 4])
+        initializers = [onnx.numpy_helper.from_array(value, key) for key, value in inner.initializers.items()]
+        branches.append(onnx.helper.make_graph(inner.nodes, name, [], inner.outputs, initializers))
+    yes = net.node("Equal", [rate, net.constant("one", 1, np.int64)], "yes")
+    net.node("If", [yes], "y", then_branch=branches[0], else_branch=branches[1])
+    net.node("Neg", [image], "z")
+    net.output("y", ["N", 2, 4])
+    net.output("z", ["N", 2, 4])
+    plan = plan_of(net.proto())
+    assert set(plan.activations) == {"x@quantized"}
+    assert [node.inputs[0] for _, node in plan.graph.walk() if node.op in ("Conv", "Neg")] == ["x@quantized"] * 2 + ["x"]
+
+
+@pytest.mark.parametrize("proto, found", [(transformer_block(), True), (residual_network(), False), (free_size_network(), False)])
+def test_a_transformer_is_known_by_its_attention(proto, found):
+    assert is_transformer(load(proto).graph) is found
+
+
+# ----------------------------------------------------------------------------------------------------- what is ignored
+
+GRAPH = load(residual_network()).graph
+
+
+@pytest.mark.parametrize(
+    "scope, names",
+    [
+        (IgnoredScope(), set()),
+        (IgnoredScope(names=["Conv_stem", "Add_sum"]), {"Conv_stem", "Add_sum"}),
+        (IgnoredScope(types="Add"), {"Add_sum"}),
+        (IgnoredScope(patterns="Conv_.*wise"), {"Conv_depthwise", "Conv_pointwise"}),
+        (IgnoredScope(names="nowhere", types="Nothing", patterns="x+", validate=False), set()),
+    ],
+    ids=str,
+)
+def test_nodes_are_ignored_by_name_kind_and_pattern(scope, names):
+    assert scope.select(GRAPH) == names
+
+
+def test_nodes_of_branches_can_be_ignored():
+    assert IgnoredScope(names="Conv_slow.conv").select(load(branching_network()).graph) == {"Conv_slow.conv"}
+
+
+@pytest.mark.parametrize(
+    "scope, message",
+    [
+        ({"names": "Conv_stm"}, "ignored name 'Conv_stm' matches no node; did you mean 'Conv_stem'?"),
+        ({"types": "Convv"}, "ignored type 'Convv' matches no node; did you mean 'Conv'?"),
+        ({"patterns": "Conv"}, "ignored pattern 'Conv' matches no node (of 13); it must match a whole name, as in '.*Conv.*'"),
+        ({"patterns": "("}, "ignored pattern '(' is not a regular expression: missing ), unterminated subpattern"),
+    ],
+)
+def test_what_matches_nothing_is_an_error_with_the_nearest_name(scope, message):
+    with pytest.raises(ConfigError) as raised:
+        IgnoredScope(**scope).select(GRAPH)
+    assert str(raised.value).startswith(message)

@@ -1,0 +1,215 @@
+"""What the report says of a file in ONNX Runtime, and what is said when it cannot be run."""
+
+import builtins
+import importlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import quantized, residual_network, samples, smooth, written
+
+from jaxq.errors import CalibrationError, InputError, ModelError, RuntimeMissingError
+from jaxq.onnx_export import save
+from jaxq.verify import OutputComparison, VerifyReport, compare, saturation, verify
+
+pytest.importorskip("onnxruntime")
+MODULE = importlib.import_module("jaxq.verify")  # `jaxq.verify` is the function
+
+
+@pytest.fixture(scope="module")
+def report() -> VerifyReport:
+    return verify(quantized("residual"), samples("residual", 5, first=50))
+
+
+def test_every_output_is_compared_both_ways(report):
+    assert [(each.name, each.runtime) for each in report.outputs] == [("scores", "optimized"), ("scores", "plain")]
+    assert report.samples == 5
+
+
+def test_the_runtime_computes_what_is_simulated(report):
+    assert report.ok
+    assert report.agreement == 1.0
+    for each in report.outputs:
+        assert each.steps <= 1
+        assert each.typical_steps <= each.steps
+
+
+def test_the_kernels_of_the_optimized_runtime_are_counted(report):
+    assert report.integer_kernels == {"QLinearConv": 3, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1, "QGemm": 1}
+    assert report.float_kernels == {}
+
+
+def test_kernels_inside_of_branches_are_counted():
+    found = verify(quantized("branching"), samples("branching", 2))
+    assert found.integer_kernels["QLinearConv"] >= 1
+    assert sum(found.float_kernels.values()) + found.integer_kernels["QLinearConv"] == 4
+
+
+@pytest.mark.parametrize("name", ["transformer", "free size", "fixed batch", "opset 7"])
+def test_other_networks_agree_too(name):
+    assert verify(quantized(name), samples(name, 3, first=50)).ok
+
+
+def test_a_report_is_plain_data(report):
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["ok"] is True
+    assert found["agreement"] == 1.0
+    assert found["outputs"][0]["name"] == "scores"
+    assert found["integer_kernels"]["QLinearConv"] == 3
+
+
+def test_a_report_is_printed_as_a_table(report):
+    lines = replace(report, saturation="it can").table().splitlines()
+    assert lines[0].split("  ")[0] == "output"
+    assert [line.split()[:3] for line in lines[1:3]] == [["scores", "optimized", "100.00%"], ["scores", "plain", "100.00%"]]
+    assert lines[3].startswith("integer kernels: 1 QGemm, 1 QLinearAdd, 3 QLinearConv")
+    assert lines[3].endswith("products left in float: none")
+    assert lines[4] == "note: it can"
+
+
+def test_a_file_is_verified_as_it_lies_there(tmp_path):
+    save(quantized("residual"), tmp_path / "model.onnx")
+    before = (tmp_path / "model.onnx").read_bytes()
+    for path in (tmp_path / "model.onnx", str(tmp_path / "model.onnx")):
+        assert verify(path, samples("residual", 2)).ok
+    assert (tmp_path / "model.onnx").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_float_model_can_be_verified_too():
+    found = verify(residual_network(), samples("residual", 2))
+    assert found.ok
+    assert found.integer_kernels == {}
+    assert sum(found.float_kernels.values()) == 4
+
+
+def test_batches_are_split_and_no_more_samples_are_taken_than_asked_for():
+    assert verify(quantized("residual"), [smooth(4, 3, 8, 8), smooth(4, 3, 8, 8)], samples=6).samples == 6
+
+
+def test_outputs_that_are_integers_are_compared():
+    proto = written("(float[N, 4] x) => (int64[N, 1] y) { h = Relu (x)  y = ArgMax <axis = 1> (h) }")
+    found = verify(proto, [smooth(3, 4)])
+    assert found.ok
+    assert [each.agreement for each in found.outputs] == [None, None]
+
+
+# ---------------------------------------------------------------------------------------------------- the comparison
+
+
+def comparison(expected, found) -> OutputComparison:
+    return compare("y", "plain", [np.float32(each) for each in expected], [np.float32(each) for each in found])
+
+
+def test_differences_are_in_steps_of_eight_bits_over_the_range_of_the_simulation():
+    found = comparison([[[0.0, 2.55]], [[1.0, 1.0]]], [[[0.02, 2.55]], [[1.0, 1.0]]])
+    np.testing.assert_allclose([found.largest, found.steps, found.typical_steps], [0.02, 2, 1], rtol=1e-5)
+
+
+def test_agreement_is_the_share_of_rows_with_the_same_largest_entry():
+    found = comparison([[[1, 2], [2, 1]], [[3, 1]]], [[[1, 3], [1, 2]], [[2, 1]]])
+    assert found.agreement == pytest.approx((0.5 + 1) / 2)
+
+
+@pytest.mark.parametrize("shape, scores", [((2, 5), True), ((2, 5, 1, 1), True), ((2, 1), False), ((2, 5, 3), False), ((5,), False), ((), False)])
+def test_class_scores_are_rows_of_several_numbers(shape, scores):
+    value = np.zeros(shape)
+    assert (comparison([value], [value]).agreement is not None) is scores
+
+
+def entry(**changes) -> OutputComparison:
+    return replace(OutputComparison("y", "plain", 0.0, 0.0, 0.0, None), **changes)
+
+
+@pytest.mark.parametrize(
+    "outputs, ok",
+    [
+        ([entry(agreement=0.996, typical_steps=3.0)], True),
+        ([entry(agreement=0.99, typical_steps=0.5)], True),
+        ([entry(agreement=0.99, typical_steps=1.5)], False),
+        ([entry(typical_steps=0.9, steps=30.0)], True),
+        ([entry(typical_steps=1.1)], False),
+        ([entry(typical_steps=float("nan"))], False),
+        ([entry(), entry(typical_steps=2.0)], False),
+        ([entry(), entry(runtime="optimized", typical_steps=2.0)], True),
+    ],
+)
+def test_the_verdict_is_about_the_plain_runtime(outputs, ok):
+    assert VerifyReport(1, tuple(outputs), {}, {}, "").ok is ok
+
+
+def test_a_runtime_that_computes_something_else_is_found(monkeypatch):
+    def wrong(path, *, optimized):
+        run = plain(path, optimized=optimized)
+        return lambda feed: {name: value[:, ::-1] for name, value in run(feed).items()}
+
+    plain = MODULE.session
+    monkeypatch.setattr(MODULE, "session", wrong)
+    found = verify(quantized("residual"), samples("residual", 5))
+    assert not found.ok
+    assert found.agreement < 0.9
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch):
+    def absent(name, *arguments, **options):
+        if name == "onnxruntime":
+            raise ImportError(name)
+        return plain(name, *arguments, **options)
+
+    plain = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(RuntimeMissingError, match=r"ONNX Runtime, which is not installed; pip install 'jaxq\[runtime\]'"):
+        verify(quantized("residual"), samples("residual", 1))
+
+
+def test_a_file_that_the_runtime_refuses_is_named(tmp_path):
+    proto = residual_network()
+    proto.ir_version = 99
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="ONNX Runtime .* refuses '.*model.onnx': .*IR version"):
+        verify(tmp_path / "model.onnx", samples("residual", 1))
+
+
+def test_no_samples_is_an_error():
+    with pytest.raises(CalibrationError, match="no samples to verify with; at least one is needed"):
+        verify(quantized("residual"), [])
+
+
+def test_samples_that_do_not_fit_are_refused_with_both_sides():
+    with pytest.raises(InputError, match=r"'image' is float32\[N, 3, 8, 8\], but float32\[1, 3, 9, 9\] was given"):
+        verify(quantized("residual"), [smooth(1, 3, 9, 9)])
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ModelError, match="no such file"):
+        verify(tmp_path / "model.onnx", samples("residual", 1))
+
+
+# -------------------------------------------------------------------------------------------------------- the machine
+
+
+@pytest.mark.parametrize(
+    "machine, flags, words",
+    [
+        ("aarch64", "", None),
+        ("x86_64", "flags: avx2 avx512_vnni", None),
+        ("AMD64", "flags: avx2 avx_vnni", None),
+        ("x86_64", "flags: avx2", ".* no VNNI: .* can saturate, .*"),
+        ("x86_64", None, ".* features are unknown; .*"),
+    ],
+)
+def test_a_machine_whose_kernels_can_saturate_is_known(monkeypatch, machine, flags, words):
+    def read_text(self, *_, **__):
+        if flags is None:
+            raise FileNotFoundError(self)
+        return flags
+
+    monkeypatch.setattr(MODULE.platform, "machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert re.fullmatch(words or "", saturation())
