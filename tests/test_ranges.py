@@ -141,7 +141,7 @@ def squared_error(found, counts, exponent, grid, symmetric) -> float:
     return float((counts * ((q - zero_point) * scale - x) ** 2).sum())
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(x=hnp.arrays(np.float32, 24, elements=values), grid=grids, symmetric=st.booleans())
 def test_the_least_squares_error_is_never_above_that_of_min_max(x, grid, symmetric):
     full, counts, exponent = summary(x)

@@ -132,9 +132,11 @@ def test_a_tensor_of_a_branch_that_was_not_taken_stays_in_float():
 
 
 def test_one_sample_that_was_not_seen_does_not_spoil_the_mean(model, plan):
-    step = Calibration(plan=plan, grid=UINT8, symmetric=False, capacity=3)
+    plan = replace(plan, activations={"image": "image"})
+    step = Calibration(plan=plan, grid=UINT8, symmetric=False, capacity=3, estimator=RangeEstimator.MEAN_MINMAX)
     seen = Extremes(np.array([-1, np.nan, -3], np.float32), np.array([1, np.nan, 5], np.float32))
-    assert step.range("image", seen, 1.0) == (-2, 3)
+    found = step.apply(model, {"image": seen}).encodings["image"]
+    np.testing.assert_array_equal(found.scale, asymmetric_params(Range(np.float32(-2), np.float32(3)), UINT8).scale)
 
 
 def test_the_model_given_is_not_changed(model, plan):
