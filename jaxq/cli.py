@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jaxq.summary import Summary
 
 BAD_INPUT, TARGET_MISSED, INTERRUPTED = 2, 3, 130
+LARGEST_COUNT = 10**7  # of samples
 
 app = typer.Typer(
     name="jaxq",
@@ -195,13 +197,21 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def check_outputs(*paths: str | os.PathLike[str] | None) -> None:
-    """Makes sure that the files can be written, before the work starts."""
+def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Makes sure, before the work starts, that the files can be written and that none of them is an input or another output.
+
+    Both map the option's name to a path, or to None or "-" (standard output), which do not count.
+    """
     from jaxq.files import check_writable
 
-    for path in paths:
-        if path not in (None, "-"):
-            check_writable(path)
+    taken = {Path(path).resolve(): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None or path == "-":
+            continue
+        check_writable(path)
+        if (other := taken.get(Path(path).resolve())) is not None:
+            raise ConfigError(f"{option} and {other} are the same file, {str(path)!r}; name another one with {option}")
+        taken[Path(path).resolve()] = option
 
 
 def write_json(result: dict[str, Any], path: str | None) -> None:
@@ -261,7 +271,9 @@ def quantize(
         ),
     ] = None,
     target: Target = "onnxruntime",
-    subset_size: Annotated[int, typer.Option(metavar="COUNT", min=1, help="How many samples to use.")] = 300,
+    subset_size: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
+    ] = 300,
     range_estimator: Annotated[
         Literal["mse", "mean_minmax", "minmax"],
         typer.Option(metavar="mse|mean_minmax|minmax", help="How ranges of activations follow from the samples."),
@@ -287,7 +299,11 @@ def quantize(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            metavar="COUNT", min=1, help="Samples run at a time; never changes the result.", show_default="chosen"
+            metavar="COUNT",
+            min=1,
+            max=LARGEST_COUNT,
+            help="Samples run at a time; never changes the result.",
+            show_default="chosen",
         ),
     ] = None,
     device: Device = None,
@@ -306,9 +322,7 @@ def quantize(
 
     It takes a few hundred samples, without labels.
     """
-    check_outputs(output, json_path, report)
-    if output.exists() and model.exists() and output.samefile(model):
-        raise ConfigError(f"{str(output)!r} is the float model, which would be overwritten; name another file with -o")
+    check_outputs({"-o": output, "--json": json_path, "--report": report}, {"MODEL": model, "--data": data})
     if report is not None:
         from jaxq.report import require_extra
 
@@ -354,7 +368,7 @@ def quantize(
         write_text(report, quantized_page(quantized, output.name, result))
     if not quiet and json_path != "-":
         print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
-        print(f"now check it on the same data: jaxq verify {output} --data ...")
+        print(f"now check it: jaxq verify {shlex.quote(str(output))} --data {shlex.quote(data)}")
 
 
 @app.command()
@@ -369,7 +383,7 @@ def inspect(
 
     Its inputs and outputs, operators and weights, and which of its nodes a target would compute in integers.
     """
-    check_outputs(json_path)
+    check_outputs({"--json": json_path}, {"MODEL": model})
     with session(quiet=quiet, verbose=verbose):
         from jaxq import load
         from jaxq.summary import summarize
@@ -409,7 +423,9 @@ def print_summary(summary: Summary, target: str) -> None:
 def verify(
     model: QuantizedPath,
     data: Data,
-    samples: Annotated[int, typer.Option(metavar="COUNT", min=1, help="How many samples to compare.")] = 100,
+    samples: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to compare.")
+    ] = 100,
     device: Device = None,
     resize: Resize = None,
     crop: Crop = None,
@@ -425,7 +441,7 @@ def verify(
 
     It runs in ONNX Runtime, with graph optimizations off and on. The exit code is 3 if the two do not agree.
     """
-    check_outputs(json_path)
+    check_outputs({"--json": json_path}, {"QUANTIZED": model, "--data": data})
     with session(device=device, quiet=quiet, verbose=verbose):
         from jaxq import load
         from jaxq.data import open_data

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
@@ -54,6 +55,8 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     target = Path(path)
     check_writable(target)
     written = to_ir(model)
+    if any(output.shape is None for output in written.graph.outputs):
+        ShapeInferencePass()(written)  # a file must say at least the rank of its outputs; some that are read do not
     if external_data is None:
         tensors = [value.const_value for value in written.graph.initializers.values()]
         size = sum(tensor.nbytes for tensor in tensors if tensor is not None)

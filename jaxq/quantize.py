@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -85,9 +86,19 @@ def quantize(
       ConfigError: an option is wrong, or something ignored matches nothing.
     """
     options = Options.of(
-        preset=preset, target=target, subset_size=subset_size, model_type=model_type, range_estimator=range_estimator
+        preset=preset,
+        target=target,
+        subset_size=subset_size,
+        range_estimator=range_estimator,
+        bias_correction=bias_correction,
+        model_type=model_type,
     )
-    scope = ignored_scope or IgnoredScope()
+    check_integer("seed", seed, at_least=0)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, at_least=1)
+    scope = IgnoredScope() if ignored_scope is None else ignored_scope
+    if not isinstance(scope, IgnoredScope):
+        raise ConfigError(f"ignored_scope = {scope!r}; expected an IgnoredScope, e.g. IgnoredScope(names=['conv1'])")
     model = load(model)
     refuse_quantized(model)
     ignored = scope.select(model.graph)
@@ -95,7 +106,7 @@ def quantize(
     if bias_correction:
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
-    data = Samples(model, calibration_dataset, subset_size)
+    data = Samples(model, calibration_dataset, options.subset_size)
     plan = plan_for(model, data.first(), options, ignored)
     model = model.replace(graph=plan.graph)
     steps: list[Algorithm] = [
@@ -104,7 +115,7 @@ def quantize(
             plan=plan,
             grid=options.target.activation,
             symmetric=options.preset is Preset.PERFORMANCE,
-            capacity=subset_size,
+            capacity=options.subset_size,
             estimator=options.estimator,
         ),
     ]
@@ -124,22 +135,28 @@ class Options:
     transformer: bool | None
     subset_size: int
     estimator: RangeEstimator
+    bias_correction: bool
 
     @classmethod
     def of(
-        cls, *, preset: str | None, target: str, subset_size: int, model_type: str | None, range_estimator: str
+        cls,
+        *,
+        preset: str | None,
+        target: str,
+        subset_size: int,
+        range_estimator: str,
+        bias_correction: bool,
+        model_type: str | None,
     ) -> Options:
-        if target not in TARGETS:
-            raise ConfigError(
-                f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}"
-            )
-        if isinstance(subset_size, bool) or not isinstance(subset_size, int) or subset_size < 1:
-            raise ConfigError(f"subset_size = {subset_size!r}; expected an integer of at least 1")
+        if not isinstance(target, str) or target not in TARGETS:
+            known = f"known: {', '.join(sorted(TARGETS))}{did_you_mean(str(target), TARGETS)}"
+            raise ConfigError(f"target = {target!r}; {known}")
+        check_integer("subset_size", subset_size, at_least=1)
         chosen = TARGETS[target]
         preset_found = _member(Preset, "preset", preset or chosen.default_preset)
         kind = None if model_type is None else _member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
         estimator = _member(RangeEstimator, "range_estimator", range_estimator)
-        return cls(preset_found, chosen, kind, subset_size, estimator)
+        return cls(preset_found, chosen, kind, int(subset_size), estimator, bias_correction)
 
     def record(self, seed: int, ignored: Iterable[str]) -> dict[str, str]:
         """What the file says about how it was made."""
@@ -147,10 +164,22 @@ class Options:
             "jaxq.preset": self.preset.value,
             "jaxq.target": self.target.name,
             "jaxq.range_estimator": self.estimator.value,
+            "jaxq.bias_correction": str(self.bias_correction).lower(),
+            "jaxq.model_type": ModelType.TRANSFORMER.value if self.transformer else "",
             "jaxq.subset_size": str(self.subset_size),
             "jaxq.ignored": " ".join(sorted(ignored)),
             "jaxq.seed": str(seed),
         }
+
+
+def check_integer(key: str, value: object, *, at_least: int) -> None:
+    """Refuses an option that is no integer (numpy's count too, booleans do not) or too small.
+
+    Raises:
+      ConfigError: the message shows the value and what was expected.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise ConfigError(f"{key} = {value!r}; expected an integer of at least {at_least}")
 
 
 def _member(kind: Any, key: str, value: str) -> Any:
@@ -200,7 +229,7 @@ class Samples:
         assert self.hashed is not None, "the samples have been passed over"
         doubts = self.check.warnings()
         if self.hashed.count < FEW_SAMPLES <= self.limit:
-            doubts.append(f"there are only {self.hashed.count} calibration samples; some hundred are usual")
+            doubts.append(f"{self.hashed.count} calibration sample(s) are few; some hundred are usual")
         for doubt in doubts:
             warnings.warn(doubt, JaxqWarning, stacklevel=3)
         return {"jaxq.calibration_samples": str(self.hashed.count), "jaxq.calibration_sha256": self.hashed.hexdigest}
@@ -222,7 +251,7 @@ def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored:
         kinds = ", ".join(sorted({node.op for _, node in model.graph.walk()}))
         raise ModelError(
             f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
-            f"{len(set(ignored))} nodes are ignored); `jaxq inspect` says why for each operator"
+            f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
         )
     return plan
 

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxq.collect import split_samples
-from jaxq.errors import CalibrationError, InputError, ModelError, RuntimeMissingError
+from jaxq.data import Dataset
+from jaxq.errors import CalibrationError, InputError, JaxqWarning, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
 from jaxq.onnx_import import Source, load
 from jaxq.progress import track
@@ -134,6 +136,9 @@ def verify(model: Source, data: Iterable[Any], *, samples: int = 100) -> VerifyR
       CalibrationError: there are no samples.
     """
     simulated = load(model)
+    if not simulated.encodings and not any(node.op == "DequantizeLinear" for _, node in simulated.graph.walk()):
+        message = "the model is in float: it holds no quantizers, so that this says nothing about a quantized file"
+        warnings.warn(message, JaxqWarning, stacklevel=2)
     with tempfile.TemporaryDirectory(prefix="jaxq-verify-") as folder:
         path = Path(model) if isinstance(model, (str, Path)) else Path(folder) / "model.onnx"
         if not isinstance(model, (str, Path)):
@@ -145,7 +150,8 @@ def verify(model: Source, data: Iterable[Any], *, samples: int = 100) -> VerifyR
         integer, left = kernels(Path(folder) / "optimized.onnx")
         expected: dict[str, list[np.ndarray]] = collections.defaultdict(list)
         found: dict[tuple[str, str], list[np.ndarray]] = collections.defaultdict(list)
-        feeds = split_samples(simulated.inputs, data, simulated.graph.static_inputs)
+        items = data if isinstance(data, Dataset) else Dataset(data)
+        feeds = split_samples(simulated.inputs, items, simulated.graph.static_inputs)
         count = 0
         for feed in track((feed for feed, _ in zip(feeds, range(samples), strict=False)), "verifying", samples):
             count += 1
@@ -213,13 +219,12 @@ def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
     """One output, one way of running, over all samples."""
-    differences = [_float(a) - _float(b) for a, b in zip(expected, found, strict=True)]
-    largest = max(float(np.abs(each).max(initial=0.0)) for each in differences)
+    differences = [_difference(_float(a), _float(b)) for a, b in zip(expected, found, strict=True)]
+    largest = float(np.max([np.abs(each).max(initial=0.0) for each in differences]))  # NaN if one is
     squared = sum(float((each**2).sum()) for each in differences) / max(sum(each.size for each in differences), 1)
-    low, high = (
-        min(float(_float(a).min(initial=np.inf)) for a in expected),
-        max(float(_float(a).max(initial=-np.inf)) for a in expected),
-    )
+    finite = [each[np.isfinite(each)] for each in map(_float, expected)]
+    low = min(float(each.min(initial=np.inf)) for each in finite)
+    high = max(float(each.max(initial=-np.inf)) for each in finite)
     step = max((high - low) / 255, 1e-30)
     pairs = [(class_scores(a), class_scores(b)) for a, b in zip(expected, found, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs if a is not None and b is not None]
@@ -231,6 +236,12 @@ def class_scores(value: np.ndarray) -> np.ndarray | None:
     """The output as [rows, classes] if it has that form, apart from trailing axes of size one; else None."""
     scores = value.reshape(value.shape[:2]) if value.ndim >= 2 and value.size == np.prod(value.shape[:2]) else value
     return scores if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f" else None
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b, and zero where both are the same infinity (a masked score) or both NaN; NaN where only one is."""
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.subtract(a, b, out=np.zeros_like(a), where=~same)
 
 
 def _float(value: np.ndarray) -> np.ndarray:

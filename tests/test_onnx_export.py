@@ -61,7 +61,9 @@ def test_attributes_and_constants_of_every_kind_survive():
         helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=numpy_helper.from_array(np.float32([1]))),
         helper.make_node("Elu", ["f"], ["e"], alpha=0.5),
         helper.make_node("Einsum", ["e", "ones"], ["y"], equation="ij,jk->ik"),
-        helper.make_node("StringNormalizer", ["words"], ["z"], case_change_action="LOWER", stopwords=["b"], is_case_sensitive=0),
+        helper.make_node(
+            "StringNormalizer", ["words"], ["z"], case_change_action="LOWER", stopwords=["b"], is_case_sensitive=0
+        ),
     ]
     proto = written("(float[N, 2] x) => (float[N, 3] y) { y = Relu (x) }", three=np.array(3), shape=np.array([2, 3]),
                     words=np.array(["a", "b"], object))  # fmt: skip
@@ -80,7 +82,8 @@ def test_string_constants_are_written():
 
 
 @pytest.mark.parametrize(
-    "opsets, version", [({"": 7}, 4), ({"": 9}, 4), ({"": 13}, 7), ({"": 17}, 8), ({"": 21}, 10), ({"": 25}, 13), ({"": 99}, 13), ({}, 4)]
+    "opsets, version",
+    [({"": 7}, 4), ({"": 9}, 4), ({"": 13}, 7), ({"": 17}, 8), ({"": 21}, 10), ({"": 25}, 13), ({"": 99}, 13), ({}, 4)],
 )
 def test_the_ir_version_is_the_lowest_for_the_opset_and_never_too_new(opsets, version):
     assert ir_version(opsets) == version
@@ -127,7 +130,9 @@ def test_the_raised_float_model_is_the_original():
     """What the format does to old models is not to be blamed on quantization."""
     for name in ("opset 7", "opset 11"):
         before = load(NETWORKS[name][0]())
-        off = {key: dataclasses.replace(each, enabled=np.bool_(False)) for key, each in quantized(name).encodings.items()}
+        off = {
+            key: dataclasses.replace(each, enabled=np.bool_(False)) for key, each in quantized(name).encodings.items()
+        }
         (feed,) = samples(name, 1)
         after = quantized(name).replace(encodings=off)(feed)["probabilities"]
         np.testing.assert_allclose(after, before(feed)["probabilities"], atol=0.02)  # biases have been corrected
@@ -218,7 +223,10 @@ def test_a_quantizer_can_stand_on(text):
         patch.setattr("jaxq.onnx_import.clean", lambda graph, params: (graph, params))  # would drop the copies
         model = load(written(text))
     model = model.replace(encodings={"y": EVERYWHERE})
-    feed = {name: smooth(2, 4, seed=3) if declared.dtype == "float32" else np.array(True) for name, declared in model.inputs.items()}
+    feed = {
+        name: smooth(2, 4, seed=3) if declared.dtype == "float32" else np.array(True)
+        for name, declared in model.inputs.items()
+    }
     proto = to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     assert {each.name for each in proto.graph.output} == set(model.graph.outputs)
@@ -261,7 +269,9 @@ def test_external_data_are_written_beside_the_file(tmp_path):
 
 
 def test_external_data_stay_external(tmp_path):
-    onnx.save(residual_network(), tmp_path / "float.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    onnx.save(
+        residual_network(), tmp_path / "float.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
     save(load(tmp_path / "float.onnx"), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx.data").is_file()
     x = smooth(1, 3, 8, 8)
@@ -269,7 +279,9 @@ def test_external_data_stay_external(tmp_path):
 
 
 def test_a_quantized_model_of_external_data_has_them_too(tmp_path):
-    onnx.save(residual_network(), tmp_path / "float.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    onnx.save(
+        residual_network(), tmp_path / "float.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
     save(jaxq.quantize(tmp_path / "float.onnx", samples("residual", 12)), tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx.data").is_file()
 
@@ -318,7 +330,11 @@ def test_when_writing_fails_all_is_as_before(tmp_path, monkeypatch, error, raise
 
 @pytest.mark.parametrize(
     "name, message",
-    [("", "it is a folder; name a file in it"), ("nowhere/model.onnx", "does not exist; make it first"), ("file/model.onnx", "is a file, not a folder")],
+    [
+        ("", "it is a folder; name a file in it"),
+        ("nowhere/model.onnx", "does not exist; make it first"),
+        ("file/model.onnx", "is a file, not a folder"),
+    ],
 )
 def test_a_path_that_cannot_be_written_is_refused(tmp_path, name, message):
     (tmp_path / "file").write_text("")
@@ -340,5 +356,3 @@ def test_a_branch_keeps_its_own_weights_at_the_top():
     assert len(branches) == 2
     assert not any(branch.initializer for branch in branches)
     assert {"slow.weight_quantized", "fast.weight_quantized"} <= {each.name for each in proto.graph.initializer}
-
-

@@ -95,7 +95,9 @@ def test_structure_is_hashable_and_holds_no_weights():
         model = load(proto)
         assert isinstance(hash(model.graph), int)
         assert all(value.dtype.kind == "f" for value in model.params.values())
-        assert all(literal.array.dtype.kind != "f" or literal.array.size <= 16 for literal in model.graph.constants.values())
+        assert all(
+            literal.array.dtype.kind != "f" or literal.array.size <= 16 for literal in model.graph.constants.values()
+        )
 
 
 def test_external_data_stay_on_disk(tmp_path):
@@ -111,7 +113,9 @@ def test_external_data_stay_on_disk(tmp_path):
 
 def test_initializers_that_are_listed_as_inputs_are_weights():
     """As in files of before IR version 4."""
-    proto = written("(float[N, 2] x, float[2, 2] w) => (float[N, 2] y) { y = MatMul (x, w) }", w=np.eye(2, dtype=np.float32))
+    proto = written(
+        "(float[N, 2] x, float[2, 2] w) => (float[N, 2] y) { y = MatMul (x, w) }", w=np.eye(2, dtype=np.float32)
+    )
     model = load(proto)
     assert list(model.inputs) == ["x"]
     assert set(model.params) == {"w"}
@@ -272,7 +276,11 @@ def test_all_unsupported_operators_are_listed_with_how_often_and_where():
         load(proto)
     lines = str(raised.value).splitlines()
     assert lines[0] == "the model uses operators that jaxq does not implement:"
-    assert lines[1].strip().startswith("operator Reluu (opset 17) is not implemented; did you mean 'Relu'?: 2 node(s), first 'one'")
+    assert (
+        lines[1]
+        .strip()
+        .startswith("operator Reluu (opset 17) is not implemented; did you mean 'Relu'?: 2 node(s), first 'one'")
+    )
     assert "operator com.acme.Fold (opset 3) is not implemented" in lines[2]
     assert "operator Hidden (opset 17) is not implemented" in lines[3]
     assert "first 'four'" in lines[3]

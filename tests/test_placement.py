@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models import Network, branching_network, free_size_network, residual_network, shuffle_network, transformer_block, written
+from models import (
+    Network,
+    branching_network,
+    free_size_network,
+    residual_network,
+    shuffle_network,
+    transformer_block,
+    written,
+)
 
 from jaxq.collect import tensor_shapes
 from jaxq.errors import ConfigError
@@ -418,7 +426,9 @@ def test_float_readers_keep_the_exact_value_and_quantized_ones_get_a_name_of_the
 
 def test_the_graph_stays_the_same_object_where_nobody_needs_an_exact_value():
     model = fused(residual_network())
-    dtypes = dict.fromkeys(["image", "stem.relu", "depthwise.relu", "pointwise.norm", "sum.relu", "pooled", "features"], "float32")
+    dtypes = dict.fromkeys(
+        ["image", "stem.relu", "depthwise.relu", "pointwise.norm", "sum.relu", "pooled", "features"], "float32"
+    )
     assert place_quantizers(model.graph, model.params, dtypes, ONNXRUNTIME).graph is model.graph
 
 
@@ -445,10 +455,14 @@ def test_a_tensor_of_the_outer_graph_that_a_branch_reads_is_isolated_there():
     net.output("z", ["N", 2, 4])
     plan = plan_of(net.proto())
     assert set(plan.activations) == {"x@quantized"}
-    assert [node.inputs[0] for _, node in plan.graph.walk() if node.op in ("Conv", "Neg")] == ["x@quantized"] * 2 + ["x"]
+    assert [node.inputs[0] for _, node in plan.graph.walk() if node.op in ("Conv", "Neg")] == ["x@quantized"] * 2 + [
+        "x"
+    ]
 
 
-@pytest.mark.parametrize("proto, found", [(transformer_block(), True), (residual_network(), False), (free_size_network(), False)])
+@pytest.mark.parametrize(
+    "proto, found", [(transformer_block(), True), (residual_network(), False), (free_size_network(), False)]
+)
 def test_a_transformer_is_known_by_its_attention(proto, found):
     assert is_transformer(load(proto).graph) is found
 
@@ -482,7 +496,10 @@ def test_nodes_of_branches_can_be_ignored():
     [
         ({"names": "Conv_stm"}, "ignored name 'Conv_stm' matches no node; did you mean 'Conv_stem'?"),
         ({"types": "Convv"}, "ignored type 'Convv' matches no node; did you mean 'Conv'?"),
-        ({"patterns": "Conv"}, "ignored pattern 'Conv' matches no node (of 13); it must match a whole name, as in '.*Conv.*'"),
+        (
+            {"patterns": "Conv"},
+            "ignored pattern 'Conv' matches no node (of 13); it must match a whole name, as in '.*Conv.*'",
+        ),
         ({"patterns": "("}, "ignored pattern '(' is not a regular expression: missing ), unterminated subpattern"),
     ],
 )

@@ -17,7 +17,14 @@ def test_a_target_is_found_by_its_name(target):
 
 @EVERY
 def test_every_operator_is_one_that_jaxq_runs(target):
-    named = {*target.rules, *target.same_scale, *target.fused, *target.fusing, *target.pointwise, *target.transformer_float}
+    named = {
+        *target.rules,
+        *target.same_scale,
+        *target.fused,
+        *target.fusing,
+        *target.pointwise,
+        *target.transformer_float,
+    }
     assert {name for name in named if ("", name) not in table()} == set()
 
 

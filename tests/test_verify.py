@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from models import quantized, residual_network, samples, smooth, written
 
-from jaxq.errors import CalibrationError, InputError, ModelError, RuntimeMissingError
+from jaxq.errors import CalibrationError, ConfigError, InputError, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
 from jaxq.verify import OutputComparison, VerifyReport, compare, saturation, verify
 
@@ -64,7 +64,10 @@ def test_a_report_is_plain_data(report):
 def test_a_report_is_printed_as_a_table(report):
     lines = replace(report, saturation="it can").table().splitlines()
     assert lines[0].split("  ")[0] == "output"
-    assert [line.split()[:3] for line in lines[1:3]] == [["scores", "optimized", "100.00%"], ["scores", "plain", "100.00%"]]
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["scores", "optimized", "100.00%"],
+        ["scores", "plain", "100.00%"],
+    ]
     assert lines[3].startswith("integer kernels: 1 QGemm, 1 QLinearAdd, 3 QLinearConv")
     assert lines[3].endswith("products left in float: none")
     assert lines[4] == "note: it can"
@@ -114,7 +117,10 @@ def test_agreement_is_the_share_of_rows_with_the_same_largest_entry():
     assert found.agreement == pytest.approx((0.5 + 1) / 2)
 
 
-@pytest.mark.parametrize("shape, scores", [((2, 5), True), ((2, 5, 1, 1), True), ((2, 1), False), ((2, 5, 3), False), ((5,), False), ((), False)])
+@pytest.mark.parametrize(
+    "shape, scores",
+    [((2, 5), True), ((2, 5, 1, 1), True), ((2, 1), False), ((2, 5, 3), False), ((5,), False), ((), False)],
+)
 def test_class_scores_are_rows_of_several_numbers(shape, scores):
     value = np.zeros(shape)
     assert (comparison([value], [value]).agreement is not None) is scores
@@ -164,7 +170,9 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch):
 
     plain = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(RuntimeMissingError, match=r"ONNX Runtime, which is not installed; pip install 'jaxq\[runtime\]'"):
+    with pytest.raises(
+        RuntimeMissingError, match=r"ONNX Runtime, which is not installed; pip install 'jaxq\[runtime\]'"
+    ):
         verify(quantized("residual"), samples("residual", 1))
 
 
@@ -179,6 +187,15 @@ def test_a_file_that_the_runtime_refuses_is_named(tmp_path):
 def test_no_samples_is_an_error():
     with pytest.raises(CalibrationError, match="no samples to verify with; at least one is needed"):
         verify(quantized("residual"), [])
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [({"image": smooth(1, 3, 8, 8)}, "a mapping is one batch"), ("data.npz", "not the path 'data.npz'")],
+)
+def test_what_is_no_data_set_is_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        verify(quantized("residual"), data)
 
 
 def test_samples_that_do_not_fit_are_refused_with_both_sides():
