@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxq.summary import Summary
 
 BAD_INPUT, TARGET_MISSED, INTERRUPTED = 2, 3, 130
-LARGEST_COUNT = 10**7  # of samples
+LARGEST_COUNT = 10**6  # of samples
 
 app = typer.Typer(
     name="jaxq",
@@ -295,7 +295,7 @@ def quantize(
         bool,
         typer.Option("--bias-correction/--no-bias-correction", help="Correct the mean error that rounding causes."),
     ] = True,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -53,9 +53,12 @@ class RuntimeMissingError(JaxqError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint that ends a message about an unknown name, e.g. `; did you mean 'Relu_3'?`, or ''."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The hint that ends a message about an unknown name, e.g. `; did you mean 'Relu_3'?`, or ''.
+
+    `cutoff` is the least likeness, from 0 to 1: high where another name is seldom a slip of the pen.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node, map_nodes
+from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
 from jaxq.passes import Params, clean, until_stable
 
 
@@ -100,14 +100,8 @@ def _along_output(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndar
 
 
 def new_bias_name(graph: Graph, node: Node, numbers: Mapping[str, Any]) -> str:
-    """`<output>.bias`, with underscores behind it as long as another tensor has that name."""
-    taken = {*numbers, *graph.inputs, *graph.constants}
-    for each, inner in graph.walk():
-        taken.update(inner.outputs, each.inputs, each.constants)
-    name = f"{node.outputs[0]}.bias"
-    while name in taken:
-        name += "_"
-    return name
+    """`<output>.bias`, or that with a number where another tensor has the name."""
+    return unused_name(f"{node.outputs[0]}.bias", {*numbers, *tensor_names(graph)})
 
 
 def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
@@ -157,12 +151,17 @@ def _pairs(graph: Graph, op: str, numbers: Mapping[str, Any]) -> Iterator[tuple[
             before = graph.producers.get(name)
             if node.op != op or before is None or before.op not in ("Conv", "ConvTranspose", "Gemm") or before.domain:
                 continue
-            own = all(each in numbers and len(graph.consumers[each]) == 1 for each in before.inputs[1:] if each)
+            own = all(owned(graph, numbers, each) for each in before.inputs[1:] if each)
             plain = (
                 before.op != "Gemm" or before.attributes.get("alpha", 1.0) == before.attributes.get("beta", 1.0) == 1.0
             )
             if own and plain and len(graph.consumers[name]) == 1 and name not in graph.outputs:
                 yield before, node
+
+
+def owned(graph: Graph, params: Mapping[str, Any], name: str) -> bool:
+    """Whether the tensor is a param that one node alone reads, so that it may be changed with this node."""
+    return name in params and len(graph.consumers[name]) == 1 and name not in graph.outputs
 
 
 fuse = until_stable(fold_batch_normalization, fold_bias_add, clean)

@@ -175,6 +175,24 @@ def captures(node: Node) -> frozenset[str]:
     return frozenset(outside)
 
 
+def tensor_names(graph: Graph) -> set[str]:
+    """Every tensor name that the graph and its subgraphs use."""
+    names = {*graph.inputs, *graph.outputs, *graph.constants}
+    for inner, node in graph.walk():
+        names.update(node.inputs, node.outputs, inner.inputs, inner.outputs, inner.constants)
+    return names
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """The name, or the name with the first number that makes it new; it is then taken."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    taken.add(free)
+    return free
+
+
 def map_nodes(graph: Graph, change: Any) -> Graph:
     """The graph with `change(graph, node) -> tuple of nodes` applied to each node, in subgraphs too.
 

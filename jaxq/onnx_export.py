@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
 from jaxq.quantizer import QuantParams, quantize
@@ -95,7 +95,7 @@ def to_ir(model: Model) -> ir.Model:
     if model.encodings:
         model = with_qdq(model)
         metadata["jaxq.version"] = __version__
-    graph = _Writer(model.graph, model.params).graph(model.graph, {}, top=True)
+    graph = _Writer(model.params, {*tensor_names(model.graph), *model.params}).graph(model.graph, {}, top=True)
     return ir.Model(
         graph,
         ir_version=ir_version(model.graph.opsets),
@@ -117,11 +117,14 @@ def ir_version(opsets: Mapping[str, int]) -> int:
 def with_qdq(model: Model) -> Model:
     """The same model with its encodings written out as QuantizeLinear and DequantizeLinear nodes and integer params."""
     graph, params = model.graph, dict(model.params)
-    if any(np.size(each.scale) > 1 for each in model.encodings.values()) or graph.opsets.get("", 1) < PER_CHANNEL_OPSET:
+    encodings = {name: each for name, each in model.encodings.items() if bool(np.all(each.enabled))}
+    if any(np.size(each.scale) > 1 for each in encodings.values()) or graph.opsets.get("", 1) < PER_CHANNEL_OPSET:
         graph, params = raise_opset(graph, params, max(PER_CHANNEL_OPSET, graph.opsets.get("", 1)))  # type: ignore[assignment]
-    activations = frozenset(model.encodings) - set(params)
-    writer = _Qdq(model.encodings, activations, dict(params), graph.opsets.get("", PER_CHANNEL_OPSET))
-    weights = [node for name in sorted(model.encodings) if name in params for node in writer.integer_param(name)]
+    taken = {*tensor_names(graph), *params}
+    writer = _Qdq(
+        encodings, frozenset(encodings) - set(params), dict(params), graph.opsets.get("", PER_CHANNEL_OPSET), taken
+    )
+    weights = [node for name in sorted(encodings) if name in params for node in writer.integer_param(name)]
     graph = writer.rewrite(graph)
     graph = replace(graph, nodes=(*weights, *graph.nodes))
     return model.replace(graph=graph, params=writer.params, encodings={})
@@ -144,6 +147,15 @@ class _Qdq:
     activations: frozenset[str]
     params: dict[str, Any]
     version: int
+    taken: set[str]
+    names: dict[str, str] = field(default_factory=dict)
+
+    def name(self, tensor: str, role: str) -> str:
+        """The name of what belongs to a tensor (its scale, its integers ...); one that the model uses itself gets a number."""
+        wanted = f"{tensor}_{role}"
+        if wanted not in self.names:
+            self.names[wanted] = unused_name(wanted, self.taken)
+        return self.names[wanted]
 
     def operands(self, name: str, dtype: np.dtype) -> tuple[tuple[str, str], FrozenDict[str, Any]]:
         """The scale and zero point operands of tensor `name`, and the attributes (axis) that go with them."""
@@ -151,7 +163,7 @@ class _Qdq:
         scale, zero_point = np.asarray(each.scale, np.float32), np.asarray(each.zero_point).astype(dtype)
         axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
         shape = (-1,) if axes else ()
-        operands = (f"{name}_scale", f"{name}_zero_point")
+        operands = (self.name(name, "scale"), self.name(name, "zero_point"))
         self.params[operands[0]] = scale.reshape(shape)
         self.params[operands[1]] = zero_point.reshape(shape)
         return operands, FrozenDict({"axis": axes[0]} if axes else {})
@@ -161,8 +173,10 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype = storage_dtype(each)
         operands, attributes = self.operands(name, dtype)
-        self.params[f"{name}_quantized"] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(dtype)
-        yield self.node("DequantizeLinear", (f"{name}_quantized", *operands), name, name, attributes)
+        self.params[self.name(name, "quantized")] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(
+            dtype
+        )
+        yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(
         self, op: str, inputs: tuple[str, ...], output: str, tensor: str, attributes: FrozenDict[str, Any]
@@ -173,8 +187,8 @@ class _Qdq:
         """Q and DQ from tensor `source` to `output`, with the encoding of `name`."""
         operands, attributes = self.operands(name, storage_dtype(self.encodings[name]))
         return (
-            self.node("QuantizeLinear", (source, *operands), f"{name}_quantized", name, attributes),
-            self.node("DequantizeLinear", (f"{name}_quantized", *operands), output, name, attributes),
+            self.node("QuantizeLinear", (source, *operands), self.name(name, "quantized"), name, attributes),
+            self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), output, name, attributes),
         )
 
     def rewrite(self, graph: Graph) -> Graph:
@@ -184,8 +198,8 @@ class _Qdq:
         name: the tensor before the pair gets another one.
         """
         here = self.activations & {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
-        read = {name: f"{name}_dequantized" for name in here if name not in graph.outputs}
-        raw = {name: f"{name}_float" for name in here if name in graph.outputs}
+        read = {name: self.name(name, "dequantized") for name in here if name not in graph.outputs}
+        raw = {name: self.name(name, "float") for name in here if name in graph.outputs}
         nodes: list[Node] = []
         for name in graph.inputs:
             if name in here:
@@ -222,9 +236,8 @@ class _Qdq:
 class _Writer:
     """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Any]):
-        self.params = params
-        self.types: dict[str, TensorType] = dict(graph.types)
+    def __init__(self, params: Mapping[str, Any], taken: set[str]):
+        self.params, self.taken = params, taken
 
     def graph(self, graph: Graph, outer: Mapping[str, ir.Value], *, top: bool) -> ir.Graph:
         values = dict(outer)
@@ -237,7 +250,14 @@ class _Writer:
             values[name] = initializer
             initializers.append(initializer)
         nodes = [self.node(node, values) for node in graph.nodes]
-        outputs = [values[name] for name in graph.outputs]
+        made = {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
+        outputs = []
+        for name in graph.outputs:
+            if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
+                node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
+                nodes.append(self.node(node, values))
+                name = node.outputs[0]
+            outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
             self.declare(value, graph.types.get(name))
         return ir.Graph(

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, unused_name
 from jaxq.model import Model
 from jaxq.ops import find
 from jaxq.passes import clean, lift_constants
@@ -161,6 +161,10 @@ class _Reader:
         inputs = [value for value in source.inputs if value not in given]
         for value in inputs:
             self.new(value)
+        for each in source:  # before what is inside of them: the names of this graph come first
+            for value in each.outputs:
+                if value.name:
+                    self.new(value)
         nodes = tuple(node for each in source for node in self.node(each))
         outputs = tuple(self.name(value) for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
@@ -178,7 +182,7 @@ class _Reader:
 
     def new(self, value: ir.Value) -> str:
         """The name of a value that is made here: its own, or its own with a number if that is taken."""
-        self.names[value] = _unused(value.name or "tensor", self.taken)
+        self.names[value] = unused_name(value.name or "tensor", self.taken)
         return self.names[value]
 
     def name(self, value: ir.Value | None) -> str:
@@ -193,9 +197,9 @@ class _Reader:
         if source.op_type == "Constant" and domain == "":
             value = constant_value(source)
             if value is not None:
-                self.params[self.new(source.outputs[0])] = value
+                self.params[self.names[source.outputs[0]]] = value
                 return
-        name = _unused(source.name or f"{source.op_type}", self.node_names)
+        name = unused_name(source.name or f"{source.op_type}", self.node_names)
         inputs = tuple(self.name(value) for value in source.inputs)
         attributes = {key: self.attribute(each, name) for key, each in source.attributes.items()}
         while inputs and not inputs[-1]:
@@ -203,7 +207,7 @@ class _Reader:
         yield Node(
             op=source.op_type,
             inputs=inputs,
-            outputs=tuple(self.new(value) if value.name else "" for value in source.outputs),
+            outputs=tuple(self.names[value] if value.name else "" for value in source.outputs),
             attributes=FrozenDict(attributes),
             name=name,
             domain=domain,
@@ -225,15 +229,6 @@ class _Reader:
         )
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}#{number}"
-    taken.add(free)
-    return free
-
-
 def constant_value(node: ir.Node) -> np.ndarray | None:
     """The array of a Constant node; None for a kind (sparse) that only an operator function could give."""
     for key, attribute in node.attributes.items():
@@ -250,6 +245,7 @@ def constant_value(node: ir.Node) -> np.ndarray | None:
 
 def tensor_array(tensor: Any) -> np.ndarray:
     """The numpy view of an `onnx_ir` tensor; external data is mapped, not read."""
+    check_external(tensor, "the model")
     return np.asarray(tensor.numpy())
 
 

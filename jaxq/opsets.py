@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import ModelError
-from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.graph import FrozenDict, Graph, Literal, Node, unused_name
 from jaxq.ops import ELEMENT_TYPES
 from jaxq.passes import Params, drop_unused
 
@@ -78,14 +78,14 @@ class Raising:
 
     def constant(self, node: Node, what: str, value: Any, dtype: str) -> str:
         """The name of a new constant operand of `node`."""
-        name = _unused(f"{node.outputs[0]}.{what}", self.tensor_names)
+        name = unused_name(f"{node.outputs[0]}.{what}", self.tensor_names)
         self.constants[name] = self.added[name] = Literal.of(np.asarray(value, np.dtype(dtype)))
         return name
 
     def new(self, node: Node, op: str, *inputs: str, **attributes: Any) -> Node:
         """A further node beside `node`, with one output of its own."""
-        output = _unused(f"{node.outputs[0]}.{op}", self.tensor_names)
-        return Node(op, inputs, (output,), FrozenDict(attributes), _unused(f"{node.name}.{op}", self.node_names))
+        output = unused_name(f"{node.outputs[0]}.{op}", self.tensor_names)
+        return Node(op, inputs, (output,), FrozenDict(attributes), unused_name(f"{node.name}.{op}", self.node_names))
 
     def value(self, name: str) -> np.ndarray | None:
         """The value of a constant or a param; None if it is computed."""
@@ -120,15 +120,6 @@ class Raising:
             if found is None and maker is not None:
                 pending += [*(each for sub in maker.subgraphs for each in sub.outputs), *reversed(maker.inputs)]
         return "float32"
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}#{number}"
-    taken.add(free)
-    return free
 
 
 # ----------------------------------------------------------------------------------------------------- kinds of changes

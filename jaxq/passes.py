@@ -106,7 +106,7 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """Computes, once, each node that reads only constants and params.
 
     Small results of constants become constants, everything else a param. A param that replaces the only use of another one
-    (a transposed or converted weight) takes over its name, unless its size on disk would grow.
+    (a transposed or converted weight) takes over its name.
     """
     constants: dict[str, Literal] = dict(graph.constants)
     numbers: dict[str, Any] = dict(params)
@@ -126,7 +126,8 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
             if not sources and (value.dtype.kind in "iubO" or value.size <= 16):
                 constants[name] = Literal.of(value)
                 continue
-            if len(sources) == 1 and uses[sources[0]] == 1 and name not in graph.outputs and len(node.outputs) == 1:
+            alone = len(sources) == 1 and uses[sources[0]] == 1 and len(node.outputs) == 1
+            if alone and not {name, sources[0]} & set(graph.outputs):
                 renamed[name] = sources[0]
                 uses[sources[0]] = uses.get(name, 0)
                 name = sources[0]

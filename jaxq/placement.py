@@ -16,11 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from jaxq.errors import ConfigError, did_you_mean
-from jaxq.graph import FrozenDict, Graph, Node
+from jaxq.fusion import channel_count
+from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
 from jaxq.quantizer import Granularity, PerAxis, PerTensor
 from jaxq.targets import Rule, Target
 
+QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger"})
 QUANTIZED_SUFFIX = "@quantized"  # of the name that quantized readers get where float readers keep the tensor
 
 
@@ -112,6 +116,11 @@ class IgnoredScope:
         return frozenset(hits)
 
 
+def quantized_nodes(graph: Graph) -> list[Node]:
+    """The nodes by which a model is quantized already: those that make, read or compute with quantized integers."""
+    return [node for _, node in graph.walk() if node.op in QUANTIZED_OPS or node.op.startswith("QLinear")]
+
+
 def is_transformer(graph: Graph) -> bool:
     """Whether the graph has attention: a MatMul of a Softmax's output, or an attention operator."""
     softmax = {name for _, node in graph.walk() if node.op == "Softmax" for name in node.outputs}
@@ -164,6 +173,7 @@ class _Placement:
     wanted: set[str] = field(default_factory=set)  # tensors with a quantizer
 
     def __post_init__(self) -> None:
+        self.names = {*tensor_names(self.graph), *self.params}
         for _, node in self.graph.walk():
             self.producer.update((name, node) for name in node.outputs if name)
             for index, name in enumerate(node.inputs):
@@ -189,7 +199,7 @@ class _Placement:
         self.drop_unread()
         groups = self.groups(nodes)
         graph, renamed = self.isolate()
-        weights = tuple({weight.name: weight for node in nodes for weight in self.weights(node)}.values())
+        weights = merged(weight for node in nodes for weight in self.weights(node))
         quantized = {weight.name for weight in weights}
         biases = tuple(bias for node in nodes if (bias := self.bias(node, groups, quantized, renamed)))
         activations = {renamed.get(name, name): group for name, group in groups.items()}
@@ -279,9 +289,24 @@ class _Placement:
 
     # ------------------------------------------------------------------------------------------- 3: moving up and sharing
 
+    def pads_with_value(self, node: Node) -> bool:
+        """Whether a Pad puts in anything but zeros (-inf before a MaxPool): that would widen the range for nothing."""
+        if node.op != "Pad" or node.attributes.get("mode", "constant") != "constant":
+            return False
+        name = node.inputs[2] if len(node.inputs) > 2 else ""
+        if name and name not in self.graph.constants:
+            return True
+        value = self.graph.constants[name].array if name else node.attributes.get("value", 0.0)
+        return bool(np.any(value))
+
     def moves(self, node: Node) -> list[str]:
         """The data inputs of an operator that only moves values, as far as they are traced floats; else nothing."""
-        if node.op not in self.target.same_scale or node.domain or node.name in self.ignored:
+        if (
+            node.op not in self.target.same_scale
+            or node.domain
+            or node.name in self.ignored
+            or self.pads_with_value(node)
+        ):
             return []
         places = range(len(node.inputs)) if node.op == "Concat" else (0,)
         names = [node.inputs[index] for index in places]
@@ -290,13 +315,19 @@ class _Placement:
     def move_up(self, nodes: list[Node]) -> None:
         """Quantizes the inputs of value-moving operators whose outputs are quantized, if nobody loses an exact value by it."""
         for node in reversed(nodes):
-            outputs = [name for name in node.outputs if name in self.readers]
+            outputs = self.used_outputs(node)
             if outputs and self.wanted.issuperset(outputs):
-                self.wanted.update(
-                    name
-                    for name in self.moves(node)
-                    if name not in self.outputs and all(self.takes_quantized(*reader) for reader in self.readers[name])
-                )
+                self.wanted.update(name for name in self.moves(node) if self.may_be_quantized(name))
+
+    def used_outputs(self, node: Node) -> list[str]:
+        return [name for name in node.outputs if name in self.readers or name in self.outputs]
+
+    def may_be_quantized(self, name: str) -> bool:
+        """Whether all readers of the tensor take it quantized, and nothing but values that count stands in it."""
+        producer = self.producer.get(name)
+        if name in self.outputs or (producer is not None and self.pads_with_value(producer)):
+            return False
+        return all(self.takes_quantized(*reader) for reader in self.readers[name])
 
     def drop_unread(self) -> None:
         """Takes back the quantizers of outputs that only float operators read: those keep reading the exact value."""
@@ -314,7 +345,7 @@ class _Placement:
         return (
             index < len(node.inputs)
             and node.inputs[index] in self.moves(node)
-            and self.wanted.issuperset(name for name in node.outputs if name in self.readers)
+            and self.wanted.issuperset(self.used_outputs(node))
         )
 
     def groups(self, nodes: list[Node]) -> dict[str, str]:
@@ -344,7 +375,7 @@ class _Placement:
             exact = name in self.outputs or not self.integer_only(name)
             others = [reader for reader in self.readers.get(name, []) if not self.takes_quantized(*reader)]
             if exact and (others or name in self.outputs):
-                renamed[name] = name + QUANTIZED_SUFFIX
+                renamed[name] = unused_name(name + QUANTIZED_SUFFIX, self.names)
         return (_insert_copies(self.graph, renamed, self.takes_quantized) if renamed else self.graph), renamed
 
     def integer_only(self, name: str) -> bool:
@@ -382,11 +413,23 @@ class _Placement:
         if rule is None or rule.bias is None or len(node.inputs) <= rule.bias or not node.inputs[rule.bias]:
             return None
         name, weight, data = node.inputs[rule.bias], node.inputs[rule.weight or 0], node.inputs[rule.activations[0]]
-        alone = name in self.params and len(self.readers[name]) == 1 and self.params[name].ndim == 1
+        alone = name in self.params and len(self.readers[name]) == 1 and name not in self.outputs
         plain = node.op != "Gemm" or node.attributes.get("alpha", 1.0) == node.attributes.get("beta", 1.0) == 1.0
         if not (alone and plain and weight in weights and data in groups):
             return None
+        if np.shape(self.params[name]) != (channel_count(node, self.params[weight].shape),):
+            return None  # a Gemm may have one number for all
         return Bias(name, node.name, renamed.get(data, data), weight)
+
+
+def merged(weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """Each param once; one that nodes want along different axes gets one scale."""
+    found: dict[str, Weight] = {}
+    for weight in weights:
+        before = found.setdefault(weight.name, weight)
+        if before.granularity != weight.granularity:
+            found[weight.name] = Weight(weight.name, PerTensor())
+    return tuple(found.values())
 
 
 def _insert_copies(graph: Graph, renamed: Mapping[str, str], takes_quantized: Any) -> Graph:

@@ -23,12 +23,9 @@ from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError, 
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
-from jaxq.placement import IgnoredScope, Plan, place_quantizers
+from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
 from jaxq.targets import TARGETS, Target
-
-QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger")
-
 
 FEW_SAMPLES = 10  # fewer are warned of
 
@@ -192,7 +189,7 @@ def _member(kind: Any, key: str, value: str) -> Any:
 
 def refuse_quantized(model: Model) -> None:
     """Refuses a model that holds quantization operators or encodings: its float weights are gone."""
-    found = [node for _, node in model.graph.walk() if node.op in QUANTIZE_OPS or node.op.startswith("QLinear")]
+    found = quantized_nodes(model.graph)
     if found or model.encodings:
         where = f"{found[0]} and {len(found) - 1} more" if found else "it has encodings"
         raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")

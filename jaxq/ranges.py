@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxq.quantizer import IntType, QuantParams
 
-SmallestRange = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
-SmallestHigh = 8e-5  # a symmetric range never ends below this
-ZeroChannelRatio = 0.01  # nor below this part of the widest channel of the tensor
+SMALLEST_RANGE = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
+SMALLEST_HIGH = 8e-5  # a symmetric range never ends below this
+ZERO_CHANNEL_RATIO = 0.01  # nor below this part of the widest channel of the tensor
 
 Aggregator = Literal["min", "max", "mean", "median"]
 
@@ -40,7 +40,7 @@ def widen_zero_channels(high: np.ndarray) -> np.ndarray:
     Source: POT `fix_zero_filters_symmetric`.
     """
     high = np.asarray(high, np.float32)
-    return np.maximum(high, np.float32(max(SmallestHigh, ZeroChannelRatio * float(high.max(initial=0.0)))))
+    return np.maximum(high, np.float32(max(SMALLEST_HIGH, ZERO_CHANNEL_RATIO * float(high.max(initial=0.0)))))
 
 
 def symmetric_weight_params(absmax: np.ndarray, bits: int = 8) -> QuantParams:
@@ -78,8 +78,8 @@ def asymmetric_params(found: Range, grid: IntType) -> QuantParams:
     """
     levels = float(grid.qmax - grid.qmin)
     low, high = np.asarray(found.low, np.float64), np.asarray(found.high, np.float64)
-    narrow = high - low <= SmallestRange
-    low, high = np.where(narrow, low - SmallestRange, low), np.where(narrow, high + SmallestRange, high)
+    narrow = high - low <= SMALLEST_RANGE
+    low, high = np.where(narrow, low - SMALLEST_RANGE, low), np.where(narrow, high + SMALLEST_RANGE, high)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     q = np.round(-low * levels / (high - low))
     inside = (q > 0) & (q < levels)

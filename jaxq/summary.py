@@ -15,10 +15,9 @@ from jaxq.errors import ConfigError, JaxqError, did_you_mean
 from jaxq.fusion import fuse
 from jaxq.graph import Literal, Node
 from jaxq.model import Model
-from jaxq.placement import Plan, is_transformer, place_quantizers
+from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.targets import TARGETS, Target
 
-QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
 INTEGER = "in integers"
@@ -73,7 +72,7 @@ def summarize(model: Model, target: str) -> Summary:
     if target not in TARGETS:
         raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
     operators = Counter(node.op for _, node in model.graph.walk())
-    quantized = any(op in operators for op in QUANTIZE_OPS)
+    quantized = bool(quantized_nodes(model.graph))
     sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
     return Summary(
         inputs={name: str(wanted) for name, wanted in model.inputs.items()},

@@ -211,9 +211,11 @@ PLACES = {
     "a copy for quantized readers": "(float[N, 4] x) => (float[N, 4] z) { y = Identity (x)  a = Exp (y)  z = Add (a, x) }",
     "an output that is a copy": "(float[N, 4] x) => (float[N, 4] y) { a = Exp (x)  y = Identity (a) }",
     "a tensor that branches read": """(float[N, 4] x, bool b) => (float[N, 4] z) { y = Neg (x)
-        z = If (b) <then_branch = t () => (float[N, 4] c) { c = Exp (y) }, else_branch = e () => (float[N, 4] d) { d = Neg (y) }> }""",
+        z = If (b) <then_branch = t () => (float[N, 4] c) { c = Exp (y) },
+                    else_branch = e () => (float[N, 4] d) { d = Neg (y) }> }""",
     "a tensor within a branch": """(float[N, 4] x, bool b) => (float[N, 4] z) {
-        z = If (b) <then_branch = t () => (float[N, 4] c) { y = Neg (x)  c = Exp (y) }, else_branch = e () => (float[N, 4] d) { d = Neg (x) }> }""",
+        z = If (b) <then_branch = t () => (float[N, 4] c) { y = Neg (x)  c = Exp (y) },
+                    else_branch = e () => (float[N, 4] d) { d = Neg (x) }> }""",
 }  # fmt: skip
 
 

@@ -128,7 +128,8 @@ def test_nodes_without_names_get_one_and_names_used_twice_become_two():
 
 def test_a_tensor_name_that_both_branches_use_becomes_two():
     text = """(float[N, 2] x, bool b) => (float[N, 2] y) {
-        y = If (b) <then_branch = t () => (float[N, 2] c) { c = Relu (x) }, else_branch = e () => (float[N, 2] c) { c = Neg (x) }> }"""
+        y = If (b) <then_branch = t () => (float[N, 2] c) { c = Relu (x) },
+                    else_branch = e () => (float[N, 2] c) { c = Neg (x) }> }"""
     graph = load(written(text)).graph
     names = [name for _, node in graph.walk() for name in node.outputs]
     assert len(names) == len(set(names))
@@ -216,6 +217,8 @@ def linked_weights(folder: Path) -> Path:
     return path
 
 
+NO_ONNX = "'.*model.onnx' is not an ONNX file, or it is truncated"
+OUTSIDE = "outside of the model's folder; this is refused"
 WHOLE = residual_network().SerializeToString()
 
 BAD = {
@@ -223,31 +226,37 @@ BAD = {
     "no such folder": Bad(lambda folder: folder / "nowhere" / "m.onnx", "no such file: '.*nowhere/m.onnx'"),
     "a folder": Bad(lambda folder: folder, "is a folder; give the .onnx file in it"),
     "empty": Bad(bytes_of(b""), r"'.*model.onnx' is empty \(0 bytes\)"),
-    "text": Bad(bytes_of(b"this is not a model, whatever its name says\n"), "'.*model.onnx' is not an ONNX file, or it is truncated"),
-    "zeros": Bad(bytes_of(bytes(100)), "'.*model.onnx' is not an ONNX file, or it is truncated"),
-    "an image": Bad(bytes_of(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "'.*model.onnx' is not an ONNX file, or it is truncated"),
-    "truncated": Bad(bytes_of(WHOLE[: len(WHOLE) // 2]), "'.*model.onnx' is not an ONNX file, or it is truncated"),
-    "another protobuf": Bad(proto_of(onnx.ModelProto(producer_name="nobody")), "holds no graph with outputs; it is not an ONNX model"),
+    "text": Bad(bytes_of(b"this is not a model, whatever its name says\n"), NO_ONNX),
+    "zeros": Bad(bytes_of(bytes(100)), NO_ONNX),
+    "an image": Bad(bytes_of(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), NO_ONNX),
+    "truncated": Bad(bytes_of(WHOLE[: len(WHOLE) // 2]), NO_ONNX),
+    "another protobuf": Bad(
+        proto_of(onnx.ModelProto(producer_name="nobody")), "holds no graph with outputs; it is not an ONNX model"
+    ),
     "external data missing": Bad(
         missing_weights, r"tensor '.*' has its data in 'weights.bin', which is missing; copy it beside the model",
     ),
     "external data truncated": Bad(
-        truncated_weights, r"tensor '.*' has its data in 'weights.bin', which ends at byte 100 but byte \d+ is needed; it is truncated",
+        truncated_weights,
+        r"tensor '.*' has its data in 'weights.bin', which ends at byte 100 but byte \d+ is needed; it is truncated",
     ),
     "external data above": Bad(
-        lambda folder: external(folder, location="../weights.bin"), r"'\.\./weights.bin', outside of the model's folder; this is refused",
+        lambda folder: external(folder, location="../weights.bin"),
+        r"'\.\./weights.bin', " + OUTSIDE,
     ),
     "external data elsewhere": Bad(
-        lambda folder: external(folder, location=os.fspath(folder / "weights.bin")), "outside of the model's folder; this is refused",
+        lambda folder: external(folder, location=os.fspath(folder / "weights.bin")), OUTSIDE,
     ),
-    "external data behind a link": Bad(linked_weights, "outside of the model's folder; this is refused. Move the data file beside"),
+    "external data behind a link": Bad(linked_weights, OUTSIDE + r"\. Move the data file beside"),
     "opset 0": Bad(proto_of(with_opset(0)), "imports opset 0 of ONNX's standard operators; known are 1 to"),
     "opset 999": Bad(proto_of(with_opset(999)), "imports opset 999 of ONNX's standard operators; known are 1 to"),
     "a tensor that nothing makes": Bad(
         proto_of(written("(float[N, 4] x) => (float[N, 4] y) { y = Add (x, lost) }")), "'lost' is read but nothing makes it",
     ),
     "an output that nothing makes": Bad(proto_of(written("(float[N, 4] x) => (float[N, 4] y) { z = Relu (x) }")), "'y'"),
-    "a circle": Bad(proto_of(written("(float[N, 4] x) => (float[N, 4] y) { a = Add (x, y)  y = Relu (a) }")), "is not a valid ONNX model"),
+    "a circle": Bad(
+        proto_of(written("(float[N, 4] x) => (float[N, 4] y) { a = Add (x, y)  y = Relu (a) }")), "not a valid ONNX model"
+    ),
     "an unknown attribute": Bad(
         proto_of(written("(float[N, 4] x) => (float[N, 4] y) { [soft] y = Softmax <axes = 1> (x) }")),
         r"node 'soft' \(Softmax, opset 17\): attribute 'axes' is not one of Softmax's: \['axis'\]",
@@ -269,7 +278,8 @@ def test_a_missing_file_is_answered_with_what_is_there(file):
 
 def test_all_unsupported_operators_are_listed_with_how_often_and_where():
     text = """(float[N, 4] x) => (float[N, 4] y) { [one] a = Reluu (x)  [two] b = Reluu (a)  [three] c = com.acme.Fold (b)
-        y = If (yes) <then_branch = t () => (float[N, 4] d) { [four] d = Hidden (c) }, else_branch = e () => (float[N, 4] f) { f = Relu (c) }> }"""
+        y = If (yes) <then_branch = t () => (float[N, 4] d) { [four] d = Hidden (c) },
+                      else_branch = e () => (float[N, 4] f) { f = Relu (c) }> }"""
     proto = written(text, yes=np.array(True))
     proto.opset_import.append(helper.make_opsetid("com.acme", 3))
     with pytest.raises(UnsupportedOpError) as raised:
@@ -286,6 +296,13 @@ def test_all_unsupported_operators_are_listed_with_how_often_and_where():
     assert "first 'four'" in lines[3]
 
 
+def test_an_operator_of_its_own_kind_is_not_taken_for_a_slip_of_the_pen():
+    with pytest.raises(
+        UnsupportedOpError, match=r"operator Frobnicate \(opset 17\) is not implemented: 1 node\(s\), first"
+    ):
+        load(written("(float[N, 4] x) => (float[N, 4] y) { y = Frobnicate (x) }"))
+
+
 def test_an_operator_that_is_too_new_for_its_opset_says_from_which_on_it_is_there():
     proto = written("(float[N, 4] x) => (float[N, 4] y) { y = Gelu (x) }", opset=17)
     with pytest.raises(UnsupportedOpError, match=r"operator Gelu at opset 17 is not implemented \(from 20 on it is\)"):
@@ -294,7 +311,7 @@ def test_an_operator_that_is_too_new_for_its_opset_says_from_which_on_it_is_ther
 
 @pytest.mark.parametrize("source", [17, None, np.zeros(3), onnx.GraphProto()], ids=lambda each: type(each).__name__)
 def test_what_is_no_model_is_refused_with_what_can_be_loaded(source):
-    with pytest.raises(ModelError, match="cannot load a .*; give a path, an onnx.ModelProto, bytes or a Model"):
+    with pytest.raises(ModelError, match=r"cannot load a .*; give a path, an onnx\.ModelProto, bytes or a Model"):
         load(source)
 
 

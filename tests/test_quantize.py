@@ -205,8 +205,8 @@ BAD_OPTIONS = {
     "batch size of zero": ({"batch_size": 0}, "batch_size = 0; expected an integer of at least 1"),
     "seed": ({"seed": None}, "seed = None; expected an integer of at least 0"),
     "no target": ({"target": None}, "target = None; known: onnxruntime"),
-    "ignored scope": ({"ignored_scope": ["first"]}, r"ignored_scope = \['first'\]; expected an IgnoredScope, e\.g\. IgnoredScope\("),
-    "range estimator": ({"range_estimator": "min_max"}, r"range_estimator = 'min_max'; expected one of .*; did you mean 'minmax'\?"),
+    "ignored scope": ({"ignored_scope": ["first"]}, r"ignored_scope = \['first'\]; expected an IgnoredScope, e\.g\. "),
+    "range estimator": ({"range_estimator": "min_max"}, r"range_estimator = 'min_max'; .*; did you mean 'minmax'\?"),
     "model type": ({"model_type": "transformers"}, r"model_type = 'transformers'; .*; did you mean 'transformer'\?"),
     "ignored name": (
         {"ignored_scope": IgnoredScope(names="frst")}, r"ignored name 'frst' matches no node; did you mean 'first'\?"
@@ -221,16 +221,17 @@ def test_a_wrong_option_is_refused_before_the_work(options, message):
 
 
 GOOD, NAN = np.zeros((1, 2, 6, 6), np.float32), np.full((1, 2, 6, 6), np.nan, np.float32)
+INFINITE = np.where(DATA[0] == DATA[0].max(), np.inf, DATA[0])
 BAD_DATA = {
     "nothing": ([], CalibrationError, "the calibration data is empty; at least one sample is needed"),
     "an empty batch": ([np.zeros((0, 2, 6, 6), np.float32)], CalibrationError, "the calibration data is empty"),
-    "NaN": ([DATA[0], NAN], CalibrationError, r"calibration sample 1 \(counted from 0\): input 'x' holds NaN, in 72 of 72 values; repair"),
-    "infinity": ([np.where(DATA[0] == DATA[0].max(), np.inf, DATA[0])], CalibrationError, "calibration sample 0 .* input 'x' holds infinity, in 1 of 72"),
+    "NaN": ([DATA[0], NAN], CalibrationError, r"sample 1 \(counted from 0\): input 'x' holds NaN, in 72 of 72 values; repair"),
+    "infinity": ([INFINITE], CalibrationError, "calibration sample 0 .* input 'x' holds infinity, in 1 of 72"),
     "another name": ([{"image": GOOD}], InputError, r"no input 'image'; its inputs: 'x': float32\[N, 2, 6, 6\]"),
-    "another rank": ([GOOD[0]], InputError, r"input 'x' is float32\[N, 2, 6, 6\], but float32\[2, 6, 6\] was given: its rank is 3, not 4"),
-    "another shape": ([GOOD[:, :1]], InputError, r"'x' is float32\[N, 2, 6, 6\], but float32\[1, 1, 6, 6\] was given: axis 1 must be 2, not 1"),
+    "another rank": ([GOOD[0]], InputError, r"\[N, 2, 6, 6\], but float32\[2, 6, 6\] was given: its rank is 3, not 4"),
+    "another shape": ([GOOD[:, :1]], InputError, r"\[N, 2, 6, 6\], but float32\[1, 1, 6, 6\] was given: axis 1 must be 2, not 1"),
     "too many arrays": ([(GOOD, GOOD)], InputError, r"'x': float32\[N, 2, 6, 6\]\), but 2 arrays were given"),
-    "another dtype": ([GOOD.astype(float)], InputError, r"'x' is float32\[N, 2, 6, 6\], but float64\[1, 2, 6, 6\] was given; convert it"),
+    "another dtype": ([GOOD.astype(float)], InputError, r"\[N, 2, 6, 6\], but float64\[1, 2, 6, 6\] was given; convert it"),
     "a batch instead of batches": ({"x": GOOD}, ConfigError, r"a mapping is one batch; put it in a list"),
     "a path": ("data.npz", ConfigError, "not the path 'data.npz'"),
     "a number": (7, ConfigError, "int is not iterable"),
@@ -306,10 +307,11 @@ def test_good_data_are_used_without_a_warning():
 
 BAD_MODELS = {
     "simulated already": (lambda: quantized("residual"), r"already quantized \(it has encodings\); give the float model"),
-    "QDQ already": (lambda: to_proto(quantized("residual")), r"already quantized \(node '.*' \(DequantizeLinear, opset 17\) and \d+ more\)"),
+    "QDQ already": (lambda: to_proto(quantized("residual")), r"quantized \(node '.*' \(DequantizeLinear, .*\) and \d+ more\)"),
     "only integers": (integer_network, r"nothing that target 'onnxruntime' computes in integers \(its operators: Add"),
     "only float16": (
-        lambda: written("(float16[N, 4] x) => (float16[N, 4] y) { y = MatMul (x, w) }", w=np.ones((4, 4), np.float16)), "nothing that target"
+        lambda: written("(float16[N, 4] x) => (float16[N, 4] y) { y = MatMul (x, w) }", w=np.ones((4, 4), np.float16)),
+        "nothing that target",
     ),
     "no such file": (lambda: "nowhere.onnx", "no such file: 'nowhere.onnx'"),
 }  # fmt: skip

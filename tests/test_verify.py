@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from models import quantized, residual_network, samples, smooth, written
 
-from jaxq.errors import CalibrationError, ConfigError, InputError, ModelError, RuntimeMissingError
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
 from jaxq.verify import OutputComparison, VerifyReport, compare, saturation, verify
 
@@ -82,8 +82,9 @@ def test_a_file_is_verified_as_it_lies_there(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_float_model_can_be_verified_too():
-    found = verify(residual_network(), samples("residual", 2))
+def test_a_float_model_can_be_verified_too_with_a_warning():
+    with pytest.warns(JaxqWarning, match="the model is in float: it holds no quantizers, so that this says nothing"):
+        found = verify(residual_network(), samples("residual", 2))
     assert found.ok
     assert found.integer_kernels == {}
     assert sum(found.float_kernels.values()) == 4
@@ -93,6 +94,7 @@ def test_batches_are_split_and_no_more_samples_are_taken_than_asked_for():
     assert verify(quantized("residual"), [smooth(4, 3, 8, 8), smooth(4, 3, 8, 8)], samples=6).samples == 6
 
 
+@pytest.mark.filterwarnings("ignore:the model is in float:jaxq.errors.JaxqWarning")
 def test_outputs_that_are_integers_are_compared():
     proto = written("(float[N, 4] x) => (int64[N, 1] y) { h = Relu (x)  y = ArgMax <axis = 1> (h) }")
     found = verify(proto, [smooth(3, 4)])
@@ -180,7 +182,10 @@ def test_a_file_that_the_runtime_refuses_is_named(tmp_path):
     proto = residual_network()
     proto.ir_version = 99
     (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="ONNX Runtime .* refuses '.*model.onnx': .*IR version"):
+    with (
+        pytest.warns(JaxqWarning),
+        pytest.raises(ModelError, match=r"ONNX Runtime .* refuses '.*model\.onnx': .*IR version"),
+    ):
         verify(tmp_path / "model.onnx", samples("residual", 1))
 
 

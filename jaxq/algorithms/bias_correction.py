@@ -113,11 +113,13 @@ def _shifts(
 def bias_sites(graph: Graph, params: Mapping[str, Any], nodes: Iterable[str]) -> tuple[Site, ...]:
     """The biases of the named nodes that can be moved: those of Conv and Gemm, and the Add of a vector behind a MatMul.
 
-    Left alone: a bias that several nodes share, and one in a subgraph.
+    Left alone: a bias that several nodes share or that is multiplied by a beta, and one in a subgraph.
     """
     chosen, found = set(nodes), []
     for node in graph.nodes:
         if node.name not in chosen:
+            continue
+        if node.op == "Gemm" and node.attributes.get("beta", 1.0) != 1.0:
             continue
         if node.op in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
             site = Site(node.outputs[0], node.inputs[2], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -133,18 +133,17 @@ def with_biases(
     need more than int32: the channel's weight scale is raised until the bias fits, which costs only unused precision.
     """
     done = dict(encodings)
-    for bias in biases:
-        if bias.activation not in done:
-            continue
+    biases = tuple(bias for bias in biases if bias.activation in done)
+    for bias in biases:  # all of them first: biases may share a weight
         value = np.abs(np.asarray(params[bias.name], np.float64))
         activation, weight = done[bias.activation], done[bias.weight]
         needed = value / (np.float64(np.asarray(activation.scale).reshape(())) * INT32_ROOM)
         flat = np.asarray(weight.scale).reshape(-1)
         if flat.size != value.size:
             needed = np.full(flat.shape, needed.max(initial=0.0))
-        raised = np.maximum(flat, needed.astype(np.float32))
-        done[bias.weight] = QuantParams(
-            raised.reshape(weight.scale.shape), weight.zero_point, weight.qmin, weight.qmax, weight.enabled
-        )
-        done[bias.name] = bias_params(activation.scale, np.broadcast_to(raised, value.shape))
+        raised = np.maximum(flat, needed.astype(np.float32)).reshape(weight.scale.shape)
+        done[bias.weight] = replace(weight, scale=raised)
+    for bias in biases:
+        flat = np.asarray(done[bias.weight].scale).reshape(-1)
+        done[bias.name] = bias_params(done[bias.activation].scale, np.broadcast_to(flat, np.shape(params[bias.name])))
     return done

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.fusion import scale_output
+from jaxq.fusion import owned, scale_output
 from jaxq.graph import Graph, Node
 from jaxq.model import Model
 from jaxq.observers import ChannelExtremes, Observer, channel_extremes
@@ -191,7 +191,7 @@ def _linear(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
         return False
     if node.op == "Gemm" and not node.attributes.get("alpha", 1.0) == node.attributes.get("beta", 1.0) == 1.0:
         return False
-    return all(name in params and len(graph.consumers[name]) == 1 for name in node.inputs[1:] if name)
+    return all(owned(graph, params, name) for name in node.inputs[1:] if name)
 
 
 def _readers(graph: Graph, params: Mapping[str, Any], name: str, channels: int) -> Iterator[Node | None]:

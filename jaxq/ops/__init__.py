@@ -118,7 +118,8 @@ def find(name: str, domain: str, version: int) -> Op:
                 f"operator {full} at opset {version} is not implemented (from {min(versions)} on it is)"
             )
         known = [other for other_domain, other in table() if other_domain == domain]
-        raise UnsupportedOpError(f"operator {full} (opset {version}) is not implemented{did_you_mean(name, known)}")
+        hint = did_you_mean(name, known, cutoff=0.75)
+        raise UnsupportedOpError(f"operator {full} (opset {version}) is not implemented{hint}")
     return versions[max(usable)]
 
 

@@ -1,150 +1,190 @@
 """After correction no channel is shifted by rounding, whatever the batches that the samples came in."""
 
-import logging
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from models import NETWORKS, residual_network, samples, smooth, transformer_block, written
+from models import Network, residual_network, shuffle_network, smooth, transformer_block
 
+import jaxq.algorithms.bias_correction
+from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites
-from jaxq.collect import split_samples
-from jaxq.fusion import add_missing_biases
+from jaxq.execute import execute, quantizing
+from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
 from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, QuantParams
+from jaxq.quantizer import IntType
+from jaxq.ranges import symmetric_weight_params
 
-COARSE = IntType(3, narrow=True)  # so that rounding shifts a lot
+FEEDS = [{"image": row[None]} for row in smooth(16, 3, 8, 8)]
+IMAGES = np.concatenate([feed["image"] for feed in FEEDS])
 
 
 def coarse(model: Model) -> Model:
-    """The model with its weights on three bits."""
-    encodings = {}
-    for name, value in model.params.items():
-        if value.ndim > 1:
-            encodings[name] = QuantParams.of(np.abs(value).max(keepdims=True) / 3, 0, COARSE)
+    """The model with its weights at three bits, so that the means move."""
+    encodings = {
+        name: symmetric_weight_params(np.abs(value).max(keepdims=True), 3)
+        for name, value in model.params.items()
+        if value.ndim > 1
+    }
     return model.replace(encodings=encodings)
 
 
-def networks() -> dict[str, Model]:
-    text = "(float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { h = Conv (x, w, b)  r = Relu (h)  y = Conv (r, v, c) }"
-    random = np.random.default_rng(0)
-    conv = written(text, w=random.normal(size=(6, 4, 1, 1)).astype(np.float32), b=random.normal(size=6).astype(np.float32),
-                   v=random.normal(size=(5, 6, 1, 1)).astype(np.float32), c=np.zeros(5, np.float32))  # fmt: skip
-    return {"convolutions": load(conv), "transformer": load(transformer_block())}
+def prepared(proto) -> Model:
+    model = load(proto)
+    graph, params = add_missing_biases(*fuse(model.graph, model.params))
+    return model.replace(graph=graph, params=params)
 
 
-MODELS = networks()
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return coarse(prepared(residual_network()))
 
 
 def sites_of(model: Model) -> tuple[Site, ...]:
     return bias_sites(model.graph, model.params, [node.name for node in model.graph.nodes])
 
 
-def shifts(plain: Model, quantized: Model, rows: np.ndarray, outputs: tuple[str, ...]) -> np.ndarray:
-    """The mean difference of the last channels of each output."""
-    import dataclasses
+def channel_means(model: Model, name: str, axis: int = 1) -> np.ndarray:
+    found = {}
 
-    graph = dataclasses.replace(plain.graph, outputs=outputs)
-    exact, rounded = (each.replace(graph=graph)([rows]) for each in (plain, quantized))
-    axis = 1 if rows.ndim == 4 else -1
-    means = [np.moveaxis(np.asarray(exact[name] - rounded[name]), axis, 0) for name in outputs]
-    return np.concatenate([each.reshape(each.shape[0], -1).mean(1) for each in means])
+    def watch(each, value, carry):
+        if each == name:
+            found[each] = value
+        return value, carry
 
+    feed = {"image": jax.numpy.asarray(IMAGES)}
+    quantize = quantizing(model.encodings)
 
-@pytest.mark.parametrize("name, rows", [("convolutions", smooth(16, 4, 6, 6)), ("transformer", smooth(16, 6, 16))])
-def test_the_means_of_all_channels_come_out_right(name, rows):
-    model = MODELS[name]
-    rounded, sites = coarse(model), sites_of(model)
-    outputs = tuple(site.output for site in sites)
-    corrected = BiasCorrection(sites=sites).apply(rounded, {}, list(split_samples(model.inputs, [rows])))
-    before, after = (np.abs(shifts(model, each, rows, outputs)) for each in (rounded, corrected))
-    assert before.max() > 0.05
-    assert after.max() < 1e-4
+    def tap(each, value, carry):
+        watch(each, value, carry)
+        return quantize(each, value, carry)
+
+    execute(model.graph, model.device_params, feed, tap=tap)
+    value = np.asarray(found[name])
+    return value.mean(tuple(each for each in range(value.ndim) if each != axis % value.ndim))
 
 
-def test_only_biases_move():
-    model = MODELS["convolutions"]
-    feeds = list(split_samples(model.inputs, [smooth(4, 4, 6, 6)]))
-    corrected = BiasCorrection(sites=sites_of(model)).apply(coarse(model), {}, feeds)
-    moved = {name for name, value in model.params.items() if (corrected.params[name] != value).any()}
-    assert moved == {"b", "c"}
-    assert corrected.params["c"].dtype == np.float32
+def test_the_means_of_all_channels_are_those_of_the_float_model(model):
+    sites = sites_of(model)
+    assert {site.output for site in sites} == {"stem.norm", "depthwise.norm", "pointwise.norm", "scores"}
+    after = run_pipeline([BiasCorrection(sites=sites)], model, FEEDS)
+    exact = model.replace(encodings={})
+    for site in sites:
+        wanted, before, found = (channel_means(each, site.output) for each in (exact, model, after))
+        assert np.abs(found - wanted).max() < 1e-4 < np.abs(before - wanted).max()
 
 
-def test_where_nothing_is_rounded_nothing_moves():
-    model = MODELS["convolutions"]
-    feeds = list(split_samples(model.inputs, [smooth(4, 4, 6, 6)]))
-    corrected = BiasCorrection(sites=sites_of(model)).apply(model, {}, feeds)
-    for name, value in model.params.items():
-        np.testing.assert_allclose(corrected.params[name], value, atol=1e-6)
+def test_a_bias_of_zeros_is_corrected():
+    model = coarse(prepared(residual_network()))
+    site = next(site for site in sites_of(model) if site.output == "stem.norm")
+    model = model.replace(params={**model.params, site.bias: np.zeros_like(model.params[site.bias])})
+    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    assert after.params[site.bias].any()
 
 
-def test_no_more_samples_are_taken_than_asked_for():
-    model = MODELS["convolutions"]
-    feeds = split_samples(model.inputs, [smooth(8, 4, 6, 6)])
+def test_only_the_biases_of_the_sites_move(model):
+    site = sites_of(model)[1]
+    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    moved = {name for name in model.params if not np.array_equal(model.params[name], after.params[name])}
+    assert moved == {site.bias}
+    assert after.params[site.bias].dtype == np.float32
+    assert after.encodings == model.encodings
+
+
+def test_a_model_without_rounding_is_left_as_it_is(model):
+    exact = model.replace(encodings={})
+    after = run_pipeline([BiasCorrection(sites=sites_of(model))], exact, FEEDS)
+    for name, value in exact.params.items():
+        np.testing.assert_array_equal(after.params[name], value)
+
+
+def test_padding_of_the_last_batch_does_not_count(model):
+    sites = sites_of(model)
+    padded = run_pipeline([BiasCorrection(sites=sites, batch=16)], model, FEEDS[:5])
+    full = run_pipeline([BiasCorrection(sites=sites, batch=5)], model, FEEDS[:5])
+    for site in sites:
+        np.testing.assert_allclose(padded.params[site.bias], full.params[site.bias], rtol=1e-4, atol=1e-5)
+
+
+def test_at_most_the_samples_asked_for_are_taken(model):
     taken = []
-    BiasCorrection(sites=sites_of(model), samples=5, batch=2).apply(
-        coarse(model), {}, (taken.append(1) or feed for feed in feeds)
-    )
-    assert len(taken) <= 6
+
+    def feeds():
+        for number, feed in enumerate(FEEDS):
+            taken.append(number)
+            yield feed
+
+    BiasCorrection(sites=sites_of(model), samples=5, batch=4).apply(model, {}, feeds())
+    assert len(taken) == 5
 
 
-def test_a_ragged_last_batch_counts_by_its_samples_and_compiles_nothing_anew(caplog):
-    model = coarse(MODELS["convolutions"])
-    rows = smooth(5, 4, 6, 6)
-    step = BiasCorrection(sites=sites_of(model)[:1], batch=2)
-    step.apply(model, {}, split_samples(model.inputs, [rows[:4]]))
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        ragged = step.apply(model, {}, split_samples(model.inputs, [rows]))
-    assert not [record for record in caplog.records if "_shifts" in record.getMessage()]
-    single = BiasCorrection(sites=sites_of(model)[:1], batch=1).apply(model, {}, split_samples(model.inputs, [rows]))
-    # Of one layer with rounded weights, the mean of batch means is the mean over samples.
-    np.testing.assert_allclose(ragged.params["b"], single.params["b"], rtol=1e-5, atol=1e-6)
+def test_batches_and_new_scales_compile_once(model, monkeypatch):
+    traces = []
+
+    def counted(graph, *arguments, **options):
+        traces.append(graph.name)
+        return execute(graph, *arguments, **options)
+
+    monkeypatch.setattr(jaxq.algorithms.bias_correction, "execute", counted)
+    model = model.replace(graph=replace(model.graph, name="batches and new scales compile once"))
+    step = BiasCorrection(sites=sites_of(model), batch=4)
+    run_pipeline([step], model, FEEDS[:10])
+    run_pipeline([step], model.replace(encodings=coarse(model).encodings), FEEDS[:3])
+    assert len(traces) == 2  # the float and the quantized walk of one trace
 
 
-# ------------------------------------------------------------------------------------------------------------- where
+def test_the_bias_behind_a_matmul_is_a_site_and_is_corrected():
+    net = Network(seed=1)
+    product = net.node("MatMul", [net.input("image", ["N", 3, 8, 8]), net.weight("w", 8, 6)], "product")
+    net.node("Add", [product, net.constant("b", np.zeros(6))], "y")
+    net.output("y", ["N", 3, 8, 6])
+    model = coarse(load(net.proto()))
+    sites = sites_of(model)
+    assert sites == (Site("y", "b", -1),)
+    after = run_pipeline([BiasCorrection(sites=sites)], model, FEEDS)
+    exact = model.replace(encodings={})
+    np.testing.assert_allclose(channel_means(after, "y", -1), channel_means(exact, "y", -1), atol=1e-4)
 
 
 def test_sites_are_the_biases_that_one_node_adds():
-    model = load(NETWORKS["shuffle"][0]())
-    assert sites_of(model) == tuple(
-        Site(output, bias, 1)
-        for output, bias in (
-            ("left", "left.bias"),
-            ("right", "right.bias"),
-            ("mixed", "mixed.bias"),
-            ("scores", "scores.bias"),
+    convolutions = [Site(name, f"{name}.bias", 1) for name in ("left", "right", "mixed", "scores")]
+    assert sites_of(load(shuffle_network())) == tuple(convolutions)
+    products = [Site(name, f"{name}.bias", -1) for name in ("query", "key", "value", "projection", "wide", "narrow")]
+    assert set(sites_of(load(transformer_block()))) == set(products)
+
+
+def test_shared_biases_and_unnamed_nodes_are_left_alone():
+    net = Network()
+    x = net.convolution(net.input("image", ["N", 3, 8, 8]), "a", (3, 4))
+    net.node("Conv", [x, net.weight("b.weight", 4, 4, 1, 1), "a.bias"], "b")
+    net.output("b", ["N", 4, 8, 8])
+    model = load(net.proto())
+    assert sites_of(model) == ()
+    residual = prepared(residual_network())
+    assert bias_sites(residual.graph, residual.params, []) == ()
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 4)])
+def test_a_vector_that_is_not_one_value_per_channel_is_no_site(shape):
+    net = Network()
+    product = net.node("MatMul", [net.input("image", ["N", 3, 8, 8]), net.weight("w", 8, 4)], "product")
+    net.node("Add", [product, net.constant("b", smooth(*shape))], "y")
+    net.output("y", ["N", 3, 8, 4])
+    assert sites_of(load(net.proto())) == ()
+
+
+def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
+    fine = model.replace(encodings={
+        name: symmetric_weight_params(np.abs(model.params[name]).max(keepdims=True), IntType(8).bits)
+        for name in model.encodings
+    })  # fmt: skip
+    sites = sites_of(model)
+    shifts = [
+        np.abs(
+            run_pipeline([BiasCorrection(sites=sites)], each, FEEDS).params[sites[0].bias] - each.params[sites[0].bias]
         )
-    )
-
-
-def test_the_add_behind_a_product_is_a_site_of_its_last_axis():
-    assert Site("query", "query.bias", -1) in sites_of(MODELS["transformer"])
-    assert len(sites_of(MODELS["transformer"])) == 6
-
-
-def test_missing_and_shared_biases_and_nodes_that_are_not_named_are_none():
-    model = load(residual_network())
-    assert sites_of(model) == (Site("scores", "scores.bias", 1),)
-    graph, params = add_missing_biases(model.graph, model.params)
-    names = [node.name for node in graph.nodes if node.op == "Conv"]
-    assert len(bias_sites(graph, params, names)) == 3
-    shared = load(written("(float[N, 2] x) => (float[N, 2] y) { h = Gemm (x, w, b)  y = Gemm (h, w, b) }",
-                          w=np.eye(2, dtype=np.float32), b=np.ones(2, np.float32)))  # fmt: skip
-    assert sites_of(shared) == ()
-
-
-def test_a_network_is_corrected_for_real():
-    """On the data of the calibration, the outputs of the corrected network are closer in the mean."""
-    model = load(residual_network())
-    graph, params = add_missing_biases(model.graph, model.params)
-    model = model.replace(graph=graph, params=params)
-    feeds = samples("residual", 16)
-    rounded = coarse(model)
-    corrected = BiasCorrection(sites=sites_of(model)).apply(rounded, {}, feeds)
-    rows = np.concatenate([feed["image"] for feed in feeds])
-    before, after = (
-        np.abs((model([rows])["scores"] - each([rows])["scores"]).mean(0)).max() for each in (rounded, corrected)
-    )
-    assert after < before / 5
+        for each in (fine, model)
+    ]
+    assert shifts[0].max() < shifts[1].max() / 4

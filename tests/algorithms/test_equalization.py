@@ -1,16 +1,12 @@
 """Equalization leaves the float function alone, and takes the factors with the least noise."""
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import replace
 
-import jax
 import numpy as np
-import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from models import Network, smooth
+from models import Network, residual_network, smooth
 
+from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.equalization import (
     LARGEST_FACTOR,
     Equalization,
@@ -20,160 +16,198 @@ from jaxq.algorithms.equalization import (
     pairs,
     scaled_input,
 )
-from jaxq.collect import collect, split_samples
+from jaxq.collect import collect
+from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Node
+from jaxq.model import Model
+from jaxq.observers import channel_extremes
 from jaxq.onnx_import import load
 
 
-def network(
-    *, activation: str | None = "Relu", pool: str | None = None, reader: str = "Conv", second: str | None = None
-) -> onnx.ModelProto:
-    """x [N, 3, 6, 6] -> Conv to 4 channels of very different size -> activation -> pooling -> reader -> y."""
-    net = Network(seed=4)
-    x = net.input("x", ["N", 3, 6, 6])
-    h = net.convolution(x, "first", (3, 4))
-    for name in ("first.weight", "first.bias"):
-        value = net.initializers[name]
-        value *= np.float32([30, 1, 0.1, 5]).reshape(-1, *[1] * (value.ndim - 1))
-    if activation == "LeakyRelu":
-        h = net.node("LeakyRelu", [h], "h", alpha=0.1)
-    elif activation:
-        h = net.node(activation, [h], "h")
+def chain_network(between: str, *, group: int = 1, tail: str = "Conv", pool: bool = False):
+    """x -> Conv with very uneven channels -> `between` -> [pooling] -> Conv or Gemm -> y."""
+    net = Network(seed=5)
+    x = net.convolution(net.input("x", ["N", 3, 6, 6]), "first", (3, 8))
+    spread = 4.0 ** np.linspace(-2, 2, 8)
+    net.initializers["first.weight"] *= spread.astype(np.float32)[:, None, None, None]
+    net.initializers["first.bias"] *= spread.astype(np.float32)
+    if between == "PRelu":
+        x = net.node("PRelu", [x, net.constant("slope", [0.2])], "hidden")
+    elif between:
+        x = net.node(between, [x], "hidden", **({"alpha": 0.1} if between == "LeakyRelu" else {}))
     if pool:
-        h = net.node(
-            pool, [h], "p", **({} if pool.startswith("Global") else {"kernel_shape": [2, 2], "strides": [2, 2]})
-        )
-    if reader == "Gemm":
-        net.dense(net.node("Flatten", [h], "flat"), "y", (4, 2))
-    elif reader == "depthwise":
-        net.convolution(h, "y", (4, 8), group=4)
-    elif reader == "grouped":
-        net.convolution(h, "y", (4, 4), group=2)
-    elif reader == "ConvTranspose":
-        net.node("ConvTranspose", [h, net.weight("v", 4, 2, 2, 2)], "y")
-    elif reader == "Sigmoid":
-        net.node("Sigmoid", [h], "y")
+        x = net.node("MaxPool", [x], "pooled", kernel_shape=[2, 2])
+    if tail == "Gemm":
+        net.dense(net.node("Flatten", [net.node("GlobalAveragePool", [x], "mean")], "flat"), "y", (8, 5))
+        net.output("y", ["N", 5])
     else:
-        net.convolution(h, "y", (4, 5), 1)
-    net.output("y", [None] * (2 if reader == "Gemm" else 4))
-    if second == "Conv":
-        net.convolution(h, "z", (4, 2))
-        net.output("z", ["N", 2, None, None])
-    elif second == "Exp":
-        net.node("Exp", [h], "z")
-        net.output("z", ["N", 4, None, None])
-    elif second == "output":
-        net.output(h, ["N", 4, None, None])
-    return net.proto()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    model: onnx.ModelProto
-    found: bool
+        net.convolution(x, "y", (8, 8), group=group)
+        net.output("y", ["N", 8, None, None])
+    return load(net.proto())
 
 
 CASES = {
-    "behind a Relu": Case(model=network(), found=True),
-    "behind a LeakyRelu": Case(model=network(activation="LeakyRelu"), found=True),
-    "behind nothing": Case(model=network(activation=None), found=True),
-    "through pooling": Case(model=network(pool="MaxPool"), found=True),
-    "through the average": Case(model=network(pool="AveragePool"), found=True),
-    "two readers": Case(model=network(second="Conv"), found=True),
-    "a depthwise reader": Case(model=network(reader="depthwise"), found=True),
-    "not behind a Sigmoid": Case(model=network(activation="Sigmoid"), found=False),
-    "not before a grouped reader": Case(model=network(reader="grouped"), found=False),
-    "not before another kind of reader": Case(model=network(reader="ConvTranspose"), found=False),
-    "not before what is no product": Case(model=network(second="Exp"), found=False),
-    "not a graph output": Case(model=network(second="output"), found=False),
-    "not without a product behind it": Case(model=network(reader="Sigmoid"), found=False),
+    "Relu": chain_network("Relu"),
+    "LeakyRelu": chain_network("LeakyRelu"),
+    "no activation function": chain_network(""),
+    "depthwise reader": chain_network("Relu", group=8),
+    "through pooling": chain_network("Relu", pool=True),
 }
+FEEDS = [{"x": row[None]} for row in smooth(8, 3, 6, 6)]
+BATCH = {"x": smooth(4, 3, 6, 6, seed=9)}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_equalization_leaves_the_function_alone(case):
-    model = load(case.model)
-    step = Equalization(quantized=frozenset({"first", "h"}))
-    needs = step.needs(model)
-    assert bool(needs) is case.found
-    if not needs:
-        return
-    rows = smooth(6, 3, 6, 6)
-    (stats,) = collect(model, [needs], split_samples(model.inputs, [rows]), batch_size=6)
-    after = step.apply(model, stats)
-    assert any((after.params[name] != value).any() for name, value in model.params.items())
-    for name, value in model([rows]).items():
-        np.testing.assert_allclose(after([rows])[name], value, rtol=1e-4, atol=1e-4)
+def tensor(model: Model) -> str:
+    return "hidden" if "hidden" in model.graph.producers else "first"
 
 
-def test_channels_become_alike():
-    model = load(network())
-    rows = smooth(6, 3, 6, 6)
-    step = Equalization(quantized=frozenset({"h"}))
-
-    def spread(model) -> float:
-        (stats,) = collect(model, [step.needs(model)], split_samples(model.inputs, [rows]), batch_size=6)
-        return float(stats["first"].high.max() / stats["first"].high.min())
-
-    (stats,) = collect(model, [step.needs(model)], split_samples(model.inputs, [rows]), batch_size=6)
-    assert spread(step.apply(model, stats)) < spread(model) / 3
+def equalized(model: Model, feeds=FEEDS, also=()) -> Model:
+    return run_pipeline([Equalization(quantized=frozenset({tensor(model), *also}))], model, feeds)
 
 
-def test_only_quantized_tensors_are_equalized():
-    assert Equalization(quantized=frozenset()).needs(load(network())) == {}
+@pytest.mark.parametrize("model", CASES.values(), ids=CASES)
+def test_the_float_function_is_unchanged(model):
+    after = equalized(model)
+    assert any(not np.array_equal(after.params[name], model.params[name]) for name in model.params)
+    expected = np.asarray(model(BATCH)["y"])
+    np.testing.assert_allclose(after(BATCH)["y"], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_pair_says_how_the_activation_treats_negative_values():
-    for activation, slope in ((None, 1.0), ("Relu", 0.0), ("LeakyRelu", pytest.approx(0.1))):
-        model = load(network(activation=activation))
-        quantized = frozenset({"h", "first"})
-        (pair,) = pairs(model.graph, model.params, quantized)
-        assert (pair.slope, pair.channels, pair.rounded) == (slope, 4, activation is not None)
+@pytest.mark.parametrize("model", CASES.values(), ids=CASES)
+def test_the_channels_get_closer_to_each_other(model):
+    def spread(each: Model) -> float:
+        observer = channel_extremes(8, 1)
+        seen = collect(each, [{tensor(each): observer}], FEEDS)[0][tensor(each)]
+        size = np.maximum(seen.high, -seen.low)
+        return size.max() / size.min()
+
+    assert spread(equalized(model)) < spread(model) / 2
 
 
-# --------------------------------------------------------------------------------------------------------- the factors
+def test_equal_channels_are_left_alone_where_that_is_best():
+    low, high = np.zeros(4, np.float32), np.ones(4, np.float32)
+    assert best_factor(Noise(low, high, 0.0, False, [np.ones((2, 4, 1))])) is None
 
 
-def noise_of(low, high, slope=0.0, rounded=False, readers=None) -> Noise:
-    low, high = np.float32(low), np.float32(high)
-    readers = readers or [np.random.default_rng(0).normal(size=(6, len(low), 9))]
-    return Noise(low, high, slope, rounded, readers)
+@pytest.mark.parametrize("high", [np.zeros(3), np.array([1.0, np.inf, 2.0]), np.array([1.0, np.nan, 2.0])])
+def test_a_tensor_without_a_usable_range_is_left_alone(high):
+    assert (
+        best_factor(Noise(-high.astype(np.float32), high.astype(np.float32), 0.0, False, [np.ones((2, 3, 1))])) is None
+    )
 
 
-extents = st.lists(st.floats(2.0**-10, 2.0**10, width=32), min_size=3, max_size=3)
+@pytest.mark.parametrize("slope, rounded", [(0.0, False), (0.0, True), (0.1, True), (1.0, False)])
+def test_the_noise_is_never_above_that_of_leaving_the_tensor_alone(slope, rounded):
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        low, high = -random.lognormal(0, 2, 6).astype(np.float32), random.lognormal(0, 2, 6).astype(np.float32)
+        high[0] = 0
+        noise = Noise(low, high, slope, rounded, [random.normal(size=(4, 6, 9))])
+        factor = best_factor(noise)
+        if factor is not None:
+            assert noise(factor) < noise(np.ones(6))
+            assert (factor > 0).all()
+            assert (factor >= 1 / LARGEST_FACTOR).all()
+            assert (factor <= 1).all()
 
 
-@settings(max_examples=50)
-@given(low=extents, high=extents, slope=st.sampled_from([0.0, 0.1, 1.0]), rounded=st.booleans())
-def test_factors_never_make_more_noise(low, high, slope, rounded):
-    noise = noise_of([-value for value in low], high, slope, rounded)
-    factor = best_factor(noise)
-    if factor is not None:
-        assert noise(factor) < noise(np.ones(3))
-        assert (factor > 0).all()
-        assert factor.max() <= 1
-        assert factor.min() >= 1 / LARGEST_FACTOR
+def test_a_factor_for_all_channels_changes_no_noise():
+    random = np.random.default_rng(0)
+    noise = Noise(-random.random(5), random.random(5), 0.1, True, [random.normal(size=(3, 5, 1))])
+    factor = random.random(5) + 0.5
+    assert noise(factor) == pytest.approx(noise(factor * 8))
 
 
-def test_channels_that_are_alike_are_left_alone():
-    assert best_factor(noise_of([0, 0, 0], [2, 2, 2])) is None
+def found_pairs(model: Model, *quantized: str) -> list[tuple[str, float, bool]]:
+    return [(p.before.outputs[0], p.slope, p.rounded) for p in pairs(model.graph, model.params, frozenset(quantized))]
 
 
-@pytest.mark.parametrize(
-    "high", [[0, 0, 0], [np.inf, 1, 1], [-np.inf, -np.inf, -np.inf]], ids=["dead", "infinite", "not seen"]
-)
-def test_what_has_no_range_is_left_alone(high):
-    low = [np.inf] * 3 if high[0] == -np.inf else [0, 0, 0]
-    assert best_factor(noise_of(low, high)) is None
+def test_the_slope_is_that_of_the_activation_function():
+    assert found_pairs(CASES["Relu"], "hidden") == [("first", 0.0, False)]
+    assert found_pairs(CASES["LeakyRelu"], "hidden", "first") == [("first", pytest.approx(0.1), True)]
+    assert found_pairs(CASES["no activation function"], "first") == [("first", 1.0, False)]
 
 
-def test_a_dead_channel_gets_a_finite_factor():
-    factor = best_factor(noise_of([0, 0, 0], [100, 1, 0]))
-    assert factor is not None
-    assert np.isfinite(1 / factor).all()
+def test_a_tensor_that_is_not_quantized_is_left_alone():
+    assert found_pairs(CASES["Relu"], "first") == []
 
 
-# ---------------------------------------------------------------------------------------------------------- the weights
+@pytest.mark.parametrize("tail", ["Sigmoid", "ConvTranspose", "grouped", "second reader"])
+def test_a_tensor_that_not_only_products_of_its_channels_read_is_left_alone(tail):
+    net = Network(seed=5)
+    x = net.node("Relu", [net.convolution(net.input("x", ["N", 3, 6, 6]), "first", (3, 8))], "hidden")
+    if tail == "ConvTranspose":
+        net.node("ConvTranspose", [x, net.weight("up", 8, 2, 2, 2)], "y")
+    elif tail == "grouped":
+        net.convolution(x, "y", (8, 8), group=2)
+    elif tail == "second reader":
+        net.node("Add", [net.convolution(x, "second", (8, 8)), x], "y")
+    else:
+        net.node(tail, [x], "y")
+    net.output("y", [None] * 4)
+    assert found_pairs(load(net.proto()), "hidden", "first") == []
+
+
+@pytest.mark.parametrize("between", ["Sigmoid", "PRelu", "Tanh"])
+def test_scaling_does_not_pass_what_it_does_not_commute_with(between):
+    assert found_pairs(chain_network(between), "hidden", "first") == []
+
+
+def test_a_gemm_behind_global_pooling_and_flatten_is_found_or_left_whole():
+    model = chain_network("Relu", tail="Gemm")
+    after = equalized(model)
+    np.testing.assert_allclose(after(BATCH)["y"], model(BATCH)["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_tensor_that_is_added_or_an_output_is_left_alone():
+    residual = load(residual_network())
+    graph, params = fuse(residual.graph, residual.params)
+    residual = residual.replace(graph=graph, params=params)
+    assert "stem.relu" not in {p.before.outputs[0] for p in pairs(graph, params, frozenset({"stem.relu"}))}
+    everything = frozenset(name for node in graph.nodes for name in node.outputs)
+    after = run_pipeline(
+        [Equalization(quantized=everything)], residual, [{"image": row[None]} for row in smooth(6, 3, 8, 8)]
+    )
+    feed = {"image": smooth(1, 3, 8, 8, seed=3)}
+    np.testing.assert_allclose(after(feed)["scores"], residual(feed)["scores"], rtol=1e-4, atol=1e-5)
+    model = CASES["Relu"]
+    shown = replace(model.graph, outputs=("y", "hidden"))
+    assert list(pairs(shown, model.params, frozenset({"hidden"}))) == []
+
+
+def test_two_chains_one_after_the_other_are_both_equalized():
+    net = Network(seed=2)
+    x = net.input("x", ["N", 3, 6, 6])
+    for index, sizes in enumerate(((3, 8), (8, 8), (8, 4))):
+        x = net.convolution(x, f"c{index}", sizes)
+        net.initializers[f"c{index}.weight"] *= (3.0 ** np.linspace(-2, 2, sizes[1])).astype(np.float32)[
+            :, None, None, None
+        ]
+        x = net.node("Relu", [x], f"r{index}") if index < 2 else x
+    net.output(x, ["N", 4, 6, 6])
+    model = load(net.proto())
+    after = run_pipeline([Equalization(quantized=frozenset({"r0", "r1"}))], model, FEEDS)
+    expected = np.asarray(model(BATCH)["c2"])
+    np.testing.assert_allclose(after(BATCH)["c2"], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert all(not np.array_equal(after.params[f"c{i}.weight"], model.params[f"c{i}.weight"]) for i in range(3))
+
+
+def test_the_weights_of_the_model_given_are_not_changed():
+    model = CASES["Relu"]
+    before = {name: value.copy() for name, value in model.params.items()}
+    equalized(model)
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.params[name], value)
+
+
+def test_a_depthwise_weight_is_spread_over_the_channels_it_connects():
+    node = Node("Conv", ("x", "w"), ("y",), FrozenDict(group=2))
+    weight = smooth(4, 1, 3, 3)
+    spread = input_channels(node, weight, 2)
+    assert spread.shape == (4, 2, 9)
+    for row in range(4):
+        np.testing.assert_array_equal(spread[row, row // 2], weight[row].reshape(9))
+        assert not spread[row, 1 - row // 2].any()
 
 
 def conv(group: int) -> Node:
@@ -194,10 +228,6 @@ def test_scaling_the_input_of_a_weight_scales_its_columns(node, shape):
     np.testing.assert_allclose(after, before * factor[None, :, None])
     if node.op == "Conv" and node.attributes["group"] == 4:
         multiplier = shape[0] // 4
-        for row, channel in itertools.product(range(shape[0]), range(4)):
-            assert before[row, channel].any() == (row // multiplier == channel)
-
-
-def test_weights_keep_their_type():
-    assert scaled_input(conv(1), np.ones((2, 2, 1, 1), np.float32), np.ones(2)).dtype == np.float32
-    assert not isinstance(scaled_input(conv(1), np.ones((2, 2, 1, 1), np.float32), np.ones(2)), jax.Array)
+        connected = before.any(axis=2)
+        assert [row.tolist().index(True) for row in connected] == [row // multiplier for row in range(shape[0])]
+        assert connected.sum() == shape[0]
