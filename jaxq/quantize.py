@@ -71,7 +71,7 @@ def quantize(
       model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
       ignored_scope: what stays in float.
       seed: written into the file; no step of this function draws random numbers yet.
-      batch_size: samples run at a time, None to choose; never changes the result.
+      batch_size: samples run at a time, None to choose; changes nothing but, in small matrix products, the last bit of a sum.
 
     Returns:
       A `Model` whose calls simulate the integers; `jaxq.save` writes it as QDQ ONNX.

@@ -107,7 +107,8 @@ class Noise:
     ):
         self.low, self.high = np.maximum(-low.astype(np.float64), 0), np.maximum(high.astype(np.float64), 0)
         self.slope, self.rounded, self.levels = slope, rounded, levels
-        self.largest = np.maximum(self.high, slope * self.low)
+        with np.errstate(invalid="ignore"):  # 0 times infinity; such tensors are left alone
+            self.largest = np.maximum(self.high, slope * self.low)
         self.energy = sum((weight**2).sum(axis=(0, 2)) for weight in readers)  # [C]
         self.peaks = [np.abs(weight).max(axis=2) for weight in readers]  # [O, C] each
 
