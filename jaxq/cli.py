@@ -302,7 +302,7 @@ def quantize(
             metavar="COUNT",
             min=1,
             max=LARGEST_COUNT,
-            help="Samples run at a time; never changes the result.",
+            help="Samples run at a time; a matter of speed.",
             show_default="chosen",
         ),
     ] = None,
