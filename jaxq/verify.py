@@ -21,6 +21,7 @@ from jaxq.onnx_import import Source, load
 from jaxq.progress import track
 
 AGREEMENT = 0.995  # of the predicted class, from which on simulation and runtime count as one
+TYPICAL_STEPS = 1.0  # of an 8-bit grid over the output: up to this, a typical difference is that of rounding
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "FusedConv", "FusedGemm", "FusedMatMul"})
 INTEGER_OPS = frozenset(
     [
@@ -91,7 +92,7 @@ class VerifyReport:
         the other side of a rounding border, classes that are next to equal change places.
         """
         plain = [each for each in self.outputs if each.runtime == "plain"]
-        return all((each.agreement or 0.0) >= AGREEMENT or each.typical_steps <= 1.0 for each in plain)
+        return all((each.agreement or 0.0) >= AGREEMENT or each.typical_steps <= TYPICAL_STEPS for each in plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""

@@ -119,6 +119,7 @@ def test_inspect_of_a_quantized_model_says_so_and_who_made_it(quantized, capsys)
 
 def test_verify_of_a_runtime_that_does_not_agree_is_exit_code_3(digits, quantized, monkeypatch):
     monkeypatch.setattr(sys.modules["jaxq.verify"], "AGREEMENT", 2.0)  # which nothing reaches
+    monkeypatch.setattr(sys.modules["jaxq.verify"], "TYPICAL_STEPS", -1.0)
     assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz"), "-q"]) == 3
 
 

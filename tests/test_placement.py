@@ -371,25 +371,6 @@ CASES = {
             scores.bias in features * scores.weight
         """,
     ),
-    "ignored by pattern": Case(
-        model=shuffle_network(),
-        ignored=IgnoredScope(patterns="Conv_(left|right)"),
-        table="""
-            left.relu
-            right.relu = left.relu
-            both = left.relu
-            groups = left.relu
-            swapped = left.relu
-            shuffled = left.relu
-            mixed.relu
-            small = mixed.relu
-            features = mixed.relu
-            mixed.weight / 0
-            scores.weight / 1
-            mixed.bias in shuffled * mixed.weight
-            scores.bias in features * scores.weight
-        """,
-    ),
     "a network that is said to be a transformer": Case(
         model=residual_network(),
         options={"transformer": True},
