@@ -151,7 +151,19 @@ def _check_value(name: str, wanted: TensorType, value: Any) -> None:
         if isinstance(size, int) and size != given:
             raise InputError(
                 f"input {name!r} is {wanted}, but {got} was given: axis {axis} must be {size}, not {given}"
+                f"{layout_hint(wanted.shape, value.shape)}"
             )
+
+
+def layout_hint(wanted: Sequence[Any] | None, given: Sequence[Any]) -> str:
+    """What to do if an array of rank 4 fits an input with its channel axis at the other place; else ""."""
+    if wanted is None or len(wanted) != 4 or len(given) != 4:
+        return ""
+    for name, model, permutation in (("NHWC", "NCHW", (0, 3, 1, 2)), ("NCHW", "NHWC", (0, 2, 3, 1))):
+        sizes = [given[axis] for axis in permutation]
+        if all(not isinstance(size, int) or size == here for size, here in zip(wanted[1:], sizes[1:], strict=True)):
+            return f"; it looks like {name} where the model takes {model}: give array.transpose{permutation}"
+    return ""
 
 
 def _listing(declared: Mapping[str, TensorType]) -> str:

@@ -16,7 +16,7 @@ from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
 from jaxq.algorithms.calibration import Calibration, IntegerBiases, RangeEstimator
 from jaxq.algorithms.equalization import Equalization
-from jaxq.collect import split_samples, tensor_shapes
+from jaxq.collect import tensor_shapes
 from jaxq.data import DataCheck, Dataset
 from jaxq.data.hashed import Hashed
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError, did_you_mean
@@ -202,9 +202,7 @@ class Samples:
         self.hashed: Hashed | None = None
 
     def _samples(self) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(
-            split_samples(self.model.inputs, self.items, self.model.graph.static_inputs), self.limit
-        )
+        return itertools.islice(self.items.feeds(self.model), self.limit)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         if self.hashed is None:

@@ -256,8 +256,11 @@ def with_value(value: float) -> np.ndarray:
 BAD_DATA = {
     "another key": ({"images": with_value(0)}, "no array for the model's input 'image' .*did you mean 'images'"),
     "another rank": ({"image": with_value(0)[:, 0, 0, 0]}, r"shape \[12\], but input 'image' is float32\[N, 1, 8, 8\]"),
-    "another shape": ({"image": with_value(0)[..., :7]}, r"float32\[1, 1, 8, 7\] was given: axis 3 must be 8, not 7"),
-    "another dtype": ({"image": with_value(0).astype(np.float64)}, "float64.* was given; convert it"),
+    "another shape": (
+        {"image": with_value(0)[..., :7]},
+        r"key 'image' of .*data.npz' is float32\[12, 1, 8, 7\], .*: axis 3 must be 8, not 7",
+    ),
+    "another dtype": ({"image": with_value(0).astype(np.float64)}, "key 'image' of .* is float64.*; convert it"),
     "no samples": ({"image": with_value(0)[:0]}, "no samples"),
     "NaN": ({"image": with_value(np.nan)}, "sample 3 .*input 'image' holds NaN"),
     "infinity": ({"image": with_value(np.inf)}, "sample 3 .*input 'image' holds infinity"),
