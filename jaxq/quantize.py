@@ -25,7 +25,7 @@ from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
-from jaxq.targets import TARGETS, Target
+from jaxq.targets import Target, find_target
 
 FEW_SAMPLES = 10  # fewer are warned of
 
@@ -105,7 +105,7 @@ def quantize(
     model = model.replace(graph=graph, params=params)
     data = Samples(model, calibration_dataset, options.subset_size)
     plan = plan_for(model, data.first(), options, ignored)
-    model = model.replace(graph=plan.graph)
+    model = plan.prepare(model)
     steps: list[Algorithm] = [
         Equalization(quantized=frozenset(plan.activations)),
         Calibration(
@@ -143,11 +143,8 @@ class Options:
         bias_correction: bool,
         model_type: str | None,
     ) -> Options:
-        if not isinstance(target, str) or target not in TARGETS:
-            known = f"known: {', '.join(sorted(TARGETS))}{did_you_mean(str(target), TARGETS)}"
-            raise ConfigError(f"target = {target!r}; {known}")
         check_integer("subset_size", subset_size, at_least=1)
-        chosen = TARGETS[target]
+        chosen = find_target(target)
         preset_found = _member(Preset, "preset", preset or chosen.default_preset)
         kind = None if model_type is None else _member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
         estimator = _member(RangeEstimator, "range_estimator", range_estimator)

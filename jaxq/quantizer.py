@@ -62,11 +62,13 @@ class Scheme:
       grid: the integers.
       symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
       granularity: one scale for the tensor, or one for each index of an axis.
+      centered: symmetric, with zero in the middle even where nothing is negative.
     """
 
     grid: IntType
     symmetric: bool = True
     granularity: Granularity = PerTensor()
+    centered: bool = False
 
 
 @jax.tree_util.register_dataclass

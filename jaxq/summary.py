@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxq.collect import tensor_shapes
-from jaxq.errors import ConfigError, JaxqError, did_you_mean
+from jaxq.errors import JaxqError
 from jaxq.fusion import fuse
 from jaxq.graph import Literal, Node
 from jaxq.model import Model
-from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
-from jaxq.targets import TARGETS, Target
+from jaxq.patterns import is_transformer
+from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.targets import Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
@@ -69,8 +70,7 @@ def summarize(model: Model, target: str) -> Summary:
     Raises:
       ConfigError: there is no such target.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
+    wanted = find_target(target)
     operators = Counter(node.op for _, node in model.graph.walk())
     quantized = bool(quantized_nodes(model.graph))
     sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
@@ -82,7 +82,7 @@ def summarize(model: Model, target: str) -> Summary:
         parameter_count=sum(count for count, _ in sizes),
         parameter_bytes=sum(count * itemsize for count, itemsize in sizes),
         quantized=quantized,
-        fates={} if quantized else count_fates(model, TARGETS[target]),
+        fates={} if quantized else count_fates(model, wanted),
         metadata=dict(model.metadata),
     )
 

@@ -27,12 +27,13 @@ FLOOR = {
     # running and rewriting
     "execute": 3, "model": 3, "collect": 3, "passes": 3, "fusion": 3, "opsets": 3,
     # what to quantize, for which runtime
-    "targets": 4, "placement": 4,
+    "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "plan": 4, "saturation": 4, "placement": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats
     "onnx_import": 6, "onnx_export": 6, "flax_module": 6, "data": 6, "config": 6, "formats": 6, "verify": 6,
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
+    "lint": 6,
     # wires everything
     "quantize": 7, "batch": 7, "cli": 7, "commands": 7, "backend": 7, "demo": 7, "__init__": 7, "__main__": 7,
 }  # fmt: skip

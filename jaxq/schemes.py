@@ -1,0 +1,271 @@
+"""How tensors are to be quantized, as users say it, and what of it a target takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from jaxq.errors import ConfigError, did_you_mean
+from jaxq.graph import Graph
+from jaxq.quantizer import IntType, PerAxis, PerTensor, Scheme
+from jaxq.scope import as_tuple, by_name, check_pattern
+from jaxq.targets import Rule, Target
+
+STORAGE_BITS = (4, 8, 16)  # of ONNX's integer types
+
+Role = Literal["activations", "weights"]
+
+
+class QuantizationScheme(StrEnum):
+    """Where zero is: in the middle of the range, or wherever the values want it."""
+
+    SYMMETRIC = "symmetric"
+    ASYMMETRIC = "asymmetric"
+
+
+class OverflowFix(StrEnum):
+    """Which weights are held to 7 bits, against saturation where the processor adds two products in 16 bits."""
+
+    ENABLE = "enable"
+    FIRST_LAYER = "first_layer_only"
+    DISABLE = "disable"
+
+
+class QuantizerPropagationRule(StrEnum):
+    """What becomes of the quantizers of one tensor whose readers want different ones."""
+
+    DO_NOT_MERGE_BRANCHES = "do_not_merge_branches"  # each reader has its own
+    MERGE_IF_ALL_BRANCHES_SAME = "merge_if_all_branches_same"  # readers that want the same share it
+    MERGE_WITH_POTENTIAL_REQUANTIZATION = "merge_with_potential_requantization"  # as above, behind a common one
+    MERGE_ALL_IN_ONE = "merge_all_in_one"  # one that suits all
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationParameters:
+    """How a class of tensors is quantized; None leaves it to the preset and the target.
+
+    Attributes:
+      num_bits: width of the integers, 2 to 16; those between ONNX's types are kept in the next wider one.
+      mode: "symmetric" or "asymmetric".
+      signedness_to_force: whether the integers are signed. A symmetric range of signed integers has zero in the middle, even if
+        nothing is negative.
+      per_channel: one scale for each channel, or one for the tensor.
+      narrow_range: whether the lowest level is left out (-128 of int8).
+    """
+
+    num_bits: int | None = None
+    mode: QuantizationScheme | str | None = None
+    signedness_to_force: bool | None = None
+    per_channel: bool | None = None
+    narrow_range: bool | None = None
+
+    def __post_init__(self) -> None:
+        bits = self.num_bits
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
+            raise ConfigError(f"num_bits = {bits!r}; expected an integer from 2 to 16")
+        if self.mode is not None:
+            object.__setattr__(self, "mode", member(QuantizationScheme, "mode", self.mode))
+        for key in ("signedness_to_force", "per_channel", "narrow_range"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, bool):
+                raise ConfigError(f"{key} = {value!r}; expected True, False or None")
+
+    def __or__(self, other: QuantizationParameters | None) -> QuantizationParameters:
+        """These, with what `other` sets set."""
+        if other is None:
+            return self
+        given = {each.name: getattr(other, each.name) for each in fields(other)}
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """How the nodes that an entry selects are quantized, where that differs from the others.
+
+    Attributes:
+      names, patterns, types: which nodes, as in `IgnoredScope`.
+      weights, activations: how their weights, and their inputs that are made when the model runs.
+    """
+
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    weights: QuantizationParameters | None = None
+    activations: QuantizationParameters | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("names", "patterns", "types"):
+            object.__setattr__(self, key, as_tuple(getattr(self, key)))
+        for pattern in self.patterns:
+            check_pattern(pattern, "override pattern")
+        if not (self.names or self.patterns or self.types):
+            raise ConfigError("an override selects nothing; give it names, patterns or types")
+        if self.weights is None and self.activations is None:
+            raise ConfigError("an override changes nothing; give it weights or activations")
+
+    def select(self, graph: Graph, where: str = "overrides") -> frozenset[str]:
+        """The names of the nodes that it is about.
+
+        Raises:
+          ConfigError: an entry matches no node.
+        """
+        nodes = [node for _, node in graph.walk()]
+        hits: set[str] = set()
+        for message, found in by_name(where, nodes, self.names, self.patterns, self.types):
+            if found is None:
+                raise ConfigError(message)
+            hits |= found
+        return frozenset(hits)
+
+
+def member(kind: Any, key: str, value: Any) -> Any:
+    """The member of an enumeration, from itself or its value.
+
+    Raises:
+      ConfigError: there is none; the message names those there are.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = [each.value for each in kind]
+        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
+
+
+def type_name(grid: IntType) -> str:
+    """The ONNX type that the integers are kept in: int8 for 5 to 8 bits."""
+    bits = next(each for each in STORAGE_BITS if grid.bits <= each)
+    return f"{'' if grid.signed else 'u'}int{bits}"
+
+
+def scheme_for(target: Target, role: Role, wanted: QuantizationParameters, *, symmetric: bool = True) -> Scheme:
+    """The scheme of activations or weights of a target, per tensor; the axis is a matter of the operator.
+
+    Args:
+      target: whose table gives the defaults and says what is allowed.
+      role: "activations" or "weights".
+      wanted: what was asked for.
+      symmetric: what a mode of None means.
+
+    Raises:
+      ConfigError: the target does not take it. The message starts with the path, e.g. `weights.num_bits`.
+    """
+    weights = role == "weights"
+    modes = target.weight_modes if weights else target.activation_modes
+    mode = wanted.mode or (QuantizationScheme.SYMMETRIC if symmetric or len(modes) == 1 else "asymmetric")
+    if mode not in modes:
+        raise ConfigError(f"{role}.mode = {str(mode)!r}; target {target.name!r} takes {', '.join(sorted(modes))} only")
+    if wanted.per_channel and not takes_channels(target, role, str(mode)):
+        raise ConfigError(
+            f"{role}.per_channel = True; target {target.name!r} has one scale for each tensor only, for {mode} {role}"
+        )
+    grid = target.weight if weights else target.activation
+    allowed = target.weight_types if weights else target.activation_types
+    bits = wanted.num_bits or grid.bits
+    signed = grid.signed if wanted.signedness_to_force is None else wanted.signedness_to_force
+    if weights and mode == "asymmetric" and wanted.signedness_to_force is None and "uint8" in allowed:
+        signed = False
+    narrow = grid.narrow and mode == "symmetric" if wanted.narrow_range is None else wanted.narrow_range
+    chosen = IntType(bits, signed, narrow)
+    if type_name(chosen) not in allowed:
+        integers = sorted((name for name in allowed if "int" in name), key=lambda name: (len(name), name))
+        key, value = ("num_bits", bits) if wanted.num_bits else ("signedness_to_force", signed)
+        raise ConfigError(
+            f"{role}.{key} = {value!r} needs {type_name(chosen)}, which target {target.name!r} does not take; "
+            f"it takes {', '.join(integers)}"
+        )
+    centered = target.centered or (wanted.signedness_to_force is True and not weights)
+    return Scheme(chosen, mode == "symmetric", centered=centered and mode == "symmetric")
+
+
+def takes_channels(target: Target, role: Role, mode: str) -> bool:
+    """Whether the target has any kernel with one scale for each channel of such tensors."""
+    if role == "activations":
+        return any(rule.activation_axis is not None for rule in target.rules.values())
+    return target.per_channel if mode == "symmetric" else target.asymmetric_per_channel
+
+
+def rule_for(target: Target, op: str, *, depthwise: bool = False) -> Rule | None:
+    """The target's rule for an operator; that of depthwise convolutions where they have one of their own."""
+    if depthwise and "DepthwiseConv" in target.rules:
+        return target.rules["DepthwiseConv"]
+    return target.rules.get(op)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for, node by node, checked against the target."""
+
+    target: Target
+    symmetric: bool
+    activations: QuantizationParameters
+    weights: QuantizationParameters
+    nodes: Mapping[str, tuple[QuantizationParameters, QuantizationParameters]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        target: Target,
+        symmetric: bool,
+        activations: QuantizationParameters | None,
+        weights: QuantizationParameters | None,
+        overrides: Sequence[Override],
+    ) -> Wishes:
+        """The wishes for the nodes of a graph; later overrides win.
+
+        Raises:
+          ConfigError: the target does not take one of them, or an override selects nothing; the message starts with the path.
+        """
+        common = (activations or QuantizationParameters(), weights or QuantizationParameters())
+        nodes: dict[str, tuple[QuantizationParameters, QuantizationParameters]] = {}
+        wishes = cls(target, symmetric, *common)
+        wishes.check(*common, where="")
+        for number, override in enumerate(overrides):
+            where = f"overrides[{number}]"
+            for name in override.select(graph, where):
+                before = nodes.get(name, common)
+                nodes[name] = (before[0] | override.activations, before[1] | override.weights)
+                wishes.check(*nodes[name], where=f"{where}.")
+        return replace(wishes, nodes=nodes)
+
+    def check(self, activations: QuantizationParameters, weights: QuantizationParameters, *, where: str) -> None:
+        """Refuses what the target does not take; the message starts with `where`."""
+        try:
+            scheme_for(self.target, "activations", activations, symmetric=self.symmetric)
+            scheme_for(self.target, "weights", weights)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
+
+    def default(self) -> Scheme:
+        """The scheme of activations that nobody has a wish for."""
+        return scheme_for(self.target, "activations", self.activations, symmetric=self.symmetric)
+
+    def activation(self, name: str, axis: int | None, *, symmetric: bool = False) -> Scheme:
+        """How a node wants its activations; `axis` is that of its channels if it takes one scale for each."""
+        wanted = self.nodes.get(name, (self.activations, self.weights))[0]
+        scheme = scheme_for(self.target, "activations", wanted, symmetric=self.symmetric)
+        per_channel = axis is not None and wanted.per_channel is not False
+        granularity = PerAxis(axis) if per_channel and axis is not None else PerTensor()
+        return replace(scheme, granularity=granularity, symmetric=scheme.symmetric or symmetric)
+
+    def weight(self, name: str, axis: int | None) -> Scheme:
+        """How a node wants a weight; `axis` is that of its channels if it has any."""
+        wanted = self.nodes.get(name, (self.activations, self.weights))[1]
+        scheme = scheme_for(self.target, "weights", wanted)
+        mode = "symmetric" if scheme.symmetric else "asymmetric"
+        per_channel = wanted.per_channel is not False and takes_channels(self.target, "weights", mode)
+        return replace(scheme, granularity=PerAxis(axis) if per_channel and axis is not None else PerTensor())
+
+
+def common_scheme(schemes: Sequence[Scheme], *, channels: bool = True) -> Scheme:
+    """The scheme that suits all: the widest integers; symmetric if one must be; one scale unless all have the same axis."""
+    widest = max((scheme.grid for scheme in schemes), key=lambda grid: grid.bits)
+    axes = {scheme.granularity for scheme in schemes}
+    return Scheme(
+        replace(widest, narrow=all(scheme.grid.narrow for scheme in schemes)),
+        any(scheme.symmetric for scheme in schemes),
+        axes.pop() if len(axes) == 1 and channels else PerTensor(),
+        any(scheme.centered for scheme in schemes),
+    )
