@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from jaxq.errors import ConfigError, did_you_mean
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
@@ -197,11 +199,41 @@ class QuantizeOptions:
         """Whether it is a transformer; None: look."""
         return None if self.model_type is None else self.model_type == ModelType.TRANSFORMER
 
-    def with_target_defaults(self) -> QuantizeOptions:
-        """The same with the preset that the target has if none is given."""
-        from dataclasses import replace
+    @property
+    def resolved_preset(self) -> Preset:
+        """The preset; that of the target where none is given."""
+        return Preset(self.preset or self.target.default_preset)
 
-        return replace(self, preset=self.preset or self.target.default_preset)
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `jaxq.quantize` that give these options."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain values for JSON."""
+        return plain(self)
+
+
+def plain(value: Any) -> Any:
+    """Options as values for JSON: enumerations by value, estimators by name, of dataclasses what differs from the defaults."""
+    if isinstance(value, RangeEstimatorParameters):
+        named = {each: name for name, each in RangeEstimatorParametersSet.items()}
+        if value in named:
+            return named[value]
+    if is_dataclass(value):
+        found = {each.name: getattr(value, each.name) for each in fields(value)}
+        defaults = {each.name: _default(each) for each in fields(value)}
+        return {key: plain(each) for key, each in found.items() if each != defaults[key]}
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default_factory() if each.default_factory is not MISSING else each.default
 
 
 def check_target(key: str, value: object) -> None:

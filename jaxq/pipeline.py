@@ -1,0 +1,158 @@
+"""What `jaxq.quantize` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
+from jaxq.algorithms.calibration import Calibration, IntegerBiases
+from jaxq.algorithms.equalization import Equalization
+from jaxq.collect import tensor_shapes
+from jaxq.data.samples import Samples
+from jaxq.errors import ModelError
+from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.fusion import add_missing_biases, fuse
+from jaxq.graph import Graph
+from jaxq.model import Model, split_static
+from jaxq.onnx_import import Source, load
+from jaxq.options import Preset, QuantizeOptions
+from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.schemes import QuantizationParameters
+
+ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
+WEIGHTS = RangeEstimatorParametersSet.MINMAX
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model with the plan of its quantizers, and the data to calibrate them with.
+
+    Attributes:
+      model: in float, rewritten for quantization; its graph is that of the plan.
+      graph: the same before any tensor got a second name for quantized readers.
+      dtypes: of every tensor that is made when it runs.
+      ignored: names of the nodes that the user keeps in float.
+    """
+
+    model: Model
+    graph: Graph
+    plan: Plan
+    dtypes: Mapping[str, str]
+    data: Samples
+    options: QuantizeOptions
+    ignored: frozenset[str]
+
+    def place(self, ignored: Iterable[str] = ()) -> Plan:
+        """The plan when more nodes stay in float."""
+        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(ignored))
+
+    def preserving(self) -> list[Algorithm]:
+        """The steps that leave the function of the float model as it is."""
+        advanced = self.options.advanced_parameters
+        return [] if advanced.disable_equalization else [Equalization(quantized=frozenset(self.plan.activations))]
+
+    def calibration(self, estimator: RangeEstimatorParameters | None = None) -> Calibration:
+        """The step that sets the quantizers of activations and weights; with another estimator of activations, if one is given."""
+        advanced = self.options.advanced_parameters
+        return Calibration(
+            plan=self.plan,
+            activations=estimator or advanced.activations_range_estimator_params or ACTIVATIONS,
+            weights=advanced.weights_range_estimator_params or WEIGHTS,
+        )
+
+    def correction(self) -> list[Algorithm]:
+        """The steps that move biases."""
+        advanced = self.options.advanced_parameters
+        if advanced.disable_bias_correction:
+            return []
+        return [BiasCorrection(sites=bias_sites(self.plan.graph, self.model.params, self.plan.nodes))]
+
+    def steps(self) -> list[Algorithm]:
+        """All steps, in order."""
+        return [*self.preserving(), self.calibration(), *self.correction(), IntegerBiases(self.plan)]
+
+    def run(self) -> Model:
+        """The quantized model."""
+        return run_pipeline(self.steps(), self.model, self.data, self.options.batch_size)
+
+    def record(self, stacklevel: int) -> dict[str, str]:
+        """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
+        return self.data.record(stacklevel + 1) | {
+            "jaxq.options": json.dumps(self.options.to_dict(), sort_keys=True),
+            "jaxq.preset": str(self.options.resolved_preset),
+            "jaxq.target": self.options.target.name,
+            "jaxq.ignored": " ".join(sorted(self.ignored)),
+        }
+
+
+def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Prepared:
+    """Everything of `quantize` that comes before the first pass over the data; raises what `quantize` does."""
+    model = load(source)
+    refuse_quantized(model)
+    ignored = options.ignored_scope.select(model.graph)
+    graph, params = fuse(model.graph, model.params)
+    advanced = options.advanced_parameters
+    if not advanced.disable_bias_correction:
+        graph, params = add_missing_biases(graph, params)
+    model = model.replace(graph=graph, params=params)
+    samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    dtypes = tensor_dtypes(model, samples.first())
+    plan = place(graph, params, dtypes, options, ignored)
+    refuse_empty(plan, graph, options, ignored)
+    return Prepared(plan.prepare(model), graph, plan, dtypes, samples, options, ignored)
+
+
+def refuse_quantized(model: Model) -> None:
+    """Refuses a model that holds quantization operators or encodings: its float weights are gone."""
+    found = quantized_nodes(model.graph)
+    if found or model.encodings:
+        where = f"{found[0]} and {len(found) - 1} more" if found else "it has encodings"
+        raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
+
+
+def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:
+    """The dtype name of every tensor that is made when the model runs on the sample."""
+    static, inputs = split_static(model.graph, sample)
+    shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
+    return {name: shape.dtype.name for name, shape in shapes.items()}
+
+
+def place(
+    graph: Graph, params: Mapping[str, Any], dtypes: Mapping[str, str], options: QuantizeOptions, ignored: Iterable[str]
+) -> Plan:
+    """Where the quantizers go, by the options."""
+    advanced, target, preset = options.advanced_parameters, options.target, options.resolved_preset
+    weights = advanced.weights_quantization_params
+    if preset is Preset.ACCURACY and "asymmetric" in target.weight_modes:
+        weights = QuantizationParameters(mode="asymmetric") | weights
+    return place_quantizers(
+        graph,
+        params,
+        dtypes,
+        target,
+        symmetric=preset is Preset.PERFORMANCE,
+        ignored=ignored,
+        transformer=options.transformer,
+        activations=advanced.activations_quantization_params,
+        weights=weights,
+        overrides=advanced.overrides,
+        overflow_fix=advanced.overflow_fix,
+        quantize_outputs=advanced.quantize_outputs,
+        propagation=advanced.quantizer_propagation_rule,
+    )
+
+
+def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: Iterable[str]) -> None:
+    """Raises ModelError if the plan quantizes nothing."""
+    if not plan.nodes:
+        kinds = ", ".join(sorted({node.op for _, node in graph.walk()}))
+        raise ModelError(
+            f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
+            f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
+        )
