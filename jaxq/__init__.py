@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.data import Dataset
     from jaxq.errors import (
         CalibrationError,
@@ -33,6 +32,13 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UnsupportedOpError,
     )
+    from jaxq.estimators import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
     from jaxq.flax_module import from_flax, to_flax
     from jaxq.model import Model
     from jaxq.onnx_export import save
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
     from jaxq.verify import verify
 
 _HOME = {
+    "AggregatorType": "estimators",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Dataset": "data",
@@ -57,8 +64,11 @@ _HOME = {
     "ModelType": "quantize",
     "Preset": "quantize",
     "QuantParams": "quantizer",
-    "RangeEstimator": "algorithms.calibration",
+    "RangeEstimatorParameters": "estimators",
+    "RangeEstimatorParametersSet": "estimators",
     "RuntimeMissingError": "errors",
+    "StatisticsCollectorParameters": "estimators",
+    "StatisticsType": "estimators",
     "UnsupportedOpError": "errors",
     "from_flax": "flax_module",
     "load": "onnx_import",
@@ -69,6 +79,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AggregatorType",
     "CalibrationError",
     "ConfigError",
     "Dataset",
@@ -83,8 +94,11 @@ __all__ = [
     "ModelType",
     "Preset",
     "QuantParams",
-    "RangeEstimator",
+    "RangeEstimatorParameters",
+    "RangeEstimatorParametersSet",
     "RuntimeMissingError",
+    "StatisticsCollectorParameters",
+    "StatisticsType",
     "UnsupportedOpError",
     "from_flax",
     "load",
