@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.data import Dataset
     from jaxq.errors import (
         CalibrationError,
@@ -33,42 +32,87 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UnsupportedOpError,
     )
+    from jaxq.estimators import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
     from jaxq.flax_module import from_flax, to_flax
     from jaxq.model import Model
     from jaxq.onnx_export import save
     from jaxq.onnx_import import load
-    from jaxq.placement import IgnoredScope
-    from jaxq.quantize import ModelType, Preset, quantize
+    from jaxq.options import (
+        AdvancedBiasCorrectionParameters,
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        ModelType,
+        Preset,
+        QuantizeOptions,
+        TargetDevice,
+    )
+    from jaxq.quantize import quantize
     from jaxq.quantizer import QuantParams
+    from jaxq.run import run_config
+    from jaxq.schemes import (
+        OverflowFix,
+        Override,
+        QuantizationParameters,
+        QuantizationScheme,
+        QuantizerPropagationRule,
+    )
+    from jaxq.scope import IgnoredScope, Operation, Subgraph
     from jaxq.verify import verify
 
 _HOME = {
+    "AdvancedBiasCorrectionParameters": "options",
+    "AdvancedQuantizationParameters": "options",
+    "AdvancedSmoothQuantParameters": "options",
+    "AggregatorType": "estimators",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
     "DynamicShapeError": "errors",
-    "IgnoredScope": "placement",
+    "IgnoredScope": "scope",
     "InputError": "errors",
     "JaxqError": "errors",
     "JaxqWarning": "errors",
     "Model": "model",
     "ModelError": "errors",
-    "ModelType": "quantize",
-    "Preset": "quantize",
+    "ModelType": "options",
+    "Operation": "scope",
+    "OverflowFix": "schemes",
+    "Override": "schemes",
+    "Preset": "options",
     "QuantParams": "quantizer",
-    "RangeEstimator": "algorithms.calibration",
+    "QuantizationParameters": "schemes",
+    "QuantizationScheme": "schemes",
+    "QuantizeOptions": "options",
+    "QuantizerPropagationRule": "schemes",
+    "RangeEstimatorParameters": "estimators",
+    "RangeEstimatorParametersSet": "estimators",
     "RuntimeMissingError": "errors",
+    "StatisticsCollectorParameters": "estimators",
+    "StatisticsType": "estimators",
+    "Subgraph": "scope",
+    "TargetDevice": "options",
     "UnsupportedOpError": "errors",
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
+    "run_config": "run",
     "save": "onnx_export",
     "to_flax": "flax_module",
     "verify": "verify",
 }
 
 __all__ = [
+    "AdvancedBiasCorrectionParameters",
+    "AdvancedQuantizationParameters",
+    "AdvancedSmoothQuantParameters",
+    "AggregatorType",
     "CalibrationError",
     "ConfigError",
     "Dataset",
@@ -81,14 +125,27 @@ __all__ = [
     "Model",
     "ModelError",
     "ModelType",
+    "Operation",
+    "OverflowFix",
+    "Override",
     "Preset",
     "QuantParams",
-    "RangeEstimator",
+    "QuantizationParameters",
+    "QuantizationScheme",
+    "QuantizeOptions",
+    "QuantizerPropagationRule",
+    "RangeEstimatorParameters",
+    "RangeEstimatorParametersSet",
     "RuntimeMissingError",
+    "StatisticsCollectorParameters",
+    "StatisticsType",
+    "Subgraph",
+    "TargetDevice",
     "UnsupportedOpError",
     "from_flax",
     "load",
     "quantize",
+    "run_config",
     "save",
     "to_flax",
     "verify",
