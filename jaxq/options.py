@@ -179,7 +179,11 @@ class QuantizeOptions:
             _put(self, "preset", member(Preset, "preset", self.preset))
         if self.model_type is not None:
             _put(self, "model_type", member(ModelType, "model_type", self.model_type))
-        _put(self, "target_device", str(self.target_device) if isinstance(self.target_device, str) else self.target_device)
+        _put(
+            self,
+            "target_device",
+            str(self.target_device) if isinstance(self.target_device, str) else self.target_device,
+        )
         check_target("target_device", self.target_device)
         for key, least in (("subset_size", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,14 @@ class Prepared:
         return [] if advanced.disable_equalization else [Equalization(quantized=frozenset(self.plan.activations))]
 
     def calibration(self, estimator: RangeEstimatorParameters | None = None) -> Calibration:
-        """The step that sets the quantizers of activations and weights; with another estimator of activations, if one is given."""
+        """The step that sets the quantizers of activations and weights; `estimator` replaces that of the options."""
         advanced = self.options.advanced_parameters
         return Calibration(
             plan=self.plan,
-            activations=estimator or advanced.activations_range_estimator_params or ACTIVATIONS,
-            weights=advanced.weights_range_estimator_params or WEIGHTS,
+            activations=RangeEstimatorParametersSet.of(
+                estimator or advanced.activations_range_estimator_params or ACTIVATIONS
+            ),
+            weights=RangeEstimatorParametersSet.of(advanced.weights_range_estimator_params or WEIGHTS),
         )
 
     def correction(self) -> list[Algorithm]:
@@ -73,13 +75,13 @@ class Prepared:
             return []
         return [BiasCorrection(sites=bias_sites(self.plan.graph, self.model.params, self.plan.nodes))]
 
-    def steps(self) -> list[Algorithm]:
-        """All steps, in order."""
-        return [*self.preserving(), self.calibration(), *self.correction(), IntegerBiases(self.plan)]
-
-    def run(self) -> Model:
-        """The quantized model."""
-        return run_pipeline(self.steps(), self.model, self.data, self.options.batch_size)
+    def run(self, watch: Callable[[Model], None] | None = None) -> Model:
+        """The quantized model; `watch` is given the one whose biases are not corrected yet."""
+        batch_size, last = self.options.batch_size, IntegerBiases(self.plan)
+        model = run_pipeline([*self.preserving(), self.calibration()], self.model, self.data, batch_size)
+        if watch is not None:
+            watch(last.apply(model, {}))
+        return run_pipeline([*self.correction(), last], model, self.data, batch_size)
 
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
