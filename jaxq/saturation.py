@@ -14,7 +14,7 @@ from typing import Any
 from jaxq.graph import Graph
 from jaxq.patterns import is_depthwise
 from jaxq.plan import Plan, Weight
-from jaxq.quantizer import IntType
+from jaxq.quantizer import Grid, IntType
 from jaxq.schemes import OverflowFix
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -35,17 +35,21 @@ def hold_to_seven_bits(plan: Plan, params: Mapping[str, Any], fix: OverflowFix) 
     first = first_convolutions(plan.graph, params)
     held: set[str] = set()
     for _, node in plan.graph.walk():
-        groups = [plan.activations[name] for name in node.inputs if name in plan.activations]
-        bytes_only = bool(groups) and all(plan.schemes[group].grid.bits == 8 for group in groups)
+        schemes = [plan.schemes[plan.activations[name]] for name in node.inputs if name in plan.activations]
         applies = node.op in PRODUCTS if fix is OverflowFix.ENABLE else node.name in first
-        if node.name in plan.nodes and applies and bytes_only:
+        if node.name in plan.nodes and applies and schemes and all(is_byte(scheme.grid) for scheme in schemes):
             held.update(node.inputs)
     return tuple(
-        replace(weight, scheme=replace(weight.scheme, grid=IntType(7, weight.scheme.grid.signed)))
-        if weight.name in held and weight.scheme.grid.bits == 8 and weight.scheme.symmetric
+        replace(weight, scheme=replace(weight.scheme, grid=IntType(7)))
+        if weight.name in held and is_byte(weight.scheme.grid) and weight.scheme.symmetric
         else weight
         for weight in plan.weights
     )
+
+
+def is_byte(grid: Grid) -> bool:
+    """Whether the numbers are integers of 8 bits."""
+    return isinstance(grid, IntType) and grid.bits == 8
 
 
 def first_convolutions(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxq.errors import ConfigError, did_you_mean
 from jaxq.graph import Graph
-from jaxq.quantizer import IntType, PerAxis, PerTensor, Scheme
+from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.scope import as_tuple, by_name, check_pattern
 from jaxq.targets import Rule, Target
 
@@ -31,6 +31,13 @@ class OverflowFix(StrEnum):
     ENABLE = "enable"
     FIRST_LAYER = "first_layer_only"
     DISABLE = "disable"
+
+
+class FP8Type(StrEnum):
+    """The floating-point formats of 8 bits."""
+
+    E4M3 = "f8e4m3"
+    E5M2 = "f8e5m2"
 
 
 class QuantizerPropagationRule(StrEnum):
@@ -72,12 +79,34 @@ class QuantizationParameters:
             if value is not None and not isinstance(value, bool):
                 raise ConfigError(f"{key} = {value!r}; expected True, False or None")
 
-    def __or__(self, other: QuantizationParameters | None) -> QuantizationParameters:
-        """These, with what `other` sets set."""
-        if other is None:
-            return self
-        given = {each.name: getattr(other, each.name) for each in fields(other)}
-        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+@dataclass(frozen=True, kw_only=True)
+class FP8QuantizationParameters:
+    """A class of tensors is rounded to floating-point numbers of 8 bits.
+
+    Attributes:
+      destination_type: "f8e4m3" (448 at most, 3 bits of mantissa) or "f8e5m2" (57344 at most, 2 bits).
+      per_channel: one scale for each channel, or one for the tensor; None leaves it to the target.
+    """
+
+    destination_type: FP8Type | str = FP8Type.E4M3
+    per_channel: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "destination_type", member(FP8Type, "destination_type", self.destination_type))
+
+
+Parameters = QuantizationParameters | FP8QuantizationParameters
+
+
+def updated(common: Parameters, own: Parameters | None) -> Parameters:
+    """What is asked for in general, with what a node's own wishes set set."""
+    if own is None:
+        return common
+    if isinstance(own, FP8QuantizationParameters) or isinstance(common, FP8QuantizationParameters):
+        return own
+    given = {each.name: getattr(own, each.name) for each in fields(own)}
+    return replace(common, **{key: value for key, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +121,8 @@ class Override:
     names: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
-    weights: QuantizationParameters | None = None
-    activations: QuantizationParameters | None = None
+    weights: Parameters | None = None
+    activations: Parameters | None = None
 
     def __post_init__(self) -> None:
         for key in ("names", "patterns", "types"):
@@ -133,13 +162,15 @@ def member(kind: Any, key: str, value: Any) -> Any:
         raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
 
 
-def type_name(grid: IntType) -> str:
-    """The ONNX type that the integers are kept in: int8 for 5 to 8 bits."""
+def type_name(grid: Grid) -> str:
+    """The type that the numbers are kept in: int8 for 5 to 8 bits."""
+    if isinstance(grid, FloatType):
+        return grid.name
     bits = next(each for each in STORAGE_BITS if grid.bits <= each)
     return f"{'' if grid.signed else 'u'}int{bits}"
 
 
-def scheme_for(target: Target, role: Role, wanted: QuantizationParameters, *, symmetric: bool = True) -> Scheme:
+def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: bool = True) -> Scheme:
     """The scheme of activations or weights of a target, per tensor; the axis is a matter of the operator.
 
     Args:
@@ -151,32 +182,46 @@ def scheme_for(target: Target, role: Role, wanted: QuantizationParameters, *, sy
     Raises:
       ConfigError: the target does not take it. The message starts with the path, e.g. `weights.num_bits`.
     """
-    weights = role == "weights"
-    modes = target.weight_modes if weights else target.activation_modes
-    mode = wanted.mode or (QuantizationScheme.SYMMETRIC if symmetric or len(modes) == 1 else "asymmetric")
+    allowed = target.weight_types if role == "weights" else target.activation_types
+    if isinstance(wanted, FP8QuantizationParameters):
+        real = E4M3 if wanted.destination_type is FP8Type.E4M3 else E5M2
+        check_type(target, role, "destination_type", str(wanted.destination_type), real, allowed)
+        check_channels(target, role, wanted, "symmetric")
+        return Scheme(real, centered=True)
+    modes = target.weight_modes if role == "weights" else target.activation_modes
+    usual = "symmetric" if symmetric or "asymmetric" not in modes else "asymmetric"
+    mode = str(wanted.mode or usual)
     if mode not in modes:
-        raise ConfigError(f"{role}.mode = {str(mode)!r}; target {target.name!r} takes {', '.join(sorted(modes))} only")
-    if wanted.per_channel and not takes_channels(target, role, str(mode)):
+        raise ConfigError(f"{role}.mode = {mode!r}; target {target.name!r} takes {', '.join(sorted(modes))} only")
+    check_channels(target, role, wanted, mode)
+    grid = target.weight if role == "weights" else target.activation
+    signed = grid.signed if wanted.signedness_to_force is None else wanted.signedness_to_force
+    if role == "weights" and mode == "asymmetric" and wanted.signedness_to_force is None:
+        signed = "uint8" not in allowed
+    narrow = grid.narrow and mode == "symmetric" if wanted.narrow_range is None else wanted.narrow_range
+    chosen = IntType(wanted.num_bits or grid.bits, signed, narrow)
+    if wanted.num_bits:
+        check_type(target, role, "num_bits", wanted.num_bits, chosen, allowed)
+    check_type(target, role, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)
+    forced = wanted.signedness_to_force is True and role == "activations"
+    return Scheme(chosen, mode == "symmetric", centered=mode == "symmetric" and (target.centered or forced))
+
+
+def check_type(target: Target, role: Role, key: str, value: object, grid: Grid, allowed: frozenset[str]) -> None:
+    """Refuses a grid whose type the target does not read."""
+    if type_name(grid) not in allowed:
+        known = ", ".join(sorted(allowed, key=lambda name: ("float" in name, len(name), name)))
+        raise ConfigError(
+            f"{role}.{key} = {value!r} needs {type_name(grid)}, which target {target.name!r} does not take; it takes {known}"
+        )
+
+
+def check_channels(target: Target, role: Role, wanted: Parameters, mode: str) -> None:
+    """Refuses one scale for each channel where no kernel of the target has that."""
+    if wanted.per_channel and not takes_channels(target, role, mode):
         raise ConfigError(
             f"{role}.per_channel = True; target {target.name!r} has one scale for each tensor only, for {mode} {role}"
         )
-    grid = target.weight if weights else target.activation
-    allowed = target.weight_types if weights else target.activation_types
-    bits = wanted.num_bits or grid.bits
-    signed = grid.signed if wanted.signedness_to_force is None else wanted.signedness_to_force
-    if weights and mode == "asymmetric" and wanted.signedness_to_force is None and "uint8" in allowed:
-        signed = False
-    narrow = grid.narrow and mode == "symmetric" if wanted.narrow_range is None else wanted.narrow_range
-    chosen = IntType(bits, signed, narrow)
-    if type_name(chosen) not in allowed:
-        integers = sorted((name for name in allowed if "int" in name), key=lambda name: (len(name), name))
-        key, value = ("num_bits", bits) if wanted.num_bits else ("signedness_to_force", signed)
-        raise ConfigError(
-            f"{role}.{key} = {value!r} needs {type_name(chosen)}, which target {target.name!r} does not take; "
-            f"it takes {', '.join(integers)}"
-        )
-    centered = target.centered or (wanted.signedness_to_force is True and not weights)
-    return Scheme(chosen, mode == "symmetric", centered=centered and mode == "symmetric")
 
 
 def takes_channels(target: Target, role: Role, mode: str) -> bool:
@@ -199,9 +244,9 @@ class Wishes:
 
     target: Target
     symmetric: bool
-    activations: QuantizationParameters
-    weights: QuantizationParameters
-    nodes: Mapping[str, tuple[QuantizationParameters, QuantizationParameters]] = field(default_factory=dict)
+    activations: Parameters
+    weights: Parameters
+    nodes: Mapping[str, tuple[Parameters, Parameters]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -209,8 +254,8 @@ class Wishes:
         graph: Graph,
         target: Target,
         symmetric: bool,
-        activations: QuantizationParameters | None,
-        weights: QuantizationParameters | None,
+        activations: Parameters | None,
+        weights: Parameters | None,
         overrides: Sequence[Override],
     ) -> Wishes:
         """The wishes for the nodes of a graph; later overrides win.
@@ -218,19 +263,22 @@ class Wishes:
         Raises:
           ConfigError: the target does not take one of them, or an override selects nothing; the message starts with the path.
         """
-        common = (activations or QuantizationParameters(), weights or QuantizationParameters())
-        nodes: dict[str, tuple[QuantizationParameters, QuantizationParameters]] = {}
+        common: tuple[Parameters, Parameters] = (
+            activations or QuantizationParameters(),
+            weights or QuantizationParameters(),
+        )
+        nodes: dict[str, tuple[Parameters, Parameters]] = {}
         wishes = cls(target, symmetric, *common)
         wishes.check(*common, where="")
         for number, override in enumerate(overrides):
             where = f"overrides[{number}]"
             for name in override.select(graph, where):
                 before = nodes.get(name, common)
-                nodes[name] = (before[0] | override.activations, before[1] | override.weights)
+                nodes[name] = (updated(before[0], override.activations), updated(before[1], override.weights))
                 wishes.check(*nodes[name], where=f"{where}.")
         return replace(wishes, nodes=nodes)
 
-    def check(self, activations: QuantizationParameters, weights: QuantizationParameters, *, where: str) -> None:
+    def check(self, activations: Parameters, weights: Parameters, *, where: str) -> None:
         """Refuses what the target does not take; the message starts with `where`."""
         try:
             scheme_for(self.target, "activations", activations, symmetric=self.symmetric)
@@ -260,12 +308,20 @@ class Wishes:
 
 
 def common_scheme(schemes: Sequence[Scheme], *, channels: bool = True) -> Scheme:
-    """The scheme that suits all: the widest integers; symmetric if one must be; one scale unless all have the same axis."""
-    widest = max((scheme.grid for scheme in schemes), key=lambda grid: grid.bits)
+    """The scheme that suits all: the widest grid; symmetric if one must be; one scale unless all have the same axis."""
+    grid = max((scheme.grid for scheme in schemes), key=width)
+    if isinstance(grid, IntType):
+        narrow = all(isinstance(each.grid, IntType) and each.grid.narrow for each in schemes)
+        grid = replace(grid, narrow=narrow)
     axes = {scheme.granularity for scheme in schemes}
     return Scheme(
-        replace(widest, narrow=all(scheme.grid.narrow for scheme in schemes)),
+        grid,
         any(scheme.symmetric for scheme in schemes),
         axes.pop() if len(axes) == 1 and channels else PerTensor(),
         any(scheme.centered for scheme in schemes),
     )
+
+
+def width(grid: Grid) -> int:
+    """How many bits a number takes."""
+    return grid.bits if isinstance(grid, IntType) else 8

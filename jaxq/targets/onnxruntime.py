@@ -33,8 +33,8 @@ ONNXRUNTIME = Target(
     transformer_float=frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}),
     activation=IntType(8, signed=False),
     weight=IntType(8, narrow=True),
-    activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8e4m3fn", "float8e5m2"}),
-    weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "uint16", "float8e4m3fn", "float8e5m2"}),
+    activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
+    weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "uint16", "float8_e4m3fn", "float8_e5m2"}),
     weight_modes=frozenset({"symmetric", "asymmetric"}),
     default_preset="mixed",
 )

@@ -38,7 +38,7 @@ class Rule:
 class Target:
     """A runtime: its integer operators, and how it wants its numbers.
 
-    Types are ONNX's, by name (int8, uint16, float8e4m3fn ...). Whether something is allowed is asked of the table; nothing else
+    Types are ONNX's, by name (int8, uint16, float8_e4m3fn ...). Whether something is allowed is asked of the table; nothing else
     knows the name of a target.
 
     Attributes:
@@ -104,8 +104,8 @@ OPSET_OF: Mapping[str, int] = {
     "int8": 10,
     "uint8": 10,
     "int32": 10,
-    "float8e4m3fn": 19,
-    "float8e5m2": 19,
+    "float8_e4m3fn": 19,
+    "float8_e5m2": 19,
     "int16": 21,
     "uint16": 21,
     "int4": 21,
