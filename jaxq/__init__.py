@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     )
     from jaxq.quantize import quantize
     from jaxq.quantizer import QuantParams
-    from jaxq.run import run_config
+    from jaxq.run import RunResult, run_config
     from jaxq.schemes import (
+        FP8QuantizationParameters,
         OverflowFix,
         Override,
         QuantizationParameters,
@@ -75,6 +76,7 @@ _HOME = {
     "Dataset": "data",
     "DeviceError": "errors",
     "DynamicShapeError": "errors",
+    "FP8QuantizationParameters": "schemes",
     "IgnoredScope": "scope",
     "InputError": "errors",
     "JaxqError": "errors",
@@ -93,6 +95,7 @@ _HOME = {
     "QuantizerPropagationRule": "schemes",
     "RangeEstimatorParameters": "estimators",
     "RangeEstimatorParametersSet": "estimators",
+    "RunResult": "run",
     "RuntimeMissingError": "errors",
     "StatisticsCollectorParameters": "estimators",
     "StatisticsType": "estimators",
@@ -118,6 +121,7 @@ __all__ = [
     "Dataset",
     "DeviceError",
     "DynamicShapeError",
+    "FP8QuantizationParameters",
     "IgnoredScope",
     "InputError",
     "JaxqError",
@@ -136,6 +140,7 @@ __all__ = [
     "QuantizerPropagationRule",
     "RangeEstimatorParameters",
     "RangeEstimatorParametersSet",
+    "RunResult",
     "RuntimeMissingError",
     "StatisticsCollectorParameters",
     "StatisticsType",

@@ -18,11 +18,12 @@ from jaxq import progress
 from jaxq.commands.demo import demo
 from jaxq.commands.inspect import inspect
 from jaxq.commands.quantize import quantize
+from jaxq.commands.run import run
 from jaxq.commands.session import BAD_INPUT, INTERRUPTED
 from jaxq.commands.verify import verify
 from jaxq.errors import JaxqError
 
-COMMANDS = (quantize, inspect, verify, demo)  # in the order of `jaxq --help`
+COMMANDS = (quantize, run, inspect, verify, demo)  # in the order of `jaxq --help`
 
 app = typer.Typer(
     name="jaxq",

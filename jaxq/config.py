@@ -71,9 +71,7 @@ class Job(Strict):
 
     schema_: Annotated[str | None, pydantic.Field(alias="$schema")] = None
     model: str
-    data: Annotated[
-        DataOptions, pydantic.BeforeValidator(_source_alone, json_schema_input_type=str | DataOptions)
-    ]
+    data: Annotated[DataOptions, pydantic.BeforeValidator(_source_alone, json_schema_input_type=str | DataOptions)]
     name: str | None = None
     quantize: QuantizeOptions | None = QuantizeOptions()
     dump_intermediate_model: bool = False
@@ -82,7 +80,10 @@ class Job(Strict):
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as plain values for JSON; `read_job` reads it back."""
-        found: dict[str, Any] = {"model": self.model, "data": options_module.plain(self.data.model_dump(exclude_defaults=True))}
+        found: dict[str, Any] = {
+            "model": self.model,
+            "data": options_module.plain(self.data.model_dump(exclude_defaults=True)),
+        }
         if set(found["data"]) == {"source"}:
             found["data"] = self.data.source
         if self.data.images is not None:

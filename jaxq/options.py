@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import StrEnum
@@ -11,11 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
 from jaxq.errors import ConfigError, did_you_mean
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.schemes import OverflowFix, Override, QuantizationParameters, QuantizerPropagationRule
+from jaxq.schemes import (
+    FP8QuantizationParameters,
+    OverflowFix,
+    Override,
+    Parameters,
+    QuantizationParameters,
+    QuantizerPropagationRule,
+    scheme_for,
+)
 from jaxq.scope import IgnoredScope
 from jaxq.targets import TARGETS, Target
+
+
+def _put(owner: object, key: str, value: object) -> None:
+    """Sets an attribute of a frozen class, in its `__post_init__`."""
+    object.__setattr__(owner, key, value)
 
 
 class Preset(StrEnum):
@@ -38,8 +50,8 @@ class ModelType(StrEnum):
 class TargetDevice(StrEnum):
     """The devices of nncf and POT, as `target_device` takes them beside the names of `jaxq.targets`.
 
-    ANY and CPU stand for "onnxruntime"; GPU, NPU and CPU_SPR, which are Intel's, for "openvino". The target "any", in lower case, is
-    another one: what every runtime takes.
+    ANY and CPU stand for "onnxruntime"; GPU, NPU and CPU_SPR, which are Intel's, for "openvino". The target "any", in lower case,
+    is another one: what every runtime takes.
     """
 
     ANY = "ANY"
@@ -49,7 +61,13 @@ class TargetDevice(StrEnum):
     CPU_SPR = "CPU_SPR"
 
 
-DEVICES: Mapping[str, str] = {"ANY": "onnxruntime", "CPU": "onnxruntime", "GPU": "openvino", "NPU": "openvino", "CPU_SPR": "openvino"}  # fmt: skip
+DEVICES: Mapping[str, str] = {
+    "ANY": "onnxruntime",
+    "CPU": "onnxruntime",
+    "GPU": "openvino",
+    "NPU": "openvino",
+    "CPU_SPR": "openvino",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +140,8 @@ class AdvancedQuantizationParameters:
     disable_equalization: bool = False
     disable_bias_correction: bool = False
     batchwise_statistics: bool | None = None
-    activations_quantization_params: QuantizationParameters | None = None
-    weights_quantization_params: QuantizationParameters | None = None
+    activations_quantization_params: Parameters | None = None
+    weights_quantization_params: Parameters | None = None
     overrides: tuple[Override, ...] = ()
     quantizer_propagation_rule: QuantizerPropagationRule | str = QuantizerPropagationRule.MERGE_ALL_IN_ONE
     activations_range_estimator_params: RangeEstimatorParameters | str | None = None
@@ -148,8 +166,8 @@ class AdvancedQuantizationParameters:
         overrides = self.overrides
         _put(self, "overrides", (overrides,) if isinstance(overrides, Override) else tuple(overrides))
         kinds = {
-            "activations_quantization_params": (QuantizationParameters, type(None)),
-            "weights_quantization_params": (QuantizationParameters, type(None)),
+            "activations_quantization_params": (QuantizationParameters, FP8QuantizationParameters, type(None)),
+            "weights_quantization_params": (QuantizationParameters, FP8QuantizationParameters, type(None)),
             "bias_correction_params": AdvancedBiasCorrectionParameters,
             "smooth_quant_alphas": AdvancedSmoothQuantParameters,
             "backend_params": Mapping,
@@ -169,7 +187,7 @@ class QuantizeOptions:
     subset_size: int | None = 300
     fast_bias_correction: bool = True
     model_type: ModelType | str | None = None
-    ignored_scope: IgnoredScope = IgnoredScope()
+    ignored_scope: IgnoredScope = field(default_factory=IgnoredScope)
     advanced_parameters: AdvancedQuantizationParameters = AdvancedQuantizationParameters()
     seed: int = 0
     batch_size: int | None = None
@@ -192,6 +210,10 @@ class QuantizeOptions:
         check_booleans(self, "fast_bias_correction")
         check_kind("ignored_scope", self.ignored_scope, IgnoredScope, "e.g. IgnoredScope(names=['conv1'])")
         check_kind("advanced_parameters", self.advanced_parameters, AdvancedQuantizationParameters)
+        advanced, symmetric = self.advanced_parameters, self.resolved_preset is Preset.PERFORMANCE
+        activations = advanced.activations_quantization_params or QuantizationParameters()
+        scheme_for(self.target, "activations", activations, symmetric=symmetric)
+        scheme_for(self.target, "weights", advanced.weights_quantization_params or QuantizationParameters())
 
     @property
     def target(self) -> Target:
@@ -249,65 +271,3 @@ def check_target(key: str, value: object) -> None:
     known = [*sorted(TARGETS), *DEVICES]
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{key} = {value!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}")
-
-
-def check_integer(key: str, value: object, *, at_least: int) -> None:
-    """Refuses an option that is no integer (numpy's count too, booleans do not) or too small.
-
-    Raises:
-      ConfigError: the message shows the value and what was expected.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise ConfigError(f"{key} = {value!r}; expected an integer of at least {at_least}")
-
-
-def check_number(key: str, value: object, *, above: float | None = None) -> None:
-    """Refuses an option that is no finite number, or not above a limit.
-
-    Raises:
-      ConfigError: the message shows the value and what was expected.
-    """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or (above is not None and not value > above):  # type: ignore[operator]
-        limit = "" if above is None else f" above {above}"
-        raise ConfigError(f"{key} = {value!r}; expected a finite number{limit}")
-
-
-def check_booleans(owner: object, *keys: str) -> None:
-    """Refuses attributes that are not True or False.
-
-    Raises:
-      ConfigError: the message shows the value.
-    """
-    for key in keys:
-        if not isinstance(getattr(owner, key), bool):
-            raise ConfigError(f"{key} = {getattr(owner, key)!r}; expected True or False")
-
-
-def check_kind(key: str, value: object, kind: Any, example: str = "") -> None:
-    """Refuses an object of another class.
-
-    Raises:
-      ConfigError: the message names the class, and gives the example.
-    """
-    if not isinstance(value, kind):
-        wanted = kind[0] if isinstance(kind, tuple) else kind
-        article = "an" if wanted.__name__[0] in "AEIOU" else "a"
-        raise ConfigError(f"{key} = {value!r}; expected {article} {wanted.__name__}{', ' if example else ''}{example}")
-
-
-def member(kind: Any, key: str, value: object) -> Any:
-    """The member of an enumeration that `value` is or names.
-
-    Raises:
-      ConfigError: there is none; the message lists the values and gives the nearest.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        known = [each.value for each in kind]
-        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
-
-
-def _put(owner: object, key: str, value: object) -> None:
-    object.__setattr__(owner, key, value)

@@ -23,7 +23,7 @@ from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.placement import Plan, place_quantizers, quantized_nodes
-from jaxq.schemes import QuantizationParameters
+from jaxq.schemes import QuantizationParameters, updated
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -132,7 +132,7 @@ def place(
     advanced, target, preset = options.advanced_parameters, options.target, options.resolved_preset
     weights = advanced.weights_quantization_params
     if preset is Preset.ACCURACY and "asymmetric" in target.weight_modes:
-        weights = QuantizationParameters(mode="asymmetric") | weights
+        weights = updated(QuantizationParameters(mode="asymmetric"), weights)
     return place_quantizers(
         graph,
         params,

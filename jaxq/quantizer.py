@@ -59,18 +59,26 @@ def spread(parameter: Any, shape: tuple[int, ...]) -> Any:
 
 @dataclass(frozen=True)
 class IntType:
-    """An integer grid: `bits` wide, signed or not; `narrow` leaves out the lowest level (-128 of int8)."""
+    """An integer grid: `bits` wide, signed or not; `narrow` leaves out the lowest level (-128 of int8).
+
+    `levels` are the lowest and the highest integer, where these are others than the type's.
+    """
 
     bits: int
     signed: bool = True
     narrow: bool = False
+    levels: tuple[int, int] | None = None
 
     @property
     def qmin(self) -> int:
+        if self.levels is not None:
+            return self.levels[0]
         return (-(1 << (self.bits - 1)) if self.signed else 0) + self.narrow
 
     @property
     def qmax(self) -> int:
+        if self.levels is not None:
+            return self.levels[1]
         return (1 << (self.bits - self.signed)) - 1
 
 

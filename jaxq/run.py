@@ -65,7 +65,9 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
     wanted = job.quantize.subset_size if job.quantize else None
     if limit_key and wanted is not None and 0 < used < wanted:
         warnings.warn(
-            f"{path}: {limit_key} = {wanted}, but the data has {used} samples; all of them are used", JaxqWarning, stacklevel=2
+            f"{path}: {limit_key} = {wanted}, but the data has {used} samples; all of them are used",
+            JaxqWarning,
+            stacklevel=2,
         )
     report = {
         "config": os.fspath(path),

@@ -48,8 +48,8 @@ def hold_to_seven_bits(plan: Plan, params: Mapping[str, Any], fix: OverflowFix) 
 
 
 def is_byte(grid: Grid) -> bool:
-    """Whether the numbers are integers of 8 bits."""
-    return isinstance(grid, IntType) and grid.bits == 8
+    """Whether the numbers are integers of 8 bits, all of them."""
+    return isinstance(grid, IntType) and grid.bits == 8 and grid.levels is None
 
 
 def first_convolutions(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:

@@ -60,6 +60,8 @@ class QuantizationParameters:
         nothing is negative.
       per_channel: one scale for each channel, or one for the tensor.
       narrow_range: whether the lowest level is left out (-128 of int8).
+      level_low, level_high: the lowest and highest integer, as POT takes them: from -2**(bits-1) to 2**(bits-1) - 1, or from 0 to
+        2**bits - 1. What counts is how many there are: where the target's integers have the other sign, they are shifted.
     """
 
     num_bits: int | None = None
@@ -67,6 +69,8 @@ class QuantizationParameters:
     signedness_to_force: bool | None = None
     per_channel: bool | None = None
     narrow_range: bool | None = None
+    level_low: int | None = None
+    level_high: int | None = None
 
     def __post_init__(self) -> None:
         bits = self.num_bits
@@ -78,6 +82,40 @@ class QuantizationParameters:
             value = getattr(self, key)
             if value is not None and not isinstance(value, bool):
                 raise ConfigError(f"{key} = {value!r}; expected True, False or None")
+        for key in ("level_low", "level_high"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigError(f"{key} = {value!r}; expected an integer")
+        if self.level_low is not None or self.level_high is not None:
+            self.levels(bits or 8, signed=True)
+
+    def levels(self, bits: int, signed: bool) -> tuple[int, int] | None:
+        """The lowest and highest integer on a grid of that kind; None: all of its own.
+
+        Raises:
+          ConfigError: there are none, too many, or 0 is not among them.
+        """
+        if self.level_low is None and self.level_high is None:
+            return None
+        half = 1 << (bits - 1)
+        given_signed = self.level_low < 0 if self.level_low is not None else signed
+        low = self.level_low if self.level_low is not None else -half if given_signed else 0
+        high = self.level_high if self.level_high is not None else half - 1 if given_signed else 2 * half - 1
+        if low >= high:
+            raise ConfigError(
+                f"level_low = {low} is not below level_high = {high}; 8 bits have -128 to 127, or 0 to 255"
+            )
+        least, most = (-half, half - 1) if given_signed else (0, 2 * half - 1)
+        for key, value in (("level_low", low), ("level_high", high)):
+            if not least <= value <= most:
+                raise ConfigError(f"{key} = {value} does not fit {bits} bits, which go from {least} to {most}")
+        if high <= 0 or (self.mode == "symmetric" and low not in (0, -high, -high - 1)):
+            raise ConfigError(
+                f"level_low = {low} and level_high = {high} have no zero in their middle, as symmetric integers do; expected "
+                f"level_low {-high} or {-high - 1}, or 0 for what is never negative"
+            )
+        shift = half * (given_signed - signed)
+        return low + shift, high + shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +237,11 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
     if role == "weights" and mode == "asymmetric" and wanted.signedness_to_force is None:
         signed = "uint8" not in allowed
     narrow = grid.narrow and mode == "symmetric" if wanted.narrow_range is None else wanted.narrow_range
-    chosen = IntType(wanted.num_bits or grid.bits, signed, narrow)
+    bits = wanted.num_bits or grid.bits
+    try:
+        chosen = IntType(bits, signed, narrow, wanted.levels(bits, signed))
+    except ConfigError as error:
+        raise ConfigError(f"{role}.{error}") from None
     if wanted.num_bits:
         check_type(target, role, "num_bits", wanted.num_bits, chosen, allowed)
     check_type(target, role, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)

@@ -76,6 +76,18 @@ Color = Annotated[
 ]
 
 
+BatchAxis = Annotated[
+    str, typer.Option(metavar="NUMBER|none", help="The axis along which an item of the data holds samples.")
+]
+
+
+def axis_of(text: str) -> int | None:
+    """The axis that --batch-axis names."""
+    if text != "none" and not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither the number of an axis nor none", param_hint="'--batch-axis'")
+    return None if text == "none" else int(text)
+
+
 def image_options(resize: Any, crop: Any, mean: Any, std: Any, layout: str | None, color: str | None) -> ImageOptions:
     from jaxq.data import ImageOptions
 

@@ -11,6 +11,7 @@ import typer
 
 from jaxq.commands.options import (
     LARGEST_COUNT,
+    BatchAxis,
     Color,
     Crop,
     Data,
@@ -24,6 +25,7 @@ from jaxq.commands.options import (
     Std,
     Target,
     Verbose,
+    axis_of,
     image_options,
 )
 from jaxq.commands.session import bytes_of, check_outputs, session, write_json
@@ -36,10 +38,10 @@ def quantize(
         Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The file to write.", show_default=False)
     ],
     preset: Annotated[
-        Literal["performance", "mixed"] | None,
+        Literal["performance", "mixed", "accuracy"] | None,
         typer.Option(
-            metavar="performance|mixed",
-            help="Activations symmetric, or asymmetric.",
+            metavar="performance|mixed|accuracy",
+            help="Activations symmetric, or asymmetric; or weights too, where the target has that.",
             show_default="what costs the target nothing more",
         ),
     ] = None,
@@ -48,8 +50,11 @@ def quantize(
         int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
     ] = 300,
     range_estimator: Annotated[
-        Literal["mse", "mean_minmax", "minmax"],
-        typer.Option(metavar="mse|mean_minmax|minmax", help="How ranges of activations follow from the samples."),
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
+        ),
     ] = "mse",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")
@@ -65,9 +70,9 @@ def quantize(
         typer.Option(metavar="transformer", help="Kind of network.", show_default="found out"),
     ] = None,
     bias_correction: Annotated[
-        bool,
-        typer.Option("--bias-correction/--no-bias-correction", help="Correct the mean error that rounding causes."),
-    ] = True,
+        Literal["fast", "full", "off"],
+        typer.Option(metavar="fast|full|off", help="Correct the mean error that rounding causes."),
+    ] = "fast",
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
     batch_size: Annotated[
         int | None,
@@ -86,7 +91,11 @@ def quantize(
     std: Std = None,
     layout: Layout = None,
     color: Color = None,
+    batch_axis: BatchAxis = "0",
     json_path: JsonPath = None,
+    save_config: Annotated[
+        Path | None, typer.Option(metavar="CONFIG.json", help="Write what was asked for, for `jaxq run`.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page to look at.")] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -95,33 +104,43 @@ def quantize(
 
     It takes a few hundred samples, without labels.
     """
-    check_outputs({"-o": output, "--json": json_path, "--report": report}, {"MODEL": model, "--data": data})
+    outputs = {"-o": output, "--json": json_path, "--report": report, "--save-config": save_config}
+    check_outputs(outputs, {"MODEL": model, "--data": data})
     if report is not None:
         from jaxq.report import require_extra
 
         require_extra()
     with session(device=device, quiet=quiet, verbose=verbose):
-        from jaxq import IgnoredScope, load, save
+        from jaxq import config
         from jaxq.data import open_data
+        from jaxq.onnx_export import save
+        from jaxq.onnx_import import load
+        from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
         from jaxq.quantize import quantize
+        from jaxq.scope import IgnoredScope
 
         started = time.perf_counter()
-        loaded = load(model)
-        images = image_options(resize, crop, mean, std, layout, color)
-        quantized = quantize(
-            loaded,
-            open_data(data, loaded, limit=subset_size, images=images),
+        options = QuantizeOptions(
             preset=preset,
-            target=target,
+            target_device=target,
             subset_size=subset_size,
-            range_estimator=range_estimator,
-            bias_correction=bias_correction,
+            fast_bias_correction=bias_correction != "full",
             model_type=model_type,
             ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
+                disable_bias_correction=bias_correction == "off",
+            ),
             seed=seed,
             batch_size=batch_size,
         )
+        loaded, axis = load(model), axis_of(batch_axis)
+        images = image_options(resize, crop, mean, std, layout, color)
+        samples = open_data(data, loaded, limit=subset_size, images=images, batch_axis=axis)
+        quantized = quantize(loaded, samples, **options.arguments())
         save(quantized, output)
+        if save_config is not None:
+            config.write_job(config.of_call(model, data, options, images=images, batch_axis=axis), save_config)
         seconds = time.perf_counter() - started
     result = {
         "model": str(model),

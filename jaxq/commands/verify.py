@@ -8,6 +8,7 @@ import typer
 
 from jaxq.commands.options import (
     LARGEST_COUNT,
+    BatchAxis,
     Color,
     Crop,
     Data,
@@ -20,6 +21,7 @@ from jaxq.commands.options import (
     Resize,
     Std,
     Verbose,
+    axis_of,
     image_options,
 )
 from jaxq.commands.session import TARGET_MISSED, check_outputs, session, write_json
@@ -38,6 +40,7 @@ def verify(
     std: Std = None,
     layout: Layout = None,
     color: Color = None,
+    batch_axis: BatchAxis = "0",
     json_path: JsonPath = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -53,7 +56,9 @@ def verify(
         from jaxq.verify import verify
 
         images = image_options(resize, crop, mean, std, layout, color)
-        found = verify(model, open_data(data, load(model), limit=samples, images=images), samples=samples)
+        axis = axis_of(batch_axis)
+        opened = open_data(data, load(model), limit=samples, images=images, batch_axis=axis)
+        found = verify(model, opened, samples=samples)
     write_json(found.to_dict(), json_path)
     if not quiet and json_path != "-":
         print(found.table())

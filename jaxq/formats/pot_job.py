@@ -176,7 +176,9 @@ def _images(engine: Engine) -> ImageOptions | None:
     last = engine.data_source or ""
     if last.lower().endswith((".npz", ".npy")) or (":" in last and "/" not in last):
         if engine.central_fraction is not None or engine.layout is not None:
-            raise ConfigError("engine.central_fraction and engine.layout are for images, and engine.data_source names none")
+            raise ConfigError(
+                "engine.central_fraction and engine.layout are for images, and engine.data_source names none"
+            )
         return None
     layouts = {"CHW": "NCHW", "HWC": "NHWC", "NCHW": "NCHW", "NHWC": "NHWC"}
     layout = None if engine.layout is None else layouts.get(engine.layout.upper())
@@ -248,7 +250,9 @@ def at(where: str, make: Any, *values: Any, **options: Any) -> Any:
 def _device(name: str) -> str:
     known = ("ANY", "CPU", "GPU", "NPU", "VPU", "CPU_SPR")
     if name in UNKNOWN_DEVICES:
-        raise ConfigError(f"compression.target_device = {name!r}: the GNA has no runtime for ONNX files; known: {', '.join(known)}")
+        raise ConfigError(
+            f"compression.target_device = {name!r}: the GNA has no runtime for ONNX files; known: {', '.join(known)}"
+        )
     return DEVICES.get(name, name)
 
 
