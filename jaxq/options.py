@@ -33,7 +33,7 @@ def _put(owner: object, key: str, value: object) -> None:
 class Preset(StrEnum):
     """Which tensors may have a zero point of their own: none (performance), activations (mixed), or weights too (accuracy).
 
-    Weights are asymmetric only where the target can have them so; elsewhere "accuracy" is "mixed".
+    Weights are asymmetric only where the target takes a zero point for each channel; elsewhere "accuracy" is "mixed".
     """
 
     PERFORMANCE = "performance"

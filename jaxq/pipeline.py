@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,8 @@ class Prepared:
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
         return self.data.record(stacklevel + 1) | {
-            "jaxq.options": json.dumps(self.options.to_dict(), sort_keys=True),
+            # without the batch size, which changes nothing of the result
+            "jaxq.options": json.dumps(replace(self.options, batch_size=None).to_dict(), sort_keys=True),
             "jaxq.preset": str(self.options.resolved_preset),
             "jaxq.target": self.options.target.name,
             "jaxq.ignored": " ".join(sorted(self.ignored)),
@@ -131,7 +132,7 @@ def place(
     """Where the quantizers go, by the options."""
     advanced, target, preset = options.advanced_parameters, options.target, options.resolved_preset
     weights = advanced.weights_quantization_params
-    if preset is Preset.ACCURACY and "asymmetric" in target.weight_modes:
+    if preset is Preset.ACCURACY and target.asymmetric_per_channel:
         weights = updated(QuantizationParameters(mode="asymmetric"), weights)
     return place_quantizers(
         graph,

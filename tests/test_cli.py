@@ -73,7 +73,7 @@ def test_json_on_standard_output_is_all_that_stands_there(digits, tmp_path, caps
     assert result["float_bytes"] > result["quantized_bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert result["metadata"]["jaxq.preset"] == "performance"
     assert result["metadata"]["jaxq.ignored"] == "classifier"
-    assert result["metadata"]["jaxq.seed"] == "7"
+    assert json.loads(result["metadata"]["jaxq.options"])["seed"] == 7
     assert result["metadata"]["jaxq.calibration_samples"] == "12"
 
 
@@ -303,7 +303,7 @@ BAD_USE = {
     "ignored pattern": (["--ignore-pattern", "nothing.*"], "matches no node"),
     "no pattern": (["--ignore-pattern", "stem/("], "is not a regular expression"),
     "target": (["--target", "onnxrutime"], "did you mean 'onnxruntime'"),
-    "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed'"),
+    "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed', 'accuracy'"),
     "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
     "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxq.ops import table
-from jaxq.quantize import Preset
+from jaxq.options import Preset
 from jaxq.quantizer import IntType
 from jaxq.targets import ONNXRUNTIME, TARGETS
 

@@ -17,6 +17,7 @@ from jaxq.graph import Graph
 from jaxq.model import Model
 from jaxq.observers import Extremes, Histogram
 from jaxq.onnx_import import load
+from jaxq.options import AdvancedQuantizationParameters
 from jaxq.placement import Bias, Plan, Weight
 from jaxq.quantize import quantize
 from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme, fake_quantize
@@ -26,6 +27,8 @@ FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
 UINT8, WEIGHT = IntType(8, signed=False), IntType(8, narrow=True)
 ASYMMETRIC = Scheme(UINT8, symmetric=False)
 ESTIMATORS = dict(Estimators.items())
+MINMAX = AdvancedQuantizationParameters(activations_range_estimator_params="minmax")
+UNCORRECTED = AdvancedQuantizationParameters(disable_bias_correction=True)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +188,7 @@ def test_a_weight_of_zeros_has_a_scale():
 
 
 def test_a_group_of_a_network_has_one_quantizer():
-    encodings = quantize(shuffle_network(), samples("shuffle", 12), range_estimator="minmax").encodings
+    encodings = quantize(shuffle_network(), samples("shuffle", 12), advanced_parameters=MINMAX).encodings
     group = [encodings[name] for name in ("left.relu", "right.relu", "both", "groups", "swapped", "shuffled")]
     assert {(float(each.scale), int(each.zero_point)) for each in group} == {
         (float(group[0].scale), int(group[0].zero_point))
@@ -253,6 +256,6 @@ def test_a_channel_of_next_to_no_weight_keeps_its_bias():
     weight[0] *= 1e-12
     bias[0] = 3.0
     model = model.replace(params={**model.params, "left.weight": weight, "left.bias": bias})
-    simulated = quantize(model, samples("shuffle", 12), bias_correction=False)
+    simulated = quantize(model, samples("shuffle", 12), advanced_parameters=UNCORRECTED)
     x = smooth(4, 3, 8, 8)
     np.testing.assert_allclose(simulated([x])["scores"], model([x])["scores"], atol=0.1)
