@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -25,7 +24,7 @@ from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
-from jaxq.quantizer import QuantParams, quantize
+from jaxq.quantizer import QuantParams, quantize_array
 from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
@@ -173,9 +172,7 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype = storage_dtype(each)
         operands, attributes = self.operands(name, dtype)
-        self.params[self.name(name, "quantized")] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(
-            dtype
-        )
+        self.params[self.name(name, "quantized")] = quantize_array(np.asarray(value), each).astype(dtype)
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(
