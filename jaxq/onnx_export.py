@@ -25,7 +25,7 @@ from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
-from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize_array
 from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
@@ -216,9 +216,7 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype, _ = storage(each)
         operands, attributes = self.operands(name, dtype, np.shape(value))
-        self.params[self.name(name, "quantized")] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(
-            dtype
-        )
+        self.params[self.name(name, "quantized")] = quantize_array(np.asarray(value), each).astype(dtype)
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(

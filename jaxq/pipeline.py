@@ -13,6 +13,7 @@ from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
 from jaxq.algorithms.calibration import Calibration, IntegerBiases
 from jaxq.algorithms.equalization import Equalization
+from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.collect import tensor_shapes
 from jaxq.data.samples import Samples
 from jaxq.errors import ModelError
@@ -20,6 +21,7 @@ from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSe
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.graph import Graph
 from jaxq.model import Model, split_static
+from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.placement import Plan, place_quantizers, quantized_nodes
@@ -70,18 +72,24 @@ class Prepared:
 
     def correction(self) -> list[Algorithm]:
         """The steps that move biases."""
-        advanced = self.options.advanced_parameters
+        advanced, nodes = self.options.advanced_parameters, self.plan.nodes
         if advanced.disable_bias_correction:
             return []
-        return [BiasCorrection(sites=bias_sites(self.plan.graph, self.model.params, self.plan.nodes))]
+        chosen = advanced.bias_correction_params
+        if chosen.apply_for_all_nodes:
+            nodes = tuple(node.name for _, node in self.plan.graph.walk())
+        if self.options.fast_bias_correction:
+            return [FastBiasCorrection(nodes=nodes, **given(threshold=chosen.threshold))]
+        sites = bias_sites(self.plan.graph, self.model.params, nodes)
+        return [BiasCorrection(sites=sites, **given(threshold=chosen.threshold))]
 
     def run(self, watch: Callable[[Model], None] | None = None) -> Model:
         """The quantized model; `watch` is given the one whose biases are not corrected yet."""
-        batch_size, last = self.options.batch_size, IntegerBiases(self.plan)
-        model = run_pipeline([*self.preserving(), self.calibration()], self.model, self.data, batch_size)
-        if watch is not None:
-            watch(last.apply(model, {}))
-        return run_pipeline([*self.correction(), last], model, self.data, batch_size)
+        last = IntegerBiases(self.plan)
+        watching = () if watch is None else (Watch(last, watch),)
+        # One pass over the data from calibration on: bias correction looks at the float model, too.
+        together = (self.calibration(), *watching, *self.correction(), last)
+        return run_pipeline([*self.preserving(), together], self.model, self.data, self.options.batch_size)
 
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
@@ -92,6 +100,26 @@ class Prepared:
             "jaxq.target": self.options.target.name,
             "jaxq.ignored": " ".join(sorted(self.ignored)),
         }
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A step that changes nothing: it shows somebody what the model would be if `last` came now."""
+
+    last: Algorithm
+    show: Callable[[Model], None]
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {}
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.show(self.last.apply(model, {}, samples))
+        return model
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None: for the others the algorithm has its own default."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Prepared:

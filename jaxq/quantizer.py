@@ -209,3 +209,21 @@ def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     """x on the quantizer's grid, in x's own dtype; x itself where the quantizer is off."""
     rounded = dequantize(quantize(x.astype(jnp.float32), params), params).astype(x.dtype)
     return jnp.where(params.enabled, rounded, x)
+
+
+def quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
+    """`quantize` of a weight, in numpy: the same integers as float32 values, with nothing to compile for each shape."""
+    if params.mantissa is not None:  # floating-point grids are rare: no second version of them
+        return np.asarray(quantize(jnp.asarray(x, jnp.float32), params))
+    with np.errstate(all="ignore"):
+        shifted = np.round(np.asarray(x, np.float32) / spread(np.asarray(params.scale, np.float32), x.shape))
+    shifted += spread(np.asarray(params.zero_point, np.float32), x.shape)
+    return np.clip(shifted, np.float32(params.qmin), np.float32(params.qmax))
+
+
+def fake_quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
+    """`fake_quantize` of a weight, in numpy."""
+    if not np.asarray(params.enabled):
+        return x
+    q = quantize_array(x, params) - spread(np.asarray(params.zero_point, np.float32), x.shape)
+    return (q * spread(np.asarray(params.scale, np.float32), x.shape)).astype(x.dtype)

@@ -54,9 +54,11 @@ class Equalization:
 
     Args:
       quantized: the names of the quantized activations.
+      samples: how many samples the extremes are taken from. Factors need no more: the ranges themselves are found later.
     """
 
     quantized: frozenset[str]
+    samples: int = 64
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {pair.before.outputs[0]: channel_extremes(pair.channels, 1) for pair in self.pairs(model)}

@@ -18,7 +18,7 @@ FEW_SAMPLES = 10  # fewer are warned of
 
 
 class Samples:
-    """The first `limit` calibration samples, as often as they are asked for; checked and hashed on the first pass.
+    """The first `limit` calibration samples, as often as they are asked for; checked and hashed on the first full pass.
 
     Args:
       model: its inputs say what a sample looks like.
@@ -38,10 +38,14 @@ class Samples:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         if self.hashed is None:
-            self.check = DataCheck(self._samples())
-            self.hashed = Hashed(self.check)
-            return track(self.hashed, "calibrating")  # how many there are is not known yet
+            return track(self._first_pass(), "calibrating")  # how many there are is not known yet
         return track(self._samples(), "calibrating", self.hashed.count)
+
+    def _first_pass(self) -> Iterator[Mapping[str, Any]]:
+        check = DataCheck(self._samples())
+        hashed = Hashed(check)
+        yield from hashed
+        self.check, self.hashed = check, hashed  # a pass that was broken off has not seen them all
 
     def first(self) -> Mapping[str, Any]:
         """The first sample, without a pass over the others."""
