@@ -20,6 +20,7 @@ import pydantic
 from jaxq import options as options_module
 from jaxq.data import ImageOptions
 from jaxq.errors import ConfigError
+from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.files import write_text
 from jaxq.formats.json_text import parse_json, read_json
 from jaxq.formats.validation import validated
@@ -168,8 +169,17 @@ def options_of(settings: Iterable[str]) -> QuantizeOptions:
 def schema() -> dict[str, Any]:
     """The JSON schema of the format, for editors: they complete keys and show what each of them means."""
     made = Job.model_json_schema(by_alias=True)
+    enumerations = {f"#/$defs/{name}" for name, each in made["$defs"].items() if "enum" in each}
     for definition in (made, *made["$defs"].values()):
         _describe(definition)
+        for each in definition.get("properties", {}).values():
+            members = each.get("anyOf", [])
+            if enumerations.intersection(member.get("$ref", "") for member in members):
+                each["anyOf"] = [member for member in members if member != {"type": "string"}]
+    named = made["$defs"]["AdvancedQuantizationParameters"]["properties"]
+    for key in ("activations_range_estimator_params", "weights_range_estimator_params"):
+        names = {"enum": [name for name, _ in RangeEstimatorParametersSet.items()]}
+        named[key]["anyOf"] = [names if each == {"type": "string"} else each for each in named[key]["anyOf"]]
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     made["title"] = "jaxq configuration"
     return made

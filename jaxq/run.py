@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
       ModelError, CalibrationError, InputError: as `jaxq.quantize`.
     """
     start = time.perf_counter()
-    job, limit_key = read_any(path)
+    job, places = read_any(path)
     source = Path(job.model)
     name = job.name or source.stem
     file = None
@@ -60,15 +62,16 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
         check_writable(file)
         if file.resolve() == source.resolve():
             raise ConfigError(f"the result would replace the model itself, {str(source)!r}; name another folder")
-    model = run_job(job, file.with_suffix(".intermediate.onnx") if file else None)
+    try:
+        model = run_job(job, file.with_suffix(".intermediate.onnx") if file else None)
+    except ConfigError as error:
+        place = next((f" {place}:" for word, place in places.items() if str(error).startswith(word)), "")
+        raise ConfigError(f"{path}:{place} {error}") from error
     used = int(model.metadata.get("jaxq.calibration_samples", 0))
     wanted = job.quantize.subset_size if job.quantize else None
-    if limit_key and wanted is not None and 0 < used < wanted:
-        warnings.warn(
-            f"{path}: {limit_key} = {wanted}, but the data has {used} samples; all of them are used",
-            JaxqWarning,
-            stacklevel=2,
-        )
+    if "subset_size" in places and wanted is not None and 0 < used < wanted:
+        place = f"{path}: {places['subset_size']} = {wanted}"
+        warnings.warn(f"{place}, but the data has {used} samples; all of them are used", JaxqWarning, stacklevel=2)
     report = {
         "config": os.fspath(path),
         "model": str(source),
@@ -85,10 +88,10 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
     return RunResult(model, file, report)
 
 
-def read_any(path: str | os.PathLike[str]) -> tuple[Job, str]:
-    """The job in a file of any known format, its paths made absolute; and the path of the key that says how many samples.
+def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
+    """The job in a file of any known format, its paths made absolute; and where the file says what is checked later.
 
-    That is "" where the file does not say it.
+    The second maps the first word of a message to the path of the key that it is about. Another format is recognised here.
     """
     from jaxq.config import job_of
     from jaxq.formats.json_text import read_json
@@ -99,18 +102,22 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, str]:
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected an object in braces, not {type(content).__name__}")
     if is_pot(content):
-        job, limit_key = job_of_pot(content, where)
+        job, places = job_of_pot(content, where)
     else:
-        job = job_of(content, where)
-        limit_key = "quantize.subset_size" if "subset_size" in (content.get("quantize") or {}) else ""
+        job, places = job_of(content, where), {"ignored": "quantize.ignored_scope"}
+        if "subset_size" in (content.get("quantize") or {}):
+            places["subset_size"] = "quantize.subset_size"
     data = job.data.model_copy(update={"source": _resolved(job.data.source, folder)})
-    return job.model_copy(update={"model": _resolved(job.model, folder), "data": data}), limit_key
+    return job.model_copy(update={"model": _resolved(job.model, folder), "data": data}), places
 
 
 def _resolved(text: str, folder: Path) -> str:
-    """A path relative to the folder of the file it stands in; package.module:function stays."""
-    is_function = ":" in text and not (folder / text).exists() and "/" not in text and "\\" not in text
-    return text if is_function else str(folder / text)
+    """A path relative to the folder of the file it stands in. A module of package.module:function may lie there, too."""
+    if re.fullmatch(r"[^/\\:]+:\w+", text) and not (folder / text).exists():
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        return text
+    return str(folder / text)
 
 
 def run_job(job: Job, intermediate: Path | None = None) -> Model:

@@ -32,7 +32,10 @@ class Subgraph:
 
 @dataclass(frozen=True)
 class Operation:
-    """Nodes of one operator whose attributes have these values, all of them; attributes that the file leaves out have none."""
+    """Nodes of one operator whose attributes have these values, all of them; attributes that the file leaves out have none.
+
+    Several operators are joined by `|`.
+    """
 
     type: str
     attributes: Mapping[str, Any] = field(default_factory=FrozenDict)
@@ -42,7 +45,7 @@ class Operation:
         object.__setattr__(self, "attributes", FrozenDict(frozen))
 
     def matches(self, node: Node) -> bool:
-        return node.op == self.type and all(
+        return node.op in self.type.split("|") and all(
             key in node.attributes and same_value(node.attributes[key], value) for key, value in self.attributes.items()
         )
 
@@ -123,7 +126,8 @@ class IgnoredScope:
         for operation in self.operations:
             found = {node.name for node in nodes if operation.matches(node)}
             ops = {node.op for node in nodes}
-            hint = "" if operation.type in ops else did_you_mean(operation.type, ops)
+            wanted = operation.type.split("|")
+            hint = "" if ops.intersection(wanted) else did_you_mean(wanted[0], ops)
             yield f"ignored operation {str(operation)!r} matches no node{hint}", found or None
 
 

@@ -11,6 +11,7 @@ Departures from POT, all of them deliberate:
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from jaxq.estimators import (
     RangeEstimatorPreset,
     StatisticsCollectorParameters,
 )
+from jaxq.formats.json_text import parse_json
 from jaxq.formats.pot import (
     AccuracyParams,
     Bound,
@@ -41,6 +43,7 @@ from jaxq.options import (
     AdvancedBiasCorrectionParameters,
     AdvancedQuantizationParameters,
     QuantizeOptions,
+    check_target,
 )
 from jaxq.saturation import SATURATION_FIX
 from jaxq.schemes import QuantizationParameters
@@ -86,22 +89,39 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# jaxq's words in messages -> those of the file.
+WORDS = {
+    "num_bits": "bits",
+    "per_channel = True": "granularity = 'perchannel'",
+    "statistics_type": "type",
+    "aggregator_type": "aggregator",
+    "quantile_outlier_prob": "outlier_prob",
+    "subset_size": "stat_subset_size",
+    "batch_size": "stat_batch_size",
+}
+
+
 def is_pot(content: Mapping[str, Any]) -> bool:
     """Whether the content of a file is a configuration of POT."""
     return "compression" in content or "engine" in content
 
 
-def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, str]:
-    """The job, and the path of the key that says how many samples ("" if none does); `where` is the file's name.
+def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, dict[str, str]]:
+    """The job, and where the file says what (`jaxq.run.read_any`); `where` is the file's name.
 
     Raises:
       ConfigError: the file is wrong, or asks for what is not there; the message gives the path in it.
     """
     file = validated(PotFile, _without_typos(content, where), where)
     try:
-        return _job(file), f"{PARAMS}.stat_subset_size" if _params(file).stat_subset_size is not None else ""
+        places = {"ignored": f"{PARAMS}.ignored"}
+        if len(file.compression.algorithms) == 1 and _params(file).stat_subset_size is not None:
+            places["subset_size"] = f"{PARAMS}.stat_subset_size"
+        return _job(file), places
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        pattern = "|".join(rf"\b(?<!stat_){re.escape(word)}\b" for word in WORDS)
+        message = re.sub(pattern, lambda found: WORDS[found[0]], str(error))
+        raise ConfigError(f"{where}: {message}") from None
 
 
 def _without_typos(content: Any, where: str) -> Any:
@@ -202,6 +222,11 @@ def _images(engine: Engine) -> ImageOptions | None:
 def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
     common = file.compression
     model_type = params.model_type or common.model_type
+    device = _device(params.target_device or common.target_device or "ANY")
+    at("compression" if params.target_device is None else PARAMS, check_target, "target_device", device)
+    if model_type is not None and model_type.lower() not in ("none", "transformer"):
+        place = "compression" if params.model_type is None else PARAMS
+        raise ConfigError(f"{place}.model_type = {model_type!r}; expected 'transformer' or 'None'")
     preset = PRESETS.get(params.preset, params.preset)
     with_paths: dict[str, Any] = {}
     for key in ("weights", "activations"):
@@ -215,10 +240,10 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
         PARAMS,
         QuantizeOptions,
         preset=preset,
-        target_device=_device(params.target_device or common.target_device or "ANY"),
+        target_device=device,
         subset_size=params.stat_subset_size,
         fast_bias_correction=params.use_fast_bias,
-        model_type=None if model_type in (None, "None", "none") else model_type.lower(),
+        model_type=None if model_type is None or model_type.lower() == "none" else model_type.lower(),
         ignored_scope=_ignored(params.ignored),
         advanced_parameters=at(
             PARAMS,
@@ -273,7 +298,11 @@ def _estimator(given: RangeEstimator) -> RangeEstimatorParameters:
     if preset not in [each.value for each in RangeEstimatorPreset]:
         if given.min is not None or given.max is not None:
             raise ConfigError(f"preset = {preset!r} says how both ends are found; leave out min and max")
-        return RangeEstimatorParametersSet.of(preset, "preset")
+        named, known = dict(RangeEstimatorParametersSet.items()), ["default", "quantile"]
+        if preset not in named:
+            known += named
+            raise ConfigError(f"preset = {preset!r}; expected one of {', '.join(known)}{did_you_mean(preset, known)}")
+        return named[preset]
     return RangeEstimatorParameters(
         at("min", _bound, given.min or Bound()), at("max", _bound, given.max or Bound()), preset
     )
@@ -294,16 +323,24 @@ def _bound(given: Bound) -> StatisticsCollectorParameters:
 
 
 def _ignored(given: Ignored) -> IgnoredScope:
+    """Types in OpenVINO's words stand for one or several operators of ONNX, of which one has to be there."""
     names = tuple("|".join(each) if isinstance(each, list) else each for each in given.scope)
-    types: list[str] = []
-    operations: list[Operation] = []
-    for each in given.operations:
-        for name in OPERATORS.get(each.type, (each.type,)):
-            if each.attributes:
-                operations.append(Operation(name, each.attributes))
-            else:
-                types.append(name)
-    return IgnoredScope(names=names, types=tuple(types), operations=tuple(operations))
+    operations = tuple(
+        Operation("|".join(OPERATORS.get(each.type, (each.type,))), _attributes(each.attributes or {}))
+        for each in given.operations
+    )
+    return IgnoredScope(names=names, operations=operations)
+
+
+def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenVINO's files hold all attributes as text: "2,2" becomes [2, 2]."""
+    numbers = r"-?\d+(\.\d+)?"
+    return {
+        key: parse_json(f"[{value}]" if "," in value else value, key)
+        if isinstance(value, str) and re.fullmatch(rf"{numbers}(,\s*{numbers})*", value)
+        else value
+        for key, value in given.items()
+    }
 
 
 def _accuracy(params: AccuracyParams, engine: Engine) -> dict[str, Any]:

@@ -33,12 +33,33 @@ def validated(kind: type[Kind], data: Any, where: str) -> Kind:
     try:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except pydantic.ValidationError as error:
-        lines = {_in_words(each, kind, data): None for each in error.errors(include_url=False)}
+        located = [
+            (_path(each["loc"], data, each["type"] == "missing"), each) for each in error.errors(include_url=False)
+        ]
+        lines = {
+            _in_words(each, path, kind): None
+            for path, each in located
+            if not _beside_the_point(path, each, located, kind)
+        }
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _in_words(error: Any, kind: Any, data: Any) -> str:
-    path = _path(error["loc"], data, error["type"] == "missing")
+Path = tuple[str | int, ...]
+
+
+def _beside_the_point(path: Path, error: Any, others: Sequence[tuple[Path, Any]], kind: Any) -> bool:
+    """Whether an error comes from an alternative that was not meant: of a union, pydantic reports every member."""
+    if error["type"] in UNKNOWN:
+        return path[-1] in known_keys(kind, path[:-1])
+    if error["type"] not in ("string_type", "enum"):
+        return False
+    deeper = any(len(other) > len(path) and other[: len(path)] == path for other, _ in others)
+    return deeper or (
+        error["type"] == "string_type" and any(o == path and e["type"] != "string_type" for o, e in others)
+    )
+
+
+def _in_words(error: Any, path: Path, kind: Any) -> str:
     place, given = show_path(path), _shortened(error["input"])
     if error["type"] in UNKNOWN:
         known = sorted(known_keys(kind, path[:-1]))
@@ -54,7 +75,8 @@ def _in_words(error: Any, kind: Any, data: Any) -> str:
         return f"{place}.{key} = {tag!r}; expected {' or '.join(map(repr, known))}{did_you_mean(tag, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{place}.{error['ctx']['discriminator'].strip(chr(39))} is missing"
-    expected = re.sub(r"^Input should be ", "", error["msg"])
+    expected = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    expected = re.sub(r"^a (?=[aeiou])", "an ", expected)
     near = did_you_mean(given.strip('"'), _quoted(str(error.get("ctx", {}).get("expected", ""))))
     return f"{place} = {given}; expected {expected}{near}" if place else f"expected {expected}, not {given}"
 
@@ -64,7 +86,7 @@ def show_path(path: Sequence[str | int]) -> str:
     return "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in path).removeprefix(".")
 
 
-def _path(location: Sequence[str | int], data: Any, missing: bool) -> tuple[str | int, ...]:
+def _path(location: Sequence[str | int], data: Any, missing: bool) -> Path:
     """pydantic's location without the tags of unions in it: what can be followed in the data, and a missing key at its end."""
     path: list[str | int] = []
     for position, each in enumerate(location):
