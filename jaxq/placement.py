@@ -182,15 +182,16 @@ class _Placement:
         biases = tuple(bias for node in self.nodes if (bias := self.bias(node, groups, schemes, weights, renamed)))
         graph, copies = self.copy_params(graph, {weight.name for weight in weights})
         return Plan(
-            graph,
-            {renamed.get(name, name): group for name, group in groups.items()},
-            schemes,
-            weights,
-            biases,
-            tuple(node.name for node in self.nodes if node.name in self.chosen),
-            frozenset(group for name, group in groups.items() if self.must_not_clip(name)),
-            copies,
-            {name: why for name, why in self.left.items() if name not in self.chosen},
+            graph=graph,
+            activations={renamed.get(name, name): group for name, group in groups.items()},
+            schemes=schemes,
+            weights=weights,
+            biases=biases,
+            nodes=tuple(node.name for node in self.nodes if node.name in self.chosen),
+            moved=frozenset(renamed.get(name, name) for name in groups if self.is_moved(name)),
+            unclipped=frozenset(group for name, group in groups.items() if self.must_not_clip(name)),
+            copies=copies,
+            left={name: why for name, why in self.left.items() if name not in self.chosen},
         )
 
     # ------------------------------------------------------------------------------------------------- 1: which nodes
@@ -460,8 +461,7 @@ class _Placement:
                 node = made_by
         if node.name in self.chosen:
             return self.chosen[node.name].output
-        moved = self.moves(node)
-        return bool(moved) and all(source in self.wanted for source in moved)
+        return self.is_moved(name)
 
     def branches(self, rule: QuantizerPropagationRule) -> list[tuple[tuple[str, int], str, str]]:
         """Readers that get a quantizer of their own: (node name, input), the name of their copy, the tensor."""
@@ -506,6 +506,12 @@ class _Placement:
             group: common_scheme(wanted[group] or makers[group] or [self.wishes.default()], channels=group not in mixed)
             for group in sorted(wanted)
         }
+
+    def is_moved(self, name: str) -> bool:
+        """Whether all values of a quantized tensor come from tensors with the same quantizer."""
+        maker = self.producer.get(name)
+        sources = self.moves(maker) if maker is not None else []
+        return bool(sources) and self.wanted.issuperset(sources)
 
     def must_not_clip(self, name: str) -> bool:
         """Whether a clipped value would change what the model says: a score before its final Sigmoid, or an output."""

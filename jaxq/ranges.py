@@ -68,19 +68,19 @@ def symmetric_weight_params(absmax: np.ndarray, grid: Grid) -> QuantParams:
     return QuantParams.of(widen_zero_channels(absmax) / np.float32((grid.qmax - grid.qmin) / 2), 0, grid)
 
 
-def symmetric_params(found: Range, grid: Grid) -> QuantParams:
+def symmetric_params(found: Range, grid: Grid, *, centered: bool = False) -> QuantParams:
     """Activations, symmetric: [0, high] on all levels if nothing is negative, else +-high with zero in the middle.
 
         low >= 0:  scale = high / 255,  zero_point = qmin
         else:      scale = high / 127,  zero_point = the middle of the grid (0 of int8, 128 of uint8)
 
     The second is NNCF's [-high * 128/127, high] on 256 levels; `high` is the largest absolute value. Floating-point grids have
-    their zero in the middle always.
+    their zero in the middle always, and so has what is `centered`.
     """
     high = widen_zero_channels(np.maximum(found.high, -found.low))
     levels = grid.qmax - grid.qmin
     middle = grid.qmin + (levels + 1) // 2
-    unsigned = (found.low >= 0) & isinstance(grid, IntType)
+    unsigned = (found.low >= 0) & (isinstance(grid, IntType) and not centered)
     scale = np.where(unsigned, high / np.float32(levels), high / np.float32(grid.qmax - middle))
     return QuantParams.of(scale, np.where(unsigned, grid.qmin, middle), grid)
 
@@ -112,6 +112,13 @@ def asymmetric_params(found: Range, grid: Grid) -> QuantParams:
     return QuantParams.of(scale, zero_point, grid)
 
 
+def activation_params(found: Range, scheme: Scheme) -> QuantParams:
+    """Activations, as their scheme says."""
+    if scheme.symmetric:
+        return symmetric_params(found, scheme.grid, centered=scheme.centered)
+    return asymmetric_params(found, scheme.grid)
+
+
 def bias_params(input_scale: Any, weight_scale: np.ndarray) -> QuantParams:
     """A bias in int32 whose scale is that of the products it is added to: input_scale * weight_scale."""
     scale = (np.float32(np.asarray(input_scale).reshape(())) * np.asarray(weight_scale, np.float32)).astype(np.float32)
@@ -141,10 +148,9 @@ def least_squares_range(found: Range, counts: np.ndarray, exponent: int, scheme:
     used = counts > 0
     values, weights = histogram_values(counts, exponent)[used], counts[used].astype(np.float64)
     grid = scheme.grid
-    choose = symmetric_params if scheme.symmetric else asymmetric_params
 
     def error(low: float, high: float) -> float:
-        params = choose(Range(np.float32(low), np.float32(high)), grid)
+        params = activation_params(Range(np.float32(low), np.float32(high)), scheme)
         scale, zero_point = np.float64(params.scale), np.float64(params.zero_point)
         q = np.clip(np.round(values / scale) + zero_point, grid.qmin, grid.qmax)
         return float((weights * ((q - zero_point) * scale - values) ** 2).sum())

@@ -16,11 +16,10 @@ from jaxq.placement import Bias, Plan
 from jaxq.quantizer import QuantParams, Scheme
 from jaxq.ranges import (
     Range,
+    activation_params,
     aggregate,
-    asymmetric_params,
     bias_params,
     least_squares_range,
-    symmetric_params,
     symmetric_weight_params,
     weight_absmax,
 )
@@ -70,9 +69,7 @@ class Calibration:
             found[group] = Range(np.minimum(before.low, each.low), np.maximum(before.high, each.high))
         for name, group in self.plan.activations.items():
             if group in found:
-                scheme = self.plan.schemes[group]
-                choose = symmetric_params if scheme.symmetric else asymmetric_params
-                encodings[name] = choose(found[group], scheme.grid)
+                encodings[name] = activation_params(found[group], self.plan.schemes[group])
         for weight in self.plan.weights:
             value = np.asarray(model.params[weight.name])
             absmax = weight_absmax(value, weight.scheme.granularity)

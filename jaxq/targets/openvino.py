@@ -17,6 +17,7 @@ OPENVINO = Target(
         "DeformConv": Rule(activations=(0,), weights=(1,), weight_axis=0, output=False),
         "MatMul": Rule(activations=(0, 1), weights=(1,), weight_axis=-1, output=False),
         "Gemm": Rule(activations=(0, 1), weights=(1,), weight_axis=1, output=False),
+        "Gather": Rule(activations=(), weights=(0,), weight_axis=0, output=False),  # a table of embeddings
         "LSTM": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),
         "GRU": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),
         **{name: Rule(activations=(0, 1), output=False) for name in ("Add", "Sub", "Mul", "Div")},
