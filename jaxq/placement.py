@@ -33,6 +33,7 @@ from jaxq.schemes import (
     Wishes,
     common_scheme,
     rule_for,
+    weight_axis,
 )
 from jaxq.scope import IgnoredScope
 from jaxq.targets import Rule, Target
@@ -544,10 +545,8 @@ class _Placement:
                 constant = replace(self.wish(node), granularity=PerTensor())
                 yield Weight(name, self.wishes.weight(node.name, None) if rule.weights else constant)
                 continue
-            rank = self.params[name].ndim
-            axis = 0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis
-            per_channel = axis is not None and rank >= 2 and not (node.op == "MatMul" and rank > 2)
-            yield Weight(name, self.wishes.weight(node.name, axis % rank if per_channel else None))
+            axis = weight_axis(node, rule, self.params[name].ndim)
+            yield Weight(name, self.wishes.weight(node.name, axis))
 
     def bias(
         self,

@@ -35,6 +35,13 @@ TASKS = (
     "fastestdet",
 )
 
+# Tensors on which the scales differ on purpose -> the one whose scale they have here. NNCF puts a quantizer into one group only,
+# the first that it finds; here all tensors that meet in a Concat, directly or behind others, have one scale, so that nothing is
+# rounded twice.
+DIFFERENCES = {
+    "fastestdet": dict.fromkeys([f"onnx::Concat_{number}" for number in (637, 645, 663, 681)], "onnx::Concat_699")
+}
+
 
 def plan_for(model: Model, feed: Mapping[str, Any], *, symmetric: bool, **options: Any) -> Plan:
     static, inputs = split_static(model.graph, feed)
@@ -96,6 +103,7 @@ def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: 
     found = {each["tensor"]: each for each in wanted["activations"]}
     assert found.keys() <= groups.keys()
     assert {groups[name] for name in found} == set(plan.schemes), "quantizers that NNCF does not have"
+    found |= {name: found[other] for name, other in DIFFERENCES.get(wanted["task"], {}).items()}
     for name, each in found.items():
         scale = np.asarray(params[groups[name]].scale).reshape(-1)
         np.testing.assert_allclose(scale, np.reshape(each["scale"], -1), rtol=1e-4, err_msg=name)

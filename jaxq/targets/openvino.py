@@ -76,6 +76,7 @@ OPENVINO = Target(
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "float8_e4m3fn", "float8_e5m2"}),
+    storage_types=frozenset({"uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_modes=frozenset({"symmetric", "asymmetric"}),
     asymmetric_per_channel=True,
     integer_products_symmetric=True,
