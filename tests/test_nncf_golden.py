@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 
@@ -23,6 +24,7 @@ from jaxq.ranges import Range, activation_params, symmetric_weight_params, weigh
 from jaxq.schemes import QuantizationParameters
 from jaxq.targets import OPENVINO
 
+REFERENCE = Path(__file__).resolve().parent / "reference" / "nncf.json"  # its "origin" says how it was made
 TASKS = (
     "cifar_resnet8",
     "cifar_resnet20",
@@ -125,6 +127,18 @@ def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: 
         assert scale.size == each["scale_count"], name
         np.testing.assert_allclose(scale.reshape(-1)[: len(each["scales"])], each["scales"], rtol=1e-4, err_msg=name)
     assert not schemes, "weights that NNCF does not quantize"
+
+
+@pytest.mark.parametrize("preset", ["performance", "mixed"])
+@pytest.mark.parametrize("name", ["residual_network", "shuffle_network", "transformer_block"])
+def test_nncf_s_quantizers_and_scales_on_networks_made_here(name, preset):
+    model = load(getattr(models, name)())
+    ((tensor, declared),) = model.inputs.items()
+    shape = [size if isinstance(size, int) else 1 for size in declared.shape]
+    random = np.random.default_rng(0)
+    feeds = [{tensor: random.normal(size=shape).astype(np.float32)} for _ in range(16)]
+    wanted = json.loads(REFERENCE.read_text(encoding="utf-8"))[f"{name}.{preset}"]
+    check(model, plan_for(fused(model), feeds[0], symmetric=preset == "performance"), feeds, wanted)
 
 
 @pytest.mark.slow
