@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
@@ -34,6 +33,13 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UnsupportedOpError,
     )
+    from jaxq.estimators import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
     from jaxq.flax_module import from_flax, to_flax
     from jaxq.model import Model
     from jaxq.onnx_export import save
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from jaxq.verify import verify
 
 _HOME = {
+    "AggregatorType": "estimators",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Dataset": "data",
@@ -58,8 +65,11 @@ _HOME = {
     "ModelType": "quantize",
     "Preset": "quantize",
     "QuantParams": "quantizer",
-    "RangeEstimator": "algorithms.calibration",
+    "RangeEstimatorParameters": "estimators",
+    "RangeEstimatorParametersSet": "estimators",
     "RuntimeMissingError": "errors",
+    "StatisticsCollectorParameters": "estimators",
+    "StatisticsType": "estimators",
     "UnsupportedOpError": "errors",
     "compress_weights": "compress",
     "from_flax": "flax_module",
@@ -71,6 +81,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AggregatorType",
     "CalibrationError",
     "ConfigError",
     "Dataset",
@@ -85,8 +96,11 @@ __all__ = [
     "ModelType",
     "Preset",
     "QuantParams",
-    "RangeEstimator",
+    "RangeEstimatorParameters",
+    "RangeEstimatorParametersSet",
     "RuntimeMissingError",
+    "StatisticsCollectorParameters",
+    "StatisticsType",
     "UnsupportedOpError",
     "compress_weights",
     "from_flax",

@@ -275,8 +275,10 @@ def quantize(
         int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
     ] = 300,
     range_estimator: Annotated[
-        Literal["mse", "mean_minmax", "minmax"],
-        typer.Option(metavar="mse|mean_minmax|minmax", help="How ranges of activations follow from the samples."),
+        str,
+        typer.Option(
+            metavar="NAME", help="How ranges follow from the samples: mse, minmax, mean_minmax, percentile, ..."
+        ),
     ] = "mse",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")

@@ -83,6 +83,8 @@ def collect(
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
+        samples_seen = int(batch.number.max()) + 1
+        states = [observer.grow(state, samples_seen) for observer, state in zip(requests, states, strict=True)]
         states = _step(model.graph, static, requests, states, model.device_params, dict(model.encodings), batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
@@ -136,7 +138,9 @@ def _step(
     for (observer, names), state in zip(requests.items(), states, strict=True):
         rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
         if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            measured = observer.measure([tensors[names[row]] for row in rows], batch.real)
+            measured = observer.measure(
+                [tensors[names[row]] for row in rows], index if observer.by_number else batch.real
+            )
             made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
             state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
         after.append(state)

@@ -14,12 +14,13 @@ import numpy as np
 
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
-from jaxq.algorithms.calibration import Calibration, IntegerBiases, RangeEstimator
+from jaxq.algorithms.calibration import Calibration, IntegerBiases
 from jaxq.algorithms.equalization import Equalization
 from jaxq.collect import split_samples, tensor_shapes
 from jaxq.data import DataCheck, Dataset
 from jaxq.data.hashed import Hashed
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError, did_you_mean
+from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
@@ -50,7 +51,7 @@ def quantize(
     preset: Preset | str | None = None,
     target: str = "onnxruntime",
     subset_size: int = 300,
-    range_estimator: RangeEstimator | str = RangeEstimator.MSE,
+    range_estimator: RangeEstimatorParameters | str = RangeEstimatorParametersSet.MSE,
     bias_correction: bool = True,
     model_type: ModelType | str | None = None,
     ignored_scope: IgnoredScope | None = None,
@@ -66,7 +67,9 @@ def quantize(
       preset: "performance" (symmetric activations), "mixed" (asymmetric), or None: what costs the target nothing more.
       target: the runtime that will execute the file; see `jaxq.targets`.
       subset_size: the number of samples used, the first ones.
-      range_estimator: from statistics to the ranges of activations: "mse", "mean_minmax" (NNCF's default) or "minmax".
+      range_estimator: from statistics to the ranges of activations: a name of `RangeEstimatorParametersSet` ("mse",
+      "mean_minmax",
+        "percentile", ...) or parameters.
       bias_correction: whether to correct the biases for the mean error that rounding causes.
       model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
       ignored_scope: what stays in float.
@@ -111,7 +114,7 @@ def quantize(
         Calibration(
             plan=plan,
             capacity=options.subset_size,
-            estimator=options.estimator,
+            activations=options.estimator,
         ),
     ]
     if bias_correction:
@@ -129,7 +132,7 @@ class Options:
     target: Target
     transformer: bool | None
     subset_size: int
-    estimator: RangeEstimator
+    estimator: RangeEstimatorParameters
     bias_correction: bool
 
     @classmethod
@@ -139,7 +142,7 @@ class Options:
         preset: str | None,
         target: str,
         subset_size: int,
-        range_estimator: str,
+        range_estimator: RangeEstimatorParameters | str,
         bias_correction: bool,
         model_type: str | None,
     ) -> Options:
@@ -147,7 +150,7 @@ class Options:
         chosen = find_target(target)
         preset_found = member(Preset, "preset", preset or chosen.default_preset)
         kind = None if model_type is None else member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
-        estimator = member(RangeEstimator, "range_estimator", range_estimator)
+        estimator = RangeEstimatorParametersSet.of(range_estimator)
         return cls(preset_found, chosen, kind, int(subset_size), estimator, bias_correction)
 
     def record(self, seed: int, ignored: Iterable[str]) -> dict[str, str]:
@@ -155,7 +158,7 @@ class Options:
         return {
             "jaxq.preset": self.preset.value,
             "jaxq.target": self.target.name,
-            "jaxq.range_estimator": self.estimator.value,
+            "jaxq.range_estimator": RangeEstimatorParametersSet.name(self.estimator),
             "jaxq.bias_correction": str(self.bias_correction).lower(),
             "jaxq.model_type": ModelType.TRANSFORMER.value if self.transformer else "",
             "jaxq.subset_size": str(self.subset_size),

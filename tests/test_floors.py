@@ -20,7 +20,7 @@ FLOOR = {
     # what is wrong, in words
     "errors": 0, "version": 0,
     # numbers | structure
-    "quantizer": 1, "observers": 1, "ranges": 1,
+    "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
@@ -39,7 +39,7 @@ FLOOR = {
 }  # fmt: skip
 
 # Two halves of floor 1 that do not meet: numbers know no graph, the graph knows no numbers.
-NUMBERS, STRUCTURE = {"quantizer", "observers", "ranges"}, {"graph"}
+NUMBERS, STRUCTURE = {"quantizer", "observers", "estimators", "ranges", "distributions", "weight_ranges"}, {"graph"}
 
 # Foreign package -> the modules of jaxq that may import it. What is not named here (jax, numpy, optax) is free.
 EDGE = {

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from jaxq import observers
-from jaxq.observers import BINS, SAMPLED, both, channel_extremes, extremes, histogram
+from jaxq.observers import (
+    BINS,
+    SAMPLED,
+    SampleStatistic,
+    both,
+    channel_extremes,
+    extremes,
+    histogram,
+    sample_statistics,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -19,7 +28,11 @@ OBSERVERS = {
     "extremes": extremes(SAMPLES),
     "channel extremes": channel_extremes(CHANNELS, 0),
     "histogram": histogram(),
+    "histogram in folds": histogram(2),
     "both": both(extremes(SAMPLES), histogram()),
+    "both in folds": both(extremes(SAMPLES), histogram(3)),
+    "sample statistics": sample_statistics((SampleStatistic("abs_quantile", 0.9), SampleStatistic("mean")), SAMPLES),
+    "of channels": sample_statistics((SampleStatistic("quantile", 0.1), SampleStatistic("max")), SAMPLES, CHANNELS, 0),
 }
 # From 2**-100 to 2**100, both signs, and zero.
 floats = st.builds(lambda m, e: m * 2.0**e, st.integers(-255, 255), st.integers(-100, 92))
@@ -28,8 +41,8 @@ data = hnp.arrays(np.float32, (2, SAMPLES, CHANNELS, PIXELS), elements=floats)  
 
 @functools.partial(jax.jit, static_argnums=0)
 def advance(observer, state, tensors, index):
-    real = index < SAMPLES
-    return observer.update(state, observer.measure(list(tensors), real), index)
+    given = index if observer.by_number else index < SAMPLES
+    return observer.update(state, observer.measure(list(tensors), given), index)
 
 
 def see(observer, state, tensors, chosen, size):
