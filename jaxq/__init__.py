@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
         CalibrationError,
@@ -102,6 +103,7 @@ _HOME = {
     "Subgraph": "scope",
     "TargetDevice": "options",
     "UnsupportedOpError": "errors",
+    "compress_weights": "compress",
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
@@ -147,6 +149,7 @@ __all__ = [
     "Subgraph",
     "TargetDevice",
     "UnsupportedOpError",
+    "compress_weights",
     "from_flax",
     "load",
     "quantize",

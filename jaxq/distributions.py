@@ -261,6 +261,10 @@ def searched_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
         beyond = [np.where(from_left, lower, beyond[0]), np.where(from_left, beyond[1], upper)]
         next_left, next_right = np.where(from_left, next_left, left), np.where(from_left, right, next_right)
         moved = active & ((next_left != left) | (next_right != right))
+        # Where nothing moved, the steps up to the next one that moves the upper border are taken at once.
+        passed = np.where(right > 0, running[rows, np.maximum(right - 1, 0)] / np.maximum(total, 1), 0)
+        jump = 1 - np.floor((1 - passed) / HISTOGRAM_STEP) * HISTOGRAM_STEP
+        beyond[1] = np.where(moved, beyond[1], np.minimum(beyond[1], jump))
         if moved.any():
             tried = np.flatnonzero(moved)
             errors = error(next_left, next_right, tried)

@@ -268,17 +268,17 @@ def histogram(folds: int | None = None) -> Observer:
         exponent = jnp.maximum(jnp.frexp(largest)[1], SMALLEST_EXPONENT).astype(jnp.int32)
         # Two factors, since 2**-exponent itself may be too large for a float.
         half, rest = jnp.ldexp(1.0, -(exponent // 2)), jnp.ldexp(1.0, -(exponent - exponent // 2))
-        places = []
+        tables = []
         for row, x in enumerate(rows):
             place = jnp.floor(x * half[row] * rest[row] * (BINS // 2)).astype(jnp.int32)  # exact: powers of two
             place = jnp.where(
                 x < 0, jnp.minimum(place, -1), place
-            )  # a part of the largest so small that it became zero
-            place = jnp.where(x == 0, BINS, place + BINS // 2)
-            places.append((place + ((row * parts + fold) * width)[:, None]).reshape(-1))
-        table = jnp.zeros((len(rows) * parts * width,), jnp.int32)
-        table = table.at[jnp.concatenate(places)].add(1, mode="promise_in_bounds")
-        counts = table.reshape(-1, parts, width)[:, :, :BINS]
+            )  # so small a part of the largest that it became zero
+            place = jnp.where(x == 0, BINS, place + BINS // 2) + (fold * width)[:, None]
+            # One table at a time: a fusion that puts 70 tensors' places together asks for each element whose it is.
+            table = jnp.zeros((parts * width,), jnp.int32)
+            tables.append(table.at[place.reshape(-1)].add(1, mode="promise_in_bounds"))
+        counts = jnp.stack(tables).reshape(-1, parts, width)[:, :, :BINS]
         in_fold = real[None] & (fold[None] == jnp.arange(parts, dtype=jnp.int32)[:, None])
         elements = np.array([x.shape[1] for x in rows], np.int32)
         zeros = elements[:, None] * in_fold.sum(1, dtype=jnp.int32)[None] - counts.sum(-1)

@@ -33,6 +33,7 @@ from jaxq.schemes import (
     Wishes,
     common_scheme,
     rule_for,
+    weight_axis,
 )
 from jaxq.scope import IgnoredScope
 from jaxq.targets import Rule, Target
@@ -182,15 +183,16 @@ class _Placement:
         biases = tuple(bias for node in self.nodes if (bias := self.bias(node, groups, schemes, weights, renamed)))
         graph, copies = self.copy_params(graph, {weight.name for weight in weights})
         return Plan(
-            graph,
-            {renamed.get(name, name): group for name, group in groups.items()},
-            schemes,
-            weights,
-            biases,
-            tuple(node.name for node in self.nodes if node.name in self.chosen),
-            frozenset(group for name, group in groups.items() if self.must_not_clip(name)),
-            copies,
-            {name: why for name, why in self.left.items() if name not in self.chosen},
+            graph=graph,
+            activations={renamed.get(name, name): group for name, group in groups.items()},
+            schemes=schemes,
+            weights=weights,
+            biases=biases,
+            nodes=tuple(node.name for node in self.nodes if node.name in self.chosen),
+            moved=frozenset(renamed.get(name, name) for name in groups if self.is_moved(name)),
+            unclipped=frozenset(group for name, group in groups.items() if self.must_not_clip(name)),
+            copies=copies,
+            left={name: why for name, why in self.left.items() if name not in self.chosen},
         )
 
     # ------------------------------------------------------------------------------------------------- 1: which nodes
@@ -460,8 +462,7 @@ class _Placement:
                 node = made_by
         if node.name in self.chosen:
             return self.chosen[node.name].output
-        moved = self.moves(node)
-        return bool(moved) and all(source in self.wanted for source in moved)
+        return self.is_moved(name)
 
     def branches(self, rule: QuantizerPropagationRule) -> list[tuple[tuple[str, int], str, str]]:
         """Readers that get a quantizer of their own: (node name, input), the name of their copy, the tensor."""
@@ -507,6 +508,12 @@ class _Placement:
             for group in sorted(wanted)
         }
 
+    def is_moved(self, name: str) -> bool:
+        """Whether all values of a quantized tensor come from tensors with the same quantizer."""
+        maker = self.producer.get(name)
+        sources = self.moves(maker) if maker is not None else []
+        return bool(sources) and self.wanted.issuperset(sources)
+
     def must_not_clip(self, name: str) -> bool:
         """Whether a clipped value would change what the model says: a score before its final Sigmoid, or an output."""
         pending, seen = [name], {name}
@@ -538,10 +545,8 @@ class _Placement:
                 constant = replace(self.wish(node), granularity=PerTensor())
                 yield Weight(name, self.wishes.weight(node.name, None) if rule.weights else constant)
                 continue
-            rank = self.params[name].ndim
-            axis = 0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis
-            per_channel = axis is not None and rank >= 2 and not (node.op == "MatMul" and rank > 2)
-            yield Weight(name, self.wishes.weight(node.name, axis % rank if per_channel else None))
+            axis = weight_axis(node, rule, self.params[name].ndim)
+            yield Weight(name, self.wishes.weight(node.name, axis))
 
     def bias(
         self,

@@ -38,6 +38,7 @@ class Plan:
       schemes: group -> how its tensors are quantized.
       weights, biases: params, each once.
       nodes: names of the nodes that are quantized.
+      moved: tensors that hold nothing but values of others of their group: their ranges need not be looked at.
       unclipped: groups whose range must hold every value that was seen: scores in front of a final Sigmoid or Softmax, and
         outputs of the model.
       copies: name of a new param -> the param or constant whose value it has.
@@ -50,6 +51,7 @@ class Plan:
     weights: tuple[Weight, ...]
     biases: tuple[Bias, ...]
     nodes: tuple[str, ...]
+    moved: frozenset[str] = frozenset()
     unclipped: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq.errors import ConfigError
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters
-from jaxq.quantizer import Granularity, Grid, IntType, PerBlock, QuantParams, reduced_axes
+from jaxq.quantizer import Granularity, Grid, IntType, PerBlock, QuantParams, Scheme, reduced_axes
 
 SMALLEST_RANGE = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
 SMALLEST_HIGH = 8e-5  # a symmetric range never ends below this
@@ -117,17 +117,18 @@ def symmetric_weight_params(absmax: np.ndarray, grid: Grid) -> QuantParams:
     return QuantParams.of(scale, (grid.qmin + grid.qmax + 1) // 2, grid)
 
 
-def symmetric_params(found: Range, grid: Grid) -> QuantParams:
+def symmetric_params(found: Range, grid: Grid, *, centered: bool = False) -> QuantParams:
     """Activations, symmetric: [0, high] on all levels if nothing is negative, else +-high with zero in the middle.
 
         low >= 0:  scale = high / 255,  zero_point = qmin
         else:      scale = high / 127,  zero_point = the middle of the grid (0 of int8, 128 of uint8)
 
     The second is NNCF's [-high * 128/127, high] on 256 levels; `high` is the largest absolute value. Floating-point grids have
-    their zero in the middle always.
+    their zero in the middle always, and so has what is `centered`.
     """
     high = widen_zero_channels(np.maximum(found.high, -found.low))
-    low = np.where((np.asarray(found.low) < 0).any(), -high, 0)  # the channels of a tensor have one zero point
+    signed = centered or (np.asarray(found.low) < 0).any()  # the channels of a tensor have one zero point
+    low = np.where(signed, -high, 0)
     return QuantParams.of(*symmetric_borders(low, high, grid), grid)
 
 
@@ -174,6 +175,13 @@ def asymmetric_borders(low: Any, high: Any, grid: Grid, unified: bool = False) -
     low, high = np.where(move_low, low_moved, low), np.where(inside & ~move_low, high_moved, high)
     scale = (high - low) / levels
     return scale, grid.qmin + np.clip(np.round(-low / scale), 0, levels)
+
+
+def activation_params(found: Range, scheme: Scheme) -> QuantParams:
+    """Activations, as their scheme says."""
+    if scheme.symmetric:
+        return symmetric_params(found, scheme.grid, centered=scheme.centered)
+    return asymmetric_params(found, scheme.grid)
 
 
 def bias_params(input_scale: Any, weight_scale: np.ndarray) -> QuantParams:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from jaxq.errors import ConfigError, did_you_mean
-from jaxq.graph import Graph
+from jaxq.graph import Graph, Node
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.scope import as_tuple, by_name, check_pattern
 from jaxq.targets import Rule, Target
@@ -278,6 +278,13 @@ def rule_for(target: Target, op: str, *, depthwise: bool = False) -> Rule | None
     if depthwise and "DepthwiseConv" in target.rules:
         return target.rules["DepthwiseConv"]
     return target.rules.get(op)
+
+
+def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:
+    """The axis of a weight of that rank with one scale for each index; None where the kernel takes one scale only."""
+    if rule.weight_axis is None or rank < 2 or (node.op == "MatMul" and rank > 2):
+        return None
+    return (0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis) % rank
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from jaxq.collect import tensor_shapes
 from jaxq.errors import JaxqError
 from jaxq.fusion import fuse
 from jaxq.graph import Literal, Node
+from jaxq.lint import Finding, lint
 from jaxq.model import Model
-from jaxq.patterns import is_transformer
+from jaxq.patterns import graphs, is_depthwise
 from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.schemes import rule_for
 from jaxq.targets import Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
@@ -28,7 +30,7 @@ MOVES = "moves integers"
 NO_FLOATS = "shapes, integers, or a branch not taken"
 NO_KERNEL = "float: no integer kernel"
 FLOAT_AROUND = "float: what it moves stays float"
-TRANSFORMER = "float: kept so in transformers"
+LEFT = "float: {}"  # and why, as the plan says it
 NO_READER = "float: nothing in integers follows"
 NO_FIT = "float: its data or weights are constant, computed, or not float32"
 
@@ -47,6 +49,7 @@ class Summary:
       quantized: whether it holds QuantizeLinear or DequantizeLinear.
       fates: operator -> what becomes of its nodes -> how many; empty for a model that is quantized already.
       metadata: what the file says about itself.
+      findings: of a quantized model, what the target would refuse or leave slow.
     """
 
     inputs: Mapping[str, str]
@@ -58,6 +61,7 @@ class Summary:
     quantized: bool
     fates: Mapping[str, Mapping[str, int]]
     metadata: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, for JSON."""
@@ -84,6 +88,7 @@ def summarize(model: Model, target: str) -> Summary:
         quantized=quantized,
         fates={} if quantized else count_fates(model, wanted),
         metadata=dict(model.metadata),
+        findings=lint(model, wanted) if quantized else (),
     )
 
 
@@ -97,12 +102,19 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
     producers = {name: node for node in left.values() for name in node.outputs}
     found: dict[str, Counter[str]] = {}
     for _, node in model.graph.walk():
-        fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
+        fate = fate_of(left[node.name], plan, params, target, dtypes, producers) if node.name in left else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
 
 
-def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], producers: Mapping[str, Node]) -> str:
+def fate_of(
+    node: Node,
+    plan: Plan,
+    params: Mapping[str, Any],
+    target: Target,
+    dtypes: Mapping[str, str],
+    producers: Mapping[str, Node],
+) -> str:
     """What becomes of a node of the graph that the plan was made for."""
     if node.name in plan.nodes:
         return INTEGER
@@ -113,12 +125,15 @@ def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], p
         return MERGED
     if node.op in target.same_scale:
         return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
-    rule = target.rules.get(node.op)
+    if node.name in plan.left:
+        return LEFT.format(plan.left[node.name])
+    rule = rule_for(target, node.op, depthwise=is_depthwise(node, params)) or target.other
     if rule is None:
         return NO_KERNEL
-    if is_transformer(plan.graph) and node.op in target.transformer_float:
-        return TRANSFORMER
-    return NO_READER if rule.body_only else NO_FIT
+    constants = {*params, *(name for each in graphs(plan.graph) for name in each.constants)}
+    varying = [name for name in node.inputs if name and name not in constants]
+    needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
+    return NO_FIT if len(varying) < needed or not rule.body_only else NO_READER
 
 
 def guess_dtypes(model: Model) -> dict[str, str]:

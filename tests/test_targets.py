@@ -35,7 +35,8 @@ def test_what_stays_in_float_in_transformers_would_be_quantized_elsewhere(target
 
 @EVERY
 def test_moving_values_is_no_arithmetic(target):
-    assert not target.same_scale & (target.rules.keys() | target.pointwise | target.fused)
+    tables = {"Gather"}  # of a constant: its weights are rounded, and nothing is moved
+    assert not target.same_scale & ((target.rules.keys() - tables) | target.pointwise | target.fused)
 
 
 @EVERY

@@ -32,8 +32,8 @@ from jaxq.observers import (
     sample_statistics,
 )
 from jaxq.placement import Bias, Plan
-from jaxq.quantizer import PerAxis, QuantParams, Scheme
-from jaxq.ranges import Range, aggregate, asymmetric_params, bias_params, clipped, symmetric_params
+from jaxq.quantizer import SMALLEST_SCALE, PerAxis, QuantParams, Scheme
+from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped
 from jaxq.weight_ranges import weight_params
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
@@ -45,7 +45,7 @@ class Calibration:
     """Sets the encodings of the plan's activations and weights.
 
     Tensors of one group get the union of their ranges. Activations of which each channel has a range of its own take MINMAX
-    where an estimator wants the whole distribution, as in nncf.
+    where an estimator wants the whole distribution, as in nncf; so do the groups that the plan says must not be clipped.
 
     Args:
       plan: where the quantizers are, and of which kind.
@@ -107,8 +107,7 @@ class Calibration:
                     channels, rank = channel_count(self.plan, model, group)
                     shape = [channels if axis == scheme.granularity.axis % rank else 1 for axis in range(rank)]
                     ends_of_group = Range(*(np.reshape(each, shape) for each in ends_of_group))
-                choose = symmetric_params if scheme.symmetric else asymmetric_params
-                encodings[name] = choose(ends_of_group, scheme.grid)
+                encodings[name] = activation_params(ends_of_group, scheme)
         for weight in self.plan.weights:
             value = np.asarray(model.params[weight.name])
             encodings[weight.name] = weight_params(
@@ -131,8 +130,10 @@ class Calibration:
             real = ~np.isnan(seen.low)
             if not real.any():
                 continue  # never made for any sample: a branch that was not taken stays in float
-            if isinstance(rest, Histogram):
-                waiting.setdefault(scheme, {})[name] = folds_of(seen, rest)
+            if isinstance(rest, Histogram) and group in self.plan.unclipped:
+                found[name] = Range(aggregate(seen.low[real], "min"), aggregate(seen.high[real], "max"))
+            elif isinstance(rest, Histogram):
+                waiting.setdefault(scheme, {})[name] = folds_of(seen, rest, signed=scheme.centered)
             else:
                 found[name] = aggregated(self.estimator(scheme), scheme, seen, rest, real)
         for scheme, tensors in waiting.items():
@@ -195,8 +196,11 @@ def aggregated(
     return Range(np.minimum(low, high), high)
 
 
-def folds_of(seen: Extremes, found: Histogram) -> list[Distributions]:
-    """What was seen of one tensor, by folds; a fold without samples has the range [0, 0]."""
+def folds_of(seen: Extremes, found: Histogram, *, signed: bool = False) -> list[Distributions]:
+    """What was seen of one tensor, by folds; a fold without samples has the range [0, 0].
+
+    `signed` makes it count as having negative values: those of a range that is centered have the steps of one that has.
+    """
     counts, zeros = (np.asarray(each, np.float64) for each in (found.counts, found.zeros))
     if counts.ndim == 1:
         counts, zeros = counts[None], zeros[None]
@@ -205,6 +209,8 @@ def folds_of(seen: Extremes, found: Histogram) -> list[Distributions]:
         low, high = (each[fold :: len(counts)] for each in seen)
         real = ~np.isnan(low)
         ends_of_fold = (low[real].min(), high[real].max()) if real.any() else (0.0, 0.0)
+        if signed:
+            ends_of_fold = (min(ends_of_fold[0], -SMALLEST_SCALE), ends_of_fold[1])
         parts.append(
             Distributions(
                 counts[fold],

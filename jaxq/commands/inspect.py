@@ -20,7 +20,8 @@ def inspect(
 ) -> None:
     """Show what a model holds.
 
-    Its inputs and outputs, operators and weights, and which of its nodes a target would compute in integers.
+    Its inputs and outputs, operators and weights, and which of its nodes a target would compute in integers; of a quantized
+    model, of any tool, what the target would refuse, compute wrongly or leave slow.
     """
     check_outputs({"--json": json_path}, {"MODEL": model})
     with session(quiet=quiet, verbose=verbose):
@@ -56,3 +57,9 @@ def print_summary(summary: Summary, target: str) -> None:
         fates = [f"{many} {fate}" for fate, many in summary.fates.get(op, {}).items()]
         table.add_row(op, str(count), "\n".join(fates))
     console.print(table)
+    if summary.quantized:
+        from jaxq.lint import describe
+
+        console.print(f"\nfor target {target}: {len(summary.findings) or 'no'} finding(s)")
+        for line in describe(summary.findings):
+            console.print(line)

@@ -17,6 +17,7 @@ OPENVINO = Target(
         "DeformConv": Rule(activations=(0,), weights=(1,), weight_axis=0, output=False),
         "MatMul": Rule(activations=(0, 1), weights=(1,), weight_axis=-1, output=False),
         "Gemm": Rule(activations=(0, 1), weights=(1,), weight_axis=1, output=False),
+        "Gather": Rule(activations=(), weights=(0,), weight_axis=0, output=False),  # a table of embeddings
         "LSTM": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),
         "GRU": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),
         **{name: Rule(activations=(0, 1), output=False) for name in ("Add", "Sub", "Mul", "Div")},
@@ -75,6 +76,7 @@ OPENVINO = Target(
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "float8_e4m3fn", "float8_e5m2"}),
+    storage_types=frozenset({"uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_modes=frozenset({"symmetric", "asymmetric"}),
     asymmetric_per_channel=True,
     integer_products_symmetric=True,

@@ -25,6 +25,7 @@ PORTABLE = Target(
     activation_types=frozenset({"int8"}),
     weight_types=frozenset({"int8"}),
     activation_modes=frozenset({"symmetric"}),
+    bias_types=frozenset(),
     centered=True,
     default_preset="performance",
 )

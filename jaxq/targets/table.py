@@ -15,7 +15,7 @@ class Rule:
     Attributes:
       activations: positions of the inputs that must be quantized; None for all that are made when the graph runs.
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
-      weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB.
+      weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
       bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
       output: the kernel is used only if the output is quantized too.
@@ -26,7 +26,7 @@ class Rule:
 
     activations: tuple[int, ...] | None
     weights: tuple[int, ...] = ()
-    weight_axis: int = 0
+    weight_axis: int | None = 0
     activation_axis: int | None = None
     bias: int | None = None
     output: bool = True
@@ -61,9 +61,15 @@ class Target:
       weight: the integer grid of weights, if nothing else is asked for.
       activation_types, weight_types: what the kernels read, by name.
       activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
+      storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
+      bias_types: what biases may be kept in beside float.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
       integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
+      merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
+        clips: its zero point must be the lowest integer.
+      domains: of the operators that the runtime has.
+      integer_operators: whether the runtime has ONNX's operators on integers (QLinearConv, MatMulInteger) too.
       default_preset: what `preset=None` means: "mixed" where asymmetric activations cost the runtime nothing.
       overflow_fix: which weights are held to 7 bits by default: "disable", "first_layer_only" or "enable" (all of them).
       opset: the lowest opset in which per-channel QDQ can be written.
@@ -89,10 +95,15 @@ class Target:
     weight_types: frozenset[str]
     activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
     weight_modes: frozenset[str] = frozenset({"symmetric"})
+    storage_types: frozenset[str] = frozenset()
+    bias_types: frozenset[str] = frozenset({"int32"})
     centered: bool = False
     per_channel: bool = True
     asymmetric_per_channel: bool = False
     integer_products_symmetric: bool = False
+    merges_at_zero: bool = False
+    domains: frozenset[str] = frozenset({""})
+    integer_operators: bool = False
     default_preset: str
     overflow_fix: str = "disable"
     opset: int = 13

@@ -30,6 +30,7 @@ TENSORRT = Target(
     activation_types=frozenset({"int8", "float8_e4m3fn"}),
     weight_types=frozenset({"int8", "int4", "float8_e4m3fn"}),
     activation_modes=frozenset({"symmetric"}),
+    bias_types=frozenset(),
     centered=True,
     default_preset="performance",
 )
