@@ -271,7 +271,9 @@ def histogram(folds: int | None = None) -> Observer:
         tables = []
         for row, x in enumerate(rows):
             place = jnp.floor(x * half[row] * rest[row] * (BINS // 2)).astype(jnp.int32)  # exact: powers of two
-            place = jnp.where(x < 0, jnp.minimum(place, -1), place)  # so small a part of the largest that it became zero
+            place = jnp.where(
+                x < 0, jnp.minimum(place, -1), place
+            )  # so small a part of the largest that it became zero
             place = jnp.where(x == 0, BINS, place + BINS // 2) + (fold * width)[:, None]
             # One table at a time: a fusion that puts 70 tensors' places together asks for each element whose it is.
             table = jnp.zeros((parts * width,), jnp.int32)
