@@ -44,12 +44,14 @@ class Distributions(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Running sums over the bins of count * x**n, each float64 [T, bins + 1], and the bins' width [T]."""
+    """Running sums over the bins of count * x**n, float64 [T, bins + 1]; the bins' width, and the values' ends, [T]."""
 
     zeroth: np.ndarray
     first: np.ndarray
     second: np.ndarray
     width: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     @classmethod
     def of(cls, seen: Distributions) -> Moments:
@@ -57,12 +59,13 @@ class Moments(NamedTuple):
         centre = (np.arange(bins) - bins // 2 + 0.5) * width
         terms = (seen.counts, seen.counts * centre, seen.counts * (centre**2 + width**2 / 12))
         zeroth, first, second = (np.pad(np.cumsum(each, axis=1), ((0, 0), (1, 0))) for each in terms)
-        return cls(zeroth, first, second, seen.width)
+        return cls(zeroth, first, second, seen.width, seen.low, seen.high)
 
     def below(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The three sums over all values below x [T, n], with bins that x cuts taken in part."""
         bins = self.zeroth.shape[1] - 1
         place = np.clip(x / self.width[:, None] + bins // 2, 0, bins)
+        place = np.where(x <= self.low[:, None], 0, np.where(x >= self.high[:, None], bins, place))
         left = np.minimum(place.astype(np.int64), bins - 1)
         rows = np.arange(len(x))[:, None]
         start, end = (left - bins // 2) * self.width[:, None], (place - bins // 2) * self.width[:, None]
@@ -83,8 +86,8 @@ def squared_errors(moments: Moments, low: np.ndarray, high: np.ndarray, grid: Gr
     """
     scale, zero_point = (symmetric_borders if symmetric else asymmetric_borders)(low, high, grid)
     bottom, top = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
-    if grid.qmax - grid.qmin > CELLS or not isinstance(grid, IntType):
-        return _fine_errors(moments, scale, bottom, top, grid)
+    if grid.qmax - grid.qmin > CELLS:
+        return _fine_errors(moments, scale, bottom, top)
     levels = grid.qmax - grid.qmin + 1
     found = np.empty(low.shape)
     rows = max(1, CHUNK // (levels * low.shape[1]))
@@ -103,22 +106,15 @@ def squared_errors(moments: Moments, low: np.ndarray, high: np.ndarray, grid: Gr
     return found
 
 
-def _fine_errors(moments: Moments, scale: np.ndarray, bottom: np.ndarray, top: np.ndarray, grid: Grid) -> np.ndarray:
-    """The error of clipping to [bottom, top], and of rounding inside with a step of `scale` (or of a float's relative step)."""
+def _fine_errors(moments: Moments, scale: np.ndarray, bottom: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """The error of clipping to [bottom, top], and of rounding inside with a step of `scale`."""
     below, above = moments.below(bottom), moments.below(top)
     under = below[2] - 2 * bottom * below[1] + bottom**2 * below[0]
     total = [each[:, -1:] for each in moments[:3]]
     over = [whole - each for whole, each in zip(total, above, strict=True)]
     clipped = under + over[2] - 2 * top * over[1] + top**2 * over[0]
     inside = above[0] - below[0]
-    if isinstance(grid, IntType):
-        return clipped + inside * scale**2 / 12
-    # A float's step is 2**-mantissa of its binade: on average over a binade, x^2 * 4**-mantissa / 12 * (7 / 3) ** -1.
-    return (
-        clipped
-        + (above[2] - below[2]) * 4.0**-grid.mantissa / 28
-        + inside * (scale * 2.0**grid.smallest_exponent) ** 2 / 12
-    )
+    return clipped + inside * scale**2 / 12
 
 
 def percentile_ranges(seen: Distributions, outlier: tuple[float, float]) -> Range:
@@ -140,10 +136,9 @@ def percentile_ranges(seen: Distributions, outlier: tuple[float, float]) -> Rang
             found[row] = edges[row, place] + np.clip(part, 0, 1) * (edges[row, place + 1] - edges[row, place])
         return found
 
-    low, high = np.maximum(quantile(outlier[0]), seen.low), np.minimum(quantile(1 - outlier[1]), seen.high)
-    empty = total == 0
-    low, high = np.where(empty, seen.low, low), np.where(empty, seen.high, high)
-    return Range(np.minimum(low, high), np.maximum(low, high))
+    low, high = quantile(outlier[0]), quantile(1 - outlier[1])
+    low, high = np.where(total == 0, seen.low, low), np.where(total == 0, seen.high, high)
+    return Range(np.clip(np.minimum(low, high), seen.low, seen.high), np.clip(high, seen.low, seen.high))
 
 
 def least_squares_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
@@ -186,7 +181,7 @@ def entropy_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
     """
     bins = seen.counts.shape[1]
     middle, cells = bins // 2, min(grid.qmax - grid.qmin + 1, bins // 4)
-    reach = np.ceil(np.maximum(seen.high, -seen.low) / seen.width).clip(1, middle).astype(np.int64)  # in bins
+    reach = (np.floor(np.maximum(seen.high, -seen.low) / seen.width) + 1).clip(1, middle).astype(np.int64)  # in bins
     first = np.minimum(cells // 2, reach)
     steps = np.round(first[:, None] + (reach - first)[:, None] * np.linspace(0, 1, THRESHOLDS)).astype(np.int64)
     used = seen.counts > 0
@@ -205,7 +200,8 @@ def entropy_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
     for edge, outside, cell in ((start, mass[rows, start], 0), (end - 1, total - mass[rows, end], -1)):
         count = seen.counts[rows, edge]
         both = count + outside
-        q = np.where(count > 0, held[..., cell] / np.maximum(spread[..., cell], 1), 0.5)
+        in_cell = np.where(held[..., cell] > 0, held[..., cell] / np.maximum(spread[..., cell], 1), count)
+        q = np.where(count > 0, in_cell, 0.5)
         entropy += both * np.log(np.where(both > 0, both, 1)) - count * np.log(np.where(count > 0, count, 1))
         crossed += outside * np.log(q)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -328,16 +324,20 @@ def ranges_of(
 ) -> Range:
     """The ranges [T] of an estimator that reads distributions; `seen` holds the folds, of which only AUTO makes use.
 
-    A symmetric range has the larger of its ends on both sides, or none below zero where nothing is negative.
+    All of them hold zero. A floating-point grid has relative steps; MSE, ENTROPY, HISTOGRAM and AUTO leave it the full range.
     """
     whole = merged(seen)
-    if aggregator is AggregatorType.AUTO:
-        return chosen_ranges(seen, grid, symmetric)[0]
-    if aggregator is AggregatorType.PERCENTILE:
-        return percentile_ranges(whole, outlier)
-    search = {
+    search: dict[AggregatorType, Candidate] = {
         AggregatorType.MSE: least_squares_ranges,
         AggregatorType.ENTROPY: entropy_ranges,
         AggregatorType.HISTOGRAM: searched_ranges,
     }
-    return search[aggregator](whole, grid, symmetric)
+    if aggregator is AggregatorType.PERCENTILE:
+        found = percentile_ranges(whole, outlier)
+    elif not isinstance(grid, IntType):
+        found = Range(whole.low, whole.high)
+    elif aggregator is AggregatorType.AUTO:
+        found = chosen_ranges(seen, grid, symmetric)[0]
+    else:
+        found = search[aggregator](whole, grid, symmetric)
+    return Range(np.minimum(found.low, 0), np.maximum(found.high, 0))
