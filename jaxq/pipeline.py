@@ -12,8 +12,10 @@ import numpy as np
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
 from jaxq.algorithms.calibration import Calibration, IntegerBiases
+from jaxq.algorithms.channel_alignment import ChannelAlignment
 from jaxq.algorithms.equalization import Equalization
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
+from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.collect import tensor_shapes
 from jaxq.data.samples import Samples
 from jaxq.errors import ModelError
@@ -24,7 +26,7 @@ from jaxq.model import Model, split_static
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
-from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.schemes import QuantizationParameters, updated
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
@@ -55,7 +57,7 @@ class Prepared:
         return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(ignored))
 
     def preserving(self) -> list[Algorithm]:
-        """The steps that leave the function of the float model as it is."""
+        """The steps that leave the function of the float model as it is, given where its quantizers are."""
         advanced = self.options.advanced_parameters
         return [] if advanced.disable_equalization else [Equalization(quantized=frozenset(self.plan.activations))]
 
@@ -123,20 +125,34 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Prepared:
-    """Everything of `quantize` that comes before the first pass over the data; raises what `quantize` does."""
+    """Everything of `quantize` up to the places of the quantizers; raises what `quantize` does."""
     model = load(source)
     refuse_quantized(model)
     ignored = options.ignored_scope.select(model.graph)
     graph, params = fuse(model.graph, model.params)
     advanced = options.advanced_parameters
-    if not advanced.disable_bias_correction:
+    if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    samples.first()  # before any work
+    model = run_pipeline(rewriting(model.graph, options, ignored), model, samples, options.batch_size)
     dtypes = tensor_dtypes(model, samples.first())
-    plan = place(graph, params, dtypes, options, ignored)
-    refuse_empty(plan, graph, options, ignored)
-    return Prepared(plan.prepare(model), graph, plan, dtypes, samples, options, ignored)
+    plan = place(model.graph, model.params, dtypes, options, ignored)
+    refuse_empty(plan, model.graph, options, ignored)
+    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored)
+
+
+def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
+    """The steps that leave the function of the float model as it is, and may change its graph: they come before placement."""
+    advanced, steps = options.advanced_parameters, list[Algorithm]()
+    alphas = advanced.smooth_quant_alphas
+    transformer = is_transformer(graph) if options.transformer is None else options.transformer
+    if transformer and (alphas.matmul, alphas.convolution) != (OFF, OFF):
+        steps.append(SmoothQuant(matmul=alphas.matmul, convolution=alphas.convolution, ignored=ignored))
+    if not advanced.disable_channel_alignment:
+        steps.append(ChannelAlignment())
+    return steps
 
 
 def refuse_quantized(model: Model) -> None:

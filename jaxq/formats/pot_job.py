@@ -42,6 +42,7 @@ from jaxq.formats.validation import validated
 from jaxq.options import (
     AdvancedBiasCorrectionParameters,
     AdvancedQuantizationParameters,
+    AdvancedSmoothQuantParameters,
     QuantizeOptions,
     check_target,
 )
@@ -250,6 +251,7 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
             AdvancedQuantizationParameters,
             overflow_fix=SATURATION_FIX[params.saturation_fix],
             disable_channel_alignment=False,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # which POT does not have
             inplace_statistics=True if inplace is None else inplace,
             bias_correction_params=at(
                 PARAMS,
