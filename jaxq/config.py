@@ -52,10 +52,6 @@ class DataOptions(Strict):
     shuffle: bool = False
 
 
-def _source_alone(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
 class Job(Strict):
     """What `jaxq run` does: a model and data in, a quantized file out.
 
@@ -72,7 +68,7 @@ class Job(Strict):
 
     schema_: Annotated[str | None, pydantic.Field(alias="$schema")] = None
     model: str
-    data: Annotated[DataOptions, pydantic.BeforeValidator(_source_alone, json_schema_input_type=str | DataOptions)]
+    data: DataOptions
     name: str | None = None
     quantize: QuantizeOptions | None = QuantizeOptions()
     dump_intermediate_model: bool = False
@@ -120,6 +116,8 @@ def read_job(path: str | os.PathLike[str]) -> Job:
 
 def job_of(content: Any, where: str) -> Job:
     """The job that the content of a file describes; `where` is the file's name, for messages."""
+    if isinstance(content, Mapping) and isinstance(content.get("data"), str):
+        content = {**content, "data": {"source": content["data"]}}
     return validated(Job, content, where)
 
 
@@ -160,7 +158,7 @@ def options_of(settings: Iterable[str]) -> QuantizeOptions:
         for step in outer:
             place = place.setdefault(step, {})
         place[last] = value
-    return validated(QuantizeOptions, content, "settings")
+    return job_of({"model": "", "data": "", "quantize": content}, "settings").quantize or QuantizeOptions()
 
 
 # ------------------------------------------------------------------------------------------------------------ the schema
@@ -170,6 +168,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of the format, for editors: they complete keys and show what each of them means."""
     made = Job.model_json_schema(by_alias=True)
     enumerations = {f"#/$defs/{name}" for name, each in made["$defs"].items() if "enum" in each}
+    made["properties"]["data"] = {"anyOf": [{"type": "string"}, made["properties"]["data"]]}  # see `job_of`
     for definition in (made, *made["$defs"].values()):
         _describe(definition)
         for each in definition.get("properties", {}).values():

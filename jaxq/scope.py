@@ -20,6 +20,9 @@ class Subgraph:
 
     A node lies on such a path if it can be reached from an input and an output can be reached from it: two walks over the graph,
     whatever the number of paths.
+
+    Attributes:
+      inputs, outputs: node names.
     """
 
     inputs: tuple[str, ...]
@@ -32,9 +35,11 @@ class Subgraph:
 
 @dataclass(frozen=True)
 class Operation:
-    """Nodes of one operator whose attributes have these values, all of them; attributes that the file leaves out have none.
+    """Nodes of one operator whose attributes have these values, all of them.
 
-    Several operators are joined by `|`.
+    Attributes:
+      type: the operator; several are joined by `|`.
+      attributes: name -> value. Attributes that the file leaves out have none.
     """
 
     type: str

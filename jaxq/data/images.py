@@ -23,17 +23,25 @@ Size = int | tuple[int, int]  # the shorter side (for a crop: both sides), or (h
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What becomes of a picture on its way to the model. Sizes are in pixels; None leaves it to the model's input."""
+    """What becomes of a picture on its way to the model. Sizes are in pixels; None leaves it to the model's input.
 
-    resize: Size | None = None  # the shorter side, or (height, width); None: as small as the crop allows, or not at all
-    crop: Size | None = None  # the part of the centre that is kept
-    central_fraction: float | None = (
-        None  # in place of both: the part of each side that is kept, stretched to the model's size
-    )
-    mean: tuple[float, ...] | None = None  # of pixels from 0 to 255; one value, or one for each channel; None: 0
-    std: tuple[float, ...] | None = None  # the same; None: 1
-    layout: str | None = None  # "NCHW" or "NHWC"
-    color: str | None = None  # "rgb", "bgr" or "gray"
+    Attributes:
+      resize: the shorter side, or (height, width); None: as small as the crop allows, or not at all.
+      crop: the part of the centre that is kept: one number for both sides, or (height, width).
+      central_fraction: in place of both: the part of each side that is kept, then stretched to the model's size.
+      mean: subtracted from pixels, which go from 0 to 255; one value, or one for each channel; None: 0.
+      std: what pixels are then divided by; None: 1.
+      layout: "NCHW" or "NHWC".
+      color: "rgb", "bgr" or "gray".
+    """
+
+    resize: Size | None = None
+    crop: Size | None = None
+    central_fraction: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: str | None = None
+    color: str | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{key} = {value}" for key, value in vars(self).items() if value is not None)

@@ -18,6 +18,9 @@ from jaxq.data.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
 from jaxq.errors import CalibrationError, ConfigError, JaxqError, JaxqWarning, did_you_mean
 from jaxq.model import Model
 
+# Options of images that are no reason to refuse data of another kind: the last asks for the model's size only.
+NOTHING_SAID = (None, ImageOptions(), ImageOptions(central_fraction=1.0))
+
 
 def open_data(
     spec: str | os.PathLike[str],
@@ -66,7 +69,7 @@ def _source(
         chosen = spread(files, limit)
         if files[0].suffix.lower() in IMAGE_SUFFIXES:
             return chosen, _image_reader(model, images)
-    if images not in (None, ImageOptions()):
+    if images not in NOTHING_SAID:
         raise ConfigError(f"{images} is for a folder of images, and {text!r} is not one")
     if files is not None:
         return ArrayFiles(chosen, model.inputs, batch_axis is not None), None
