@@ -184,6 +184,10 @@ def schema() -> dict[str, Any]:
     return made
 
 
+_JSON = {"None": "null", "True": "true", "False": "false"}
+_PYTHON = re.compile(r"\b(None|True|False)\b")
+
+
 def _describe(definition: dict[str, Any]) -> None:
     """Moves the meaning of each key from the docstring of its class to the key."""
     text = inspect.cleandoc(definition.get("description", ""))
@@ -193,7 +197,7 @@ def _describe(definition: dict[str, Any]) -> None:
     for key, each in definition.get("properties", {}).items():
         each.pop("title", None)
         if meaning := meanings.get(key.replace("$schema", "schema_")):
-            each["description"] = meaning
+            each["description"] = _PYTHON.sub(lambda word: _JSON[word[0]], meaning)
 
 
 def attribute_meanings(text: str) -> Mapping[str, str]:

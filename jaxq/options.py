@@ -182,7 +182,20 @@ class AdvancedQuantizationParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """The keyword arguments of `jaxq.quantize`, checked; see there."""
+    """The keyword arguments of `jaxq.quantize`, checked.
+
+    Attributes:
+      preset: "performance" (symmetric activations), "mixed" (asymmetric), "accuracy" (weights too, where the target has that);
+        None: what costs the target nothing more.
+      target_device: the runtime that will execute the file: a name of `jaxq.targets`, or a `TargetDevice`.
+      subset_size: the number of samples used; None: all.
+      fast_bias_correction: correct all biases from one pass over the data, or each after those before it.
+      model_type: "transformer" keeps additions, normalizations and the like in float; None: found out.
+      ignored_scope: what stays in float.
+      advanced_parameters: everything else.
+      seed: of what is random.
+      batch_size: samples run at a time; None: chosen. A matter of speed.
+    """
 
     preset: Preset | str | None = None
     target_device: TargetDevice | str = "onnxruntime"

@@ -92,6 +92,44 @@ def test_the_same_command_writes_the_same_file(digits, tmp_path):
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
+def test_a_command_that_is_written_down_does_the_same_again(digits, tmp_path):
+    config = tmp_path / "config.json"
+    options = [
+        "--ignore",
+        "classifier",
+        "--range-estimator",
+        "minmax",
+        "--bias-correction",
+        "full",
+        "--save-config",
+        str(config),
+    ]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options, "-q"]) == 0
+    assert cli.main(["run", str(config), "-o", str(tmp_path / "again"), "-q"]) == 0
+    assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
+
+
+def test_run_says_what_it_wrote_and_gives_it_as_json(digits, tmp_path, capsys):
+    (tmp_path / "job.json").write_text(
+        json.dumps({"model": str(digits / "digits.onnx"), "data": str(digits / "few.npz")})
+    )
+    assert cli.main(["run", str(tmp_path / "job.json"), "-o", str(tmp_path)]) == 0
+    assert re.search(r"digits\.onnx: \d+ weights and biases, \d+ activations quantized, in", capsys.readouterr().out)
+    assert cli.main(["run", str(tmp_path / "job.json"), "-o", str(tmp_path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "digits.onnx")
+
+
+def test_run_prints_the_schema(capsys):
+    assert cli.main(["run", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "jaxq configuration"
+
+
+@pytest.mark.parametrize("arguments", [[], ["job.json"]])
+def test_run_without_its_arguments_says_how_it_is_called(arguments, capsys):
+    assert cli.main(["run", *arguments]) == 2
+    assert capsys.readouterr().err.endswith("is missing; write `jaxq run CONFIG.json -o FOLDER`\n")
+
+
 def test_images_are_taken_from_a_folder(digits, tmp_path):
     pillow = pytest.importorskip("PIL.Image")
     (tmp_path / "images").mkdir()
@@ -128,7 +166,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["quantize"], ["inspect"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["quantize"], ["run"], ["inspect"], ["verify"], ["demo"]])
 def test_help_is_there_for_every_command(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "Usage: jaxq" in capsys.readouterr().out
@@ -306,6 +344,9 @@ BAD_USE = {
     "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed', 'accuracy'"),
     "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
     "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
+    "axis": (["--batch-axis", "first"], "'first' is neither the number of an axis nor none"),
+    "range estimator": (["--range-estimator", "min_max"], "'min_max'; .*did you mean 'minmax'"),
+    "bias correction": (["--bias-correction", "slow"], "'--bias-correction'.*'fast', 'full', 'off'"),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
     "image options": (["--resize", "256"], "resize = 256 is for a folder of images"),
     "option of a later release": (["--max-drop", "0.01"], "No such option: --max-drop"),
