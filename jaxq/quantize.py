@@ -26,6 +26,7 @@ from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
+from jaxq.scope import stand_ins
 from jaxq.targets import Target, find_target
 
 FEW_SAMPLES = 10  # fewer are warned of
@@ -101,8 +102,9 @@ def quantize(
         raise ConfigError(f"ignored_scope = {scope!r}; expected an IgnoredScope, e.g. IgnoredScope(names=['conv1'])")
     model = load(model)
     refuse_quantized(model)
-    ignored = scope.select(model.graph)
+    ignored = scope.select(model.graph, model.folded)
     graph, params = fuse(model.graph, model.params)
+    scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
     if bias_correction:
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
