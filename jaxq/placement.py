@@ -242,7 +242,8 @@ class _Placement:
             rule = self.rule_of(node)
             if rule is None or rule.body_only or not self.fits(node):
                 continue
-            if rule.weights or (self.target.anywhere and not self.is_box_arithmetic(node)) or self.follows_kernel(node):
+            inner = not self.is_box_arithmetic(node) if self.target.anywhere else self.follows_kernel(node)
+            if rule.weights or inner:
                 self.chosen[node.name] = rule
         for node in reversed(self.nodes):
             rule = self.rule_of(node)
