@@ -368,7 +368,7 @@ class _Linter:
             words = ", ".join(f"{index} ({node.inputs[index]!r})" for index in missing)
             problem = f"input {words} is not quantized, others are: it runs in float"
             yield self.finding(Severity.SLOW, node, problem, "quantize all of its inputs, or none")
-        elif missing and rule.weights and rule.activations:
+        elif missing and rule.weights and rule.activations and node.inputs[rule.weights[0]] in self.values:
             problem = "it runs in float: neither its input nor its weight is quantized"
             yield self.finding(Severity.SLOW, node, problem, "quantize it, if it was not left out on purpose")
         elif not missing and present and rule.output and not self.has_quantized_output(node):

@@ -28,12 +28,14 @@ class Model:
       params: tensor name -> array (numpy, possibly memory-mapped, or JAX), of the graph and its subgraphs.
       encodings: tensor name -> QuantParams; empty for a float model.
       metadata: text that travels with the file (ONNX metadata_props).
+      folded: name of a node of the file that is not in the graph -> the node that makes its result now, or "".
     """
 
     graph: Graph
     params: Mapping[str, Any]
     encodings: Mapping[str, QuantParams] = field(default_factory=dict)
     metadata: FrozenDict[str, str] = field(default_factory=FrozenDict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, TensorType]:

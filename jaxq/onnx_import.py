@@ -22,6 +22,7 @@ from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, unused_name
 from jaxq.model import Model
 from jaxq.ops import find
 from jaxq.passes import clean, lift_constants
+from jaxq.scope import stand_ins
 
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
 LARGEST_LITERAL = 1 << 16  # elements; integer initializers up to this are structure, larger ones are params
@@ -47,9 +48,10 @@ def load(source: Source) -> Model:
     graph = reader.graph(model.graph, model.graph.name or "graph")
     refuse_unsupported(graph)
     graph, params = lift_constants(graph, reader.params, LARGEST_LITERAL)
+    whole = graph
     graph, params = clean(graph, params)
     metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
-    return Model(graph, params, metadata=FrozenDict(metadata))
+    return Model(graph, params, metadata=FrozenDict(metadata), folded=stand_ins(whole, graph))
 
 
 def read(source: Source) -> ir.Model:

@@ -28,6 +28,7 @@ from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.schemes import QuantizationParameters, updated
+from jaxq.scope import stand_ins
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -128,8 +129,10 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     """Everything of `quantize` up to the places of the quantizers; raises what `quantize` does."""
     model = load(source)
     refuse_quantized(model)
-    ignored = options.ignored_scope.select(model.graph)
+    scope = options.ignored_scope
+    ignored = scope.select(model.graph, model.folded)
     graph, params = fuse(model.graph, model.params)
+    scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
     advanced = options.advanced_parameters
     if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
         graph, params = add_missing_biases(graph, params)

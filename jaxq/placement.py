@@ -209,7 +209,15 @@ class _Placement:
         if self.moves_values(node):
             return None
         rule = rule_for(self.target, node.op, depthwise=is_depthwise(node, self.params))
-        return rule or (self.target.other if node.op not in ("Shape", "Size", "Cast", "Identity") else None)
+        free = node.op not in ("Shape", "Size", "Cast", "Identity") and not self.is_merged(node)
+        return rule or (self.target.other if free else None)
+
+    def is_merged(self, node: Node) -> bool:
+        """Whether the runtime merges the node into the kernel that makes its input, for it alone."""
+        maker = self.producer.get(node.inputs[0]) if node.inputs else None
+        if node.op not in self.target.fused or maker is None or maker.op not in self.target.fusing:
+            return False
+        return len(self.readers[node.inputs[0]]) == 1 and node.inputs[0] not in self.graph.outputs
 
     def leave_in_float(self) -> None:
         """Fills `left` with the nodes that the detectors find."""
@@ -234,7 +242,8 @@ class _Placement:
             rule = self.rule_of(node)
             if rule is None or rule.body_only or not self.fits(node):
                 continue
-            if rule.weights or (self.target.anywhere and not self.is_box_arithmetic(node)) or self.follows_kernel(node):
+            inner = not self.is_box_arithmetic(node) if self.target.anywhere else self.follows_kernel(node)
+            if rule.weights or inner:
                 self.chosen[node.name] = rule
         for node in reversed(self.nodes):
             rule = self.rule_of(node)

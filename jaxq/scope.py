@@ -64,8 +64,8 @@ class IgnoredScope:
     """What stays in float, by node.
 
     Attributes:
-      names: node names, exactly. A node that the importer removes or folds (Identity, Dropout, BatchNormalization) may be named:
-        it stands for the node that takes its place.
+      names: node names, exactly. A node that is merged into another one before anything is quantized (Identity, Dropout,
+        BatchNormalization) may be named; that alone keeps nothing in float, and is warned of.
       patterns: regular expressions that a whole node name must match.
       types: operator names.
       subgraphs: what lies between nodes.
@@ -98,7 +98,7 @@ class IgnoredScope:
 
         Args:
           graph: of the model.
-          folded: name of a node that the importer took out -> the node that took its place, or "" where none did.
+          folded: name of a node of the file that is not in the graph -> the node that makes its result now, or "".
 
         Raises:
           ConfigError: an entry matches nothing, and `validate` is on; the message gives the nearest name.
@@ -113,6 +113,14 @@ class IgnoredScope:
             else:
                 hits |= found
         return frozenset(hits)
+
+    def warn_of_folded(self, ignored: Collection[str], folded: Mapping[str, str]) -> None:
+        """Warns of names whose nodes are merged into others that are not ignored (`stand_ins`)."""
+        for name in self.names:
+            place = folded.get(name)
+            if place and place not in ignored:
+                message = f"ignored node {name!r} is merged into {place!r}, which is quantized; ignore that to keep it in float"
+                warnings.warn(message, JaxqWarning, stacklevel=3)
 
     def _entries(
         self, graph: Graph, nodes: list[Node], folded: Mapping[str, str]
@@ -148,8 +156,7 @@ def by_name(
     folded = folded or {}
     known, ops = {node.name for node in nodes}, {node.op for node in nodes}
     for name in names:
-        place = folded.get(name)
-        found = {name} if name in known else ({place} if place else set()) if place is not None else None
+        found: set[str] | None = {name} if name in known else set() if name in folded else None
         yield f"{word} name {name!r} matches no node{did_you_mean(name, {*known, *folded})}", found
     for op in types:
         found = {node.name for node in nodes if node.op == op}
@@ -161,6 +168,26 @@ def by_name(
             f"{f'.*{pattern}.*'!r}"
         )
         yield message, found or None
+
+
+def stand_ins(before: Graph, after: Graph) -> dict[str, str]:
+    """Name of a node that a rewrite took out -> the node that makes its result now, or "" where none does.
+
+    The result of a node that is gone is made by the node it was merged into (BatchNormalization), or is that of the node
+    before it (Identity, Dropout), or is constant.
+    """
+    kept = {node.name for _, node in after.walk()}
+    makers = {name: node.name for _, node in after.walk() for name in node.outputs if name}
+    found: dict[str, str] = {}
+    source: dict[str, str] = {}  # tensor -> the node that makes its values now
+    for _, node in before.walk():
+        if node.name in kept:
+            source.update(dict.fromkeys(node.outputs, node.name))
+            continue
+        own = next((makers[name] for name in node.outputs if name in makers), None)
+        found[node.name] = own or source.get(node.inputs[0] if node.inputs else "", "")
+        source.update(dict.fromkeys(node.outputs, found[node.name]))
+    return found
 
 
 def nodes_between(graph: Graph, subgraph: Subgraph) -> set[str]:
