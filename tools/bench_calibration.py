@@ -211,9 +211,8 @@ def main() -> None:
             print(f"| {name} | {' | '.join(f'{peak:.2f}' for peak in peaks)} |", flush=True)
         return
     names = ["jaxq:forward", *names, *(f"runtime:{each}" for each in RUNTIME if arguments.runtime)]
-    print(
-        "| calibrator | tensors | first pass, s | pass, s | CPU, s | ranges, s | CPU of forward | GB |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("calibrator", "tensors", "first pass, s", "pass, s", "CPU, s", "ranges, s", "CPU of forward", "GB")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     forward = 0.0
     for name in names:
         found = run(arguments, name, arguments.n)
