@@ -25,6 +25,7 @@ from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
+from jaxq.quantizer import PerTensor
 from jaxq.targets import TARGETS, Target
 
 FEW_SAMPLES = 10  # fewer are warned of
@@ -107,7 +108,10 @@ def quantize(
     plan = plan_for(model, data.first(), options, ignored)
     model = model.replace(graph=plan.graph)
     steps: list[Algorithm] = [
-        Equalization(quantized=frozenset(plan.activations)),
+        Equalization(
+            quantized=frozenset(plan.activations),
+            one_scale=frozenset(w.name for w in plan.weights if isinstance(w.scheme.granularity, PerTensor)),
+        ),
         Calibration(
             plan=plan,
             capacity=options.subset_size,
