@@ -27,6 +27,7 @@ from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, updated
 from jaxq.scope import stand_ins
 
@@ -59,8 +60,10 @@ class Prepared:
 
     def preserving(self) -> list[Algorithm]:
         """The steps that leave the function of the float model as it is, given where its quantizers are."""
-        advanced = self.options.advanced_parameters
-        return [] if advanced.disable_equalization else [Equalization(quantized=frozenset(self.plan.activations))]
+        if self.options.advanced_parameters.disable_equalization:
+            return []
+        single = (weight.name for weight in self.plan.weights if isinstance(weight.scheme.granularity, PerTensor))
+        return [Equalization(quantized=frozenset(self.plan.activations), one_scale=frozenset(single))]
 
     def calibration(self, estimator: RangeEstimatorParameters | None = None) -> Calibration:
         """The step that sets the quantizers of activations and weights; `estimator` replaces that of the options."""

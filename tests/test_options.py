@@ -112,7 +112,7 @@ BAD = {
     "advanced parameters of another kind": (
         lambda: QuantizeOptions(advanced_parameters={}), "advanced_parameters = {}; expected an AdvancedQuantizationParameters"
     ),
-    "fast or not": (lambda: QuantizeOptions(fast_bias_correction="fast"), "fast_bias_correction = 'fast'; expected True or False"),
+    "fast or not": (lambda: QuantizeOptions(fast_bias_correction="fast"), "= 'fast'; expected True or False"),
     "a threshold of zero": (lambda: BiasCorrection(threshold=0), "threshold = 0; expected a finite number above 0"),
     "an endless threshold": (lambda: BiasCorrection(threshold=float("inf")), "expected a finite number above 0"),
     "an alpha above one": (lambda: SmoothQuant(matmul=1.5), "matmul = 1.5; expected a number from 0 to 1, or -1"),
