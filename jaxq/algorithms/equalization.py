@@ -65,11 +65,13 @@ class Equalization:
     Args:
       quantized: the names of the quantized activations.
       one_scale: the names of the weights that have one scale for all channels.
+      clips: whether tensors behind a Clip are equalized, too; a network full of them takes some seconds more to compile.
       samples: how many samples the extremes are taken from. Factors need no more: the ranges themselves are found later.
     """
 
     quantized: frozenset[str]
     one_scale: frozenset[str] = frozenset()
+    clips: bool = False
     samples: int = 64
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
@@ -110,7 +112,8 @@ class Equalization:
         )
 
     def pairs(self, model: Model) -> list[Pair]:
-        return list(pairs(model.graph, model.params, self.quantized))
+        found = pairs(model.graph, model.params, self.quantized)
+        return [pair for pair in found if self.clips or not math.isfinite(pair.bound)]
 
 
 class Noise:

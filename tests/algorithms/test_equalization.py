@@ -73,7 +73,7 @@ def tensor(model: Model) -> str:
 
 
 def equalized(model: Model, feeds=FEEDS, also=()) -> Model:
-    return run_pipeline([Equalization(quantized=frozenset({tensor(model), *also}))], model, feeds)
+    return run_pipeline([Equalization(quantized=frozenset({tensor(model), *also}), clips=True)], model, feeds)
 
 
 @pytest.mark.parametrize("model", CASES.values(), ids=CASES)
@@ -265,3 +265,9 @@ def test_with_one_scale_for_each_weight_their_rows_and_columns_are_balanced():
         return rows.max() / rows.min()
 
     assert spread(after) < spread(model) / 8
+
+
+def test_a_tensor_behind_a_clip_is_left_alone_unless_asked_for():
+    step = Equalization(quantized=frozenset({"hidden"}))
+    assert not step.needs(CASES["Clip"])
+    assert replace(step, clips=True).needs(CASES["Clip"])
