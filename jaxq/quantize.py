@@ -25,7 +25,7 @@ def quantize(
     preset: Preset | str | None = None,
     target_device: TargetDevice | str = "onnxruntime",
     subset_size: int | None = 300,
-    fast_bias_correction: bool = True,
+    fast_bias_correction: bool = False,
     model_type: ModelType | str | None = None,
     ignored_scope: IgnoredScope | None = None,
     advanced_parameters: AdvancedQuantizationParameters | None = None,
@@ -42,8 +42,9 @@ def quantize(
         None: what costs the target nothing more.
       target_device: the runtime that will execute the file, by its name in `jaxq.targets`, or a `TargetDevice`.
       subset_size: the number of samples used, the first ones; None uses all.
-      fast_bias_correction: how to correct the biases for the mean error that rounding causes: all of them from one pass over the
-        data, or each after those before it. `advanced_parameters` can switch it off.
+      fast_bias_correction: how to correct the biases for the mean error that rounding causes: each layer by itself, for the rounding
+        of its weights (True, nncf's default), or all together, each seeing what is left of the errors before it (False): a few
+        seconds more, and more accurate. `advanced_parameters` can switch it off.
       model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
       ignored_scope: what stays in float.
       advanced_parameters: everything else.

@@ -72,7 +72,7 @@ def quantize(
     bias_correction: Annotated[
         Literal["fast", "full", "off"],
         typer.Option(metavar="fast|full|off", help="Correct the mean error that rounding causes."),
-    ] = "fast",
+    ] = "full",
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
     batch_size: Annotated[
         int | None,
@@ -124,7 +124,7 @@ def quantize(
             preset=preset,
             target_device=target,
             subset_size=subset_size,
-            fast_bias_correction=bias_correction != "full",
+            fast_bias_correction=bias_correction == "fast",
             model_type=model_type,
             ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
             advanced_parameters=AdvancedQuantizationParameters(
