@@ -14,6 +14,7 @@ from jaxq.errors import InputError, did_you_mean
 from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.quantizer import QuantParams
+from jaxq.split import run_tail, split
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +61,29 @@ class Model:
         Raises:
           InputError: names, ranks, shapes or dtypes do not fit.
         """
-        static, traced = split_static(self.graph, self.feed(inputs))
-        outputs = run(self.graph, static, self.device_params, dict(self.encodings), traced)
+        feed = self.feed(inputs)
+        static, traced = split_static(self.graph, feed)
+        parts = split(self.graph, self.params, static, traced)
+        outputs = run(parts.head, static, self.device_params, dict(self.encodings), traced)
+        if parts.tail is not None:
+            outputs = run_tail(parts, self.params, self.encodings, feed, outputs)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
 
     def _declared(self, name: str, value: Any) -> Any:
         wanted = self.graph.types.get(name)
-        if wanted is None or isinstance(value, jax.core.Tracer) or value.dtype.name == wanted.dtype:
+        if wanted is None or not hasattr(value, "dtype") or isinstance(value, jax.core.Tracer):
+            return value  # a sequence, an optional, or inside of someone's trace
+        if value.dtype.name == wanted.dtype:
             return value
         return np.asarray(value).astype(wanted.dtype) if wanted.dtype in ("int64", "uint64", "float64") else value
+
+    def head(self, inputs: Any) -> Model:
+        """The part that is compiled, for inputs like these: the whole model, unless it has results whose shapes depend on values.
+
+        Its outputs are the outputs of the model that it makes and the tensors that the rest of the model reads.
+        """
+        static, traced = split_static(self.graph, self.feed(inputs))
+        return self.replace(graph=split(self.graph, self.params, static, traced).head)
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """One batch as {input name: array}, checked against the declared inputs.

@@ -81,6 +81,8 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
 def static_sources(graph: Graph) -> set[str]:
     """Every tensor that a static operand is computed from, not looking through Shape and Size."""
     producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
+        producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
     pending = [
         name
@@ -161,6 +163,8 @@ def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[
     except Exception:  # whatever is wrong is reported, with its shapes, when the node is run
         return None
     results = list(results) if isinstance(results, tuple) else [results]
+    if not all(isinstance(value, np.ndarray) for value in results):  # a sequence is structure, and costs nothing
+        return None
     grown = sum(value.nbytes for value in results) > 2 * sum(a.nbytes for a in arguments if a is not None) + (1 << 20)
     weights = any(name in params for name in node.inputs)
     return None if grown and weights else results

@@ -33,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 MODULES = (
     "cast", "elementwise", "activations", "tensor", "indexing", "reduction", "convolution", "pooling", "normalization",
     "neural", "losses", "recurrent", "attention", "image", "sampling", "signal", "contrib", "contrib_attention",
-    "quantized", "control", "data_dependent", "contrib_quantized",
+    "quantized", "control", "data_dependent", "sequence", "contrib_quantized",
 )  # fmt: skip
 
 
@@ -127,7 +127,9 @@ def find(name: str, domain: str, version: int) -> Op:
 
 
 def is_static(value: Any) -> bool:
-    """Whether a value is known while tracing."""
+    """Whether a value is known while tracing; a sequence is when all of its elements are."""
+    if isinstance(value, list):
+        return all(map(is_static, value))
     return isinstance(value, (np.ndarray, np.generic, int, float, bool))
 
 
