@@ -49,7 +49,7 @@ class JaxqRep(BackendRep):
                 outputs = run(self.model.graph, key, self.params, {}, traced)
             else:
                 outputs = execute(self.model.graph, self.params, {**jax.device_put(traced), **static})[0]
-            return tuple(np.asarray(outputs[name]) for name in self.model.graph.outputs)
+            return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:
         names = self.model.graph.inputs
@@ -60,11 +60,18 @@ class JaxqRep(BackendRep):
                     f"the model has {len(names)} inputs ({', '.join(names)}), but {len(values)} were given"
                 )
             inputs = dict(zip(names, values, strict=True))
-        return {name: np.asarray(value) for name, value in inputs.items()}
+        return {name: jax.tree.map(np.asarray, as_list(value)) for name, value in inputs.items()}
 
 
-def is_numeric(value: np.ndarray) -> bool:
-    """Whether JAX has the element type: not strings, not the 6-bit floats."""
+def as_list(value: Any) -> Any:
+    """A sequence as our operators have it; anything else as it is."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether JAX has the value and its element type: not sequences, strings, the 6-bit floats."""
+    if not isinstance(value, np.ndarray):
+        return False
     return value.dtype.kind not in "OSU" and not value.dtype.name.startswith("float6_")
 
 

@@ -85,6 +85,13 @@ class Model:
         static, traced = split_static(self.graph, self.feed(inputs))
         return self.replace(graph=split(self.graph, self.params, static, traced).head)
 
+    def made_on_host(self, inputs: Any) -> frozenset[str]:
+        """The outputs whose shapes depend on values, for inputs like these: made behind the compiled part."""
+        static, traced = split_static(self.graph, self.feed(inputs))
+        parts = split(self.graph, self.params, static, traced)
+        late = set() if parts.tail is None else {name for node in parts.tail.nodes for name in node.outputs}
+        return frozenset(late.intersection(self.graph.outputs))
+
     def feed(self, inputs: Any) -> dict[str, Any]:
         """One batch as {input name: array}, checked against the declared inputs.
 
@@ -145,6 +152,9 @@ def check_feed(declared: Mapping[str, TensorType], inputs: Any) -> dict[str, Any
     for name, wanted in declared.items():
         if name not in feed:
             raise InputError(f"input {name!r} ({wanted}) is missing; given were {sorted(feed)}")
+        if wanted.within and (feed[name] is None or isinstance(feed[name], (list, tuple))):
+            feed[name] = None if feed[name] is None else [np.asarray(each) for each in feed[name]]
+            continue
         if not isinstance(feed[name], jax.Array):
             feed[name] = np.asarray(feed[name])
         _check_value(name, wanted, feed[name])

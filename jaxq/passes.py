@@ -5,7 +5,7 @@ If nothing changes, a pass returns the same objects. Passes that need no numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
-from jaxq.graph import FrozenDict, Graph, Literal, Node, captures, map_nodes
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
 from jaxq.ops import find
 
 Params = Mapping[str, Any]
@@ -56,7 +56,8 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
     booleans of up to `largest` elements, and scalars. All other floats are params. Integer graph inputs of rank 0 or 1
     from which a static operand is computed become `graph.static_inputs`.
     """
-    needed = static_sources(graph)
+    scalars = [name for name in graph.inputs if may_be_static(graph.types.get(name))]
+    needed = static_sources(graph, given_data(graph, set(graph.inputs).difference(scalars)))
     lifted = {}
     for name, value in params.items():
         small = value.size <= largest
@@ -64,22 +65,31 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
         integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
         if small and (name in needed or integer or value.ndim == 0):
             lifted[name] = Literal.of(value)
-    static = tuple(
-        name
-        for name in graph.inputs
-        if name in needed
-        and name in graph.types
-        and (graph.types[name].dtype.startswith(("int", "uint", "bool")))
-        and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
-    )
+    static = tuple(name for name in scalars if name in needed)
     if not lifted and static == graph.static_inputs:
         return graph, params
     kept = {name: value for name, value in params.items() if name not in lifted}
     return replace(graph, constants=graph.constants | lifted, static_inputs=static), kept
 
 
-def static_sources(graph: Graph) -> set[str]:
-    """Every tensor that a static operand is computed from, not looking through Shape and Size."""
+def may_be_static(declared: TensorType | None) -> bool:
+    """Whether a graph input looks like a size, an axis or a switch: integers or booleans of rank 0 or 1."""
+    if declared is None or not declared.dtype.startswith(("int", "uint", "bool")):
+        return False
+    return declared.shape is None or len(declared.shape) <= 1
+
+
+def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
+    """Every tensor of the graph that depends on the values of `inputs`, which includes them."""
+    data = set(inputs)
+    for node in graph.nodes:
+        if node.op not in ("Shape", "Size") and not data.isdisjoint({*node.inputs, *captures(node)}):
+            data.update(filter(None, node.outputs))
+    return data
+
+
+def static_sources(graph: Graph, data: Container[str] = ()) -> set[str]:
+    """Every tensor that a static operand is computed from, not looking through Shape and Size, nor beyond `data`."""
     producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
     for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
         producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
@@ -92,7 +102,7 @@ def static_sources(graph: Graph) -> set[str]:
     ]
     while pending:
         name = pending.pop()
-        if name in needed:
+        if name in needed or name in data:
             continue
         needed.add(name)
         node = producers.get(name)

@@ -47,6 +47,11 @@ class Split:
     dtypes: Mapping[str, Any] = FrozenDict()
     reasons: Mapping[str, str] = FrozenDict()
 
+    @property
+    def host_nodes(self) -> frozenset[str]:
+        """The names of the tail's nodes, with those of their subgraphs: they stay in float."""
+        return frozenset() if self.tail is None else frozenset(node.name for _, node in self.tail.walk())
+
 
 def split(
     graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
