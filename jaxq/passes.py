@@ -53,7 +53,7 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
     """Decides which initializers are structure (`graph.constants`) and which are numbers (params).
 
     Structure is: whatever a static operand (axes, sizes, scales of Resize, branch conditions) is computed from, integers and
-    booleans of up to `largest` elements, and scalars. All other floats are params. Integer graph inputs of rank 0 or 1
+    booleans of up to `largest` elements, and scalars. All other floats are params. Graph inputs of rank 0 or 1
     from which a static operand is computed become `graph.static_inputs`.
     """
     scalars = [name for name in graph.inputs if may_be_static(graph.types.get(name))]
@@ -73,10 +73,12 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
 
 
 def may_be_static(declared: TensorType | None) -> bool:
-    """Whether a graph input looks like a size, an axis or a switch: integers or booleans of rank 0 or 1."""
-    if declared is None or not declared.dtype.startswith(("int", "uint", "bool")):
+    """Whether a graph input may hold sizes, axes, scales or a switch: it has rank 0 or 1, or integers of unknown rank."""
+    if declared is None or declared.within:
         return False
-    return declared.shape is None or len(declared.shape) <= 1
+    if declared.shape is None:
+        return declared.dtype.startswith(("int", "uint", "bool"))
+    return len(declared.shape) <= 1
 
 
 def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
@@ -88,21 +90,26 @@ def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
     return data
 
 
-def static_sources(graph: Graph, data: Container[str] = ()) -> set[str]:
-    """Every tensor that a static operand is computed from, not looking through Shape and Size, nor beyond `data`."""
+def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]:
+    """Every tensor that a static operand is computed from, not looking through Shape and Size.
+
+    With `data`, the tensors that are not known anyway: not looking beyond these, nor at nodes that need one of them.
+    """
     producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
     for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
         producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
-    pending = [
-        name
-        for _, node in graph.walk()
-        for index, name in enumerate(node.inputs)
-        if name and find(node.op, node.domain, node.version).needs_static(index)
-    ]
+    pending = []
+    for _, node in graph.walk():
+        entry = find(node.op, node.domain, node.version)
+        operands = [name for index, name in enumerate(node.inputs) if name and entry.needs_static(index)]
+        if data is None and node.op == "Loop":  # its own condition, which decides the number of turns
+            operands += [sub.outputs[0] for sub in node.subgraphs]
+        if data is None or not (entry.data_dependent or any(name in data for name in operands)):
+            pending.extend(operands)
     while pending:
         name = pending.pop()
-        if name in needed or name in data:
+        if name in needed or (data is not None and name in data):
             continue
         needed.add(name)
         node = producers.get(name)

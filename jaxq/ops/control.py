@@ -18,6 +18,7 @@ Body = Any  # jaxq.execute.Subgraph, which stands above: body(*values) -> output
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
+MOST_TURNS = np.iinfo(np.int32).max  # exporters write the largest int64 for a loop that only its condition ends
 
 
 @op("If", since=1, static=("cond",))
@@ -58,7 +59,7 @@ def loop(max_trip_count=None, cond=None, *initial, body):
         turns = None if max_trip_count is None else int(np.reshape(max_trip_count, ()))
         if cond is not None and not np.reshape(cond, ()):
             turns = 0
-        if turns is not None and turns > MOST_UNROLLED and not body.concrete:
+        if turns is not None and MOST_UNROLLED < turns < MOST_TURNS and not body.concrete:
             try:
                 return _scanned(body, turns, initial, cond is not None)
             except (_Unsuitable, DynamicShapeError, ModelError):
@@ -157,6 +158,8 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
         after = condition if cond is None else jnp.asarray(after).reshape(())
         return turn + 1, after, _like(state, results)
 
+    if is_static(max_trip_count):
+        max_trip_count = np.minimum(max_trip_count, MOST_TURNS).astype(np.int32)
     limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
     start = jnp.asarray(True if cond is None else cond).reshape(())
     turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
