@@ -6,6 +6,7 @@ The walk is pure Python over pure functions. Under `jax.jit` it disappears and X
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
-from jaxq.graph import Graph, Node, captures
+from jaxq.graph import Graph, Node, TensorType, captures
 from jaxq.ops import Op, find, is_static
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -97,6 +98,7 @@ class Subgraph(NamedTuple):
     run: Callable[..., tuple[Any, ...]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    types: tuple[TensorType | None, ...]  # what the file declares of the outputs
     concrete: bool = False
 
     def __call__(self, *values: Any, inlined: bool = False) -> tuple[Any, ...]:
@@ -157,6 +159,8 @@ class _Walk:
                 attributes[key] = self.subgraph(value, values)
         if "output_count" in entry.attributes:
             attributes["output_count"] = len(node.outputs)
+        if "seed" in entry.attributes:
+            attributes.setdefault("seed", zlib.crc32(node.name.encode()))
         static = all(value is None or is_static(value) for value in arguments) and not node.subgraphs
         try:
             results = run_static(entry, arguments, attributes) if static else run_traced(entry, arguments, attributes)
@@ -181,7 +185,8 @@ class _Walk:
             results = walk.run(graph, {**values, **given})
             return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 
-        return Subgraph(run, graph.inputs, graph.outputs, self.concrete)
+        types = tuple(map(graph.types.get, graph.outputs))
+        return Subgraph(run, graph.inputs, graph.outputs, types, self.concrete)
 
     def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
         """The chain of tensors from the operand that should be static back to where it became traced."""

@@ -33,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 MODULES = (
     "cast", "elementwise", "activations", "tensor", "indexing", "reduction", "convolution", "pooling", "normalization",
     "neural", "losses", "recurrent", "attention", "image", "sampling", "signal", "contrib", "contrib_attention",
-    "quantized", "control", "data_dependent", "sequence", "contrib_quantized",
+    "quantized", "control", "data_dependent", "sequence", "random", "contrib_quantized",
 )  # fmt: skip
 
 

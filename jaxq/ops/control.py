@@ -103,9 +103,20 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
 
 
 def _no_rows(body: Body, initial: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-    """The stacked rows of a loop that makes no turn."""
-    results = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
-    return tuple(np.zeros((0, *each.shape), each.dtype) for each in results[1 + len(initial) :])
+    """The stacked rows of a loop that makes no turn: of the shapes that a turn would make.
+
+    A body that cannot run without a turn to make gives what the file declares, with 0 for an unknown size (ONNX Runtime).
+    """
+    first = 1 + len(initial)
+    try:
+        made = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
+        rows = [(each.shape, each.dtype) for each in made[first:]]
+    except ModelError:
+        declared = body.types[first:]
+        if any(each is None or each.shape is None for each in declared):
+            raise
+        rows = [(tuple(size if isinstance(size, int) else 0 for size in each.shape), each.dtype) for each in declared]
+    return tuple(np.zeros((0, *shape), dtype) for shape, dtype in rows)
 
 
 def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:

@@ -17,7 +17,6 @@ OLDEST_OPSET = 6
 REQUIRED = inspect.Parameter.empty
 
 NOT_IMPLEMENTED = {
-    "random": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
     "strings": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
     "files": "ImageDecoder",
 }
