@@ -17,7 +17,7 @@ import numpy as np
 from jaxq.errors import CalibrationError
 from jaxq.execute import chain, execute, quantizing
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
-from jaxq.model import Model, check_feed, split_static
+from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.quantizer import QuantParams
@@ -163,6 +163,7 @@ def batches(
         key = (static, tuple((name, value.shape, value.dtype) for name, value in arrays.items()))
         if key not in sizes:
             sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))
+            warn_of_many_shapes(len(sizes), "the calibration")
         pending.setdefault(key, []).append((number, arrays))
         if len(pending[key]) == sizes[key]:
             yield static, _batch(pending.pop(key), sizes[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq.errors import InputError, did_you_mean
+from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.quantizer import QuantParams
 from jaxq.split import run_tail, split
+
+MANY_SHAPES = 9  # distinct ones, from which on the user hears that each is compiled anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,21 @@ class Model:
         """
         feed = self.feed(inputs)
         static, traced = split_static(self.graph, feed)
+        self._note_shapes((static, *(np.shape(value) for value in traced.values())))
         parts = split(self.graph, self.params, static, traced)
         outputs = run(parts.head, static, self.device_params, dict(self.encodings), traced)
         if parts.tail is not None:
             outputs = run_tail(parts, self.params, self.encodings, feed, outputs)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
+
+    @functools.cached_property
+    def _seen_shapes(self) -> set[Any]:
+        return set()
+
+    def _note_shapes(self, key: tuple[Any, ...]) -> None:
+        if key not in self._seen_shapes:
+            self._seen_shapes.add(key)
+            warn_of_many_shapes(len(self._seen_shapes), "this model")
 
     def _declared(self, name: str, value: Any) -> Any:
         wanted = self.graph.types.get(name)
@@ -127,6 +140,16 @@ def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str,
             if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
                 traced[name] = as_int32(value, f"input {name!r}", InputError)
     return static, traced
+
+
+def warn_of_many_shapes(count: int, where: str) -> None:
+    """Warns once, when the number of distinct input shapes (or values of static inputs) grows past what is usual."""
+    if count == MANY_SHAPES:
+        message = (
+            f"{where} has now seen {count} distinct input shapes (or values of inputs that decide shapes), and each is compiled "
+            "anew; pad, crop or resize the inputs to a few sizes, e.g. lengths to multiples of 64"
+        )
+        warnings.warn(message, JaxqWarning, stacklevel=4)
 
 
 def check_feed(declared: Mapping[str, TensorType], inputs: Any) -> dict[str, Any]:
