@@ -198,9 +198,7 @@ def tensor_shapes(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(
-        lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs)
-    )
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs))
     return shapes
 
 

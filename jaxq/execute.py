@@ -121,9 +121,7 @@ class _Walk:
         value, self.carry = self.tap(name, value, self.carry)
         return value
 
-    def run(
-        self, graph: Graph, outer: Mapping[str, Any], postponed: dict[str, str] | None = None
-    ) -> dict[str, Any]:
+    def run(self, graph: Graph, outer: Mapping[str, Any], postponed: dict[str, str] | None = None) -> dict[str, Any]:
         """The outputs of `graph`; `outer` holds its inputs, the params, and for a subgraph all that it captures."""
         values = {**outer, **{name: literal.array for name, literal in graph.constants.items()}}
         late: set[str] = set()  # tensors that postponed nodes would make
@@ -243,10 +241,10 @@ def as_int32(value: np.ndarray, what: str, error: type[JaxqError] = ModelError) 
     return value.astype(np.int32)
 
 
-def narrowed(value: Any, what: str) -> Any:
-    """A static 64-bit integer as int32, after a range check; anything else as it is."""
+def narrowed(value: Any, what: str, error: type[JaxqError] = ModelError) -> Any:
+    """A numpy array of 64-bit integers as int32, after a range check; anything else as it is."""
     wide = isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64)
-    return as_int32(value, what) if wide else value
+    return as_int32(value, what, error) if wide else value
 
 
 def describe(value: Any) -> str:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
+from jaxq.execute import execute, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.quantizer import QuantParams
 from jaxq.split import run_tail, split
@@ -66,7 +66,7 @@ class Model:
         """
         feed = self.feed(inputs)
         static, traced = split_static(self.graph, feed)
-        self._note_shapes((static, *(np.shape(value) for value in traced.values())))
+        self._note_shapes((static, *map(np.shape, jax.tree.leaves(traced))))
         parts = split(self.graph, self.params, static, traced)
         outputs = run(parts.head, static, self.device_params, dict(self.encodings), traced)
         if parts.tail is not None:
@@ -137,8 +137,7 @@ def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str,
     traced = {name: value for name, value in feed.items() if name not in static}
     if runs_in_32_bit():
         for name, value in traced.items():
-            if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
-                traced[name] = as_int32(value, f"input {name!r}", InputError)
+            traced[name] = jax.tree.map(functools.partial(narrowed, what=f"input {name!r}", error=InputError), value)
     return static, traced
 
 

@@ -168,9 +168,7 @@ class _Reader:
         nodes = tuple(node for each in source for node in self.node(each))
         outputs = tuple(self.name(value) for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
-        types = {
-            self.names[value]: tensor_type(value.type, value.shape) for value in values if value in self.names
-        }
+        types = {self.names[value]: tensor_type(value.type, value.shape) for value in values if value in self.names}
         return Graph(
             nodes=nodes,
             inputs=tuple(self.names[value] for value in inputs),

@@ -26,7 +26,7 @@ from jaxq.ops import is_static
 from jaxq.passes import drop_unused, static_sources
 from jaxq.quantizer import QuantParams, fake_quantize
 
-Shapes = FrozenDict[str, jax.ShapeDtypeStruct]
+Shapes = Mapping[str, Any]  # jax.ShapeDtypeStruct by tensor name, lists of them for sequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,8 @@ def split(
     """
     if not may_have_tail(graph):
         return Split(graph)
-    return _split(graph, _shapes(graph, params), static, _shapes(graph, inputs))
+    leaves, structure = jax.tree.flatten((_shapes(graph, params), _shapes(graph, inputs)))
+    return _split(graph, static, structure, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,14 +81,14 @@ def _shapes(graph: Graph, values: Mapping[str, Any]) -> Shapes:
 
     def shape(name: str, value: Any) -> Any:
         declared = graph.types.get(name)
-        dtype = value.dtype if declared is None else np.dtype(declared.dtype)
-        return jax.ShapeDtypeStruct(value.shape, dtype)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype if declared is None else np.dtype(declared.dtype))
 
-    return FrozenDict({name: shape(name, value) for name, value in values.items()})
+    return {name: jax.tree.map(functools.partial(shape, name), value) for name, value in values.items()}
 
 
 @functools.lru_cache(maxsize=64)
-def _split(graph: Graph, params: Shapes, static: FrozenDict[str, Literal], inputs: Shapes) -> Split:
+def _split(graph: Graph, static: FrozenDict[str, Literal], structure: Any, leaves: tuple[Any, ...]) -> Split:
+    params, inputs = jax.tree.unflatten(structure, leaves)
     reasons: dict[str, str] = {}
     _trace(graph, params, static, inputs, reasons)
     if not reasons:
@@ -128,7 +129,7 @@ def _trace(
         return {name: value for name, value in outputs.items() if name not in known}
 
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(run, dict(params), dict(inputs))
+        shapes = jax.eval_shape(run, params, inputs)
     return {**shapes, **known}
 
 

@@ -11,7 +11,14 @@ import pytest
 
 import jaxq
 
-QUICK = {"gru.ts", "lstm.ts", "timm_resnet18.ts", "mnist_cnn/mnist", "kws_dscnn/kws_dscnn", "silero_vad/silero_vad_16k_op15"}
+QUICK = {
+    "gru.ts",
+    "lstm.ts",
+    "timm_resnet18.ts",
+    "mnist_cnn/mnist",
+    "kws_dscnn/kws_dscnn",
+    "silero_vad/silero_vad_16k_op15",
+}
 ARCHITECTURES = """
     bert.ts clip.ts gpt2.ts gru.ts llama.ts lstm.ts sd_vae.ts segformer.dyn t5enc.ts timm_convnext_tiny.dyn
     timm_deit3_small_patch16_224.ts timm_densenet121.ts timm_efficientnet_b0.dyn timm_inception_v3_299.ts timm_mixer_s16_224.ts
