@@ -73,12 +73,16 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
 
 
 def may_be_static(declared: TensorType | None) -> bool:
-    """Whether a graph input may hold sizes, axes, scales or a switch: it has rank 0 or 1, or integers of unknown rank."""
+    """Whether a graph input may hold sizes, axes, scales or a switch.
+
+    That is: integers or booleans of rank 0 or 1, or of unknown rank; and floats of rank 0 or 1 of a fixed small size.
+    """
     if declared is None or declared.within:
         return False
-    if declared.shape is None:
-        return declared.dtype.startswith(("int", "uint", "bool"))
-    return len(declared.shape) <= 1
+    shape = declared.shape
+    if declared.dtype.startswith(("int", "uint", "bool")):
+        return shape is None or len(shape) <= 1
+    return shape is not None and len(shape) <= 1 and all(isinstance(size, int) and size <= 8 for size in shape)
 
 
 def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
@@ -112,11 +116,11 @@ def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]
         if name in needed or (data is not None and name in data):
             continue
         needed.add(name)
-        node = producers.get(name)
-        if node is not None and node.op not in ("Shape", "Size"):
-            pending.extend(source for source in node.inputs if source)
-            pending.extend(captures(node))
-            for sub in node.subgraphs:
+        maker = producers.get(name)
+        if maker is not None and maker.op not in ("Shape", "Size"):
+            pending.extend(source for source in maker.inputs if source)
+            pending.extend(captures(maker))
+            for sub in maker.subgraphs:
                 pending.extend(sub.outputs)
     return needed
 

@@ -90,7 +90,8 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether the plain runtime computes what jaxq simulates: for each output, the same class for 99.5 % of the samples, or a
-        typical difference of at most one 8-bit step. Of an output whose shape depends on values, 90 % of the rows must be the same.
+        typical difference of at most one 8-bit step. Of an output whose shape depends on values, 90 % of the rows must be the
+        same.
 
         The second is for outputs that are no class scores, and for deep networks: where sums in another order put a few values on
         the other side of a rounding border, classes that are next to equal change places.

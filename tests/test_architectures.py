@@ -19,17 +19,48 @@ QUICK = {
     "kws_dscnn/kws_dscnn",
     "silero_vad/silero_vad_16k_op15",
 }
-ARCHITECTURES = """
-    bert.ts clip.ts gpt2.ts gru.ts llama.ts lstm.ts sd_vae.ts segformer.dyn t5enc.ts timm_convnext_tiny.dyn
-    timm_deit3_small_patch16_224.ts timm_densenet121.ts timm_efficientnet_b0.dyn timm_inception_v3_299.ts timm_mixer_s16_224.ts
-    timm_mobilenetv3_large_100.ts timm_regnety_004.dyn timm_resnet18.ts timm_resnet50.dyn timm_swin_tiny_patch4_window7_224.ts
-    timm_vit_tiny_patch16_224.dyn tv_deeplabv3_resnet50.ts tv_shufflenet_v2_x1_0.dyn wav2vec2.ts yolov5n.ts yolov8n.ts
-""".split()
-MODELS = """
-    cifar_resnet20/resnet20 cifar_resnet8_tiny/resnet8_tiny dncnn_s25/dncnn_s25 fastestdet/FastestDet kws_dscnn/kws_dscnn
-    minilm_l6/minilm_l6 mnist_cnn/mnist mobilenetv1_x0.25/mobilenetv1_x0.25 mobilenetv2_1.0_dq/mobilenetv2_1.0_dq
-    silero_vad/silero_vad_16k_op15 squeezenet1.1/squeezenet1.1 vit_cifar/vit_cifar_a
-""".split()
+ARCHITECTURES = [
+    "bert.ts",
+    "clip.ts",
+    "gpt2.ts",
+    "gru.ts",
+    "llama.ts",
+    "lstm.ts",
+    "sd_vae.ts",
+    "segformer.dyn",
+    "t5enc.ts",
+    "timm_convnext_tiny.dyn",
+    "timm_deit3_small_patch16_224.ts",
+    "timm_densenet121.ts",
+    "timm_efficientnet_b0.dyn",
+    "timm_inception_v3_299.ts",
+    "timm_mixer_s16_224.ts",
+    "timm_mobilenetv3_large_100.ts",
+    "timm_regnety_004.dyn",
+    "timm_resnet18.ts",
+    "timm_resnet50.dyn",
+    "timm_swin_tiny_patch4_window7_224.ts",
+    "timm_vit_tiny_patch16_224.dyn",
+    "tv_deeplabv3_resnet50.ts",
+    "tv_shufflenet_v2_x1_0.dyn",
+    "wav2vec2.ts",
+    "yolov5n.ts",
+    "yolov8n.ts",
+]
+MODELS = [
+    "cifar_resnet20/resnet20",
+    "cifar_resnet8_tiny/resnet8_tiny",
+    "dncnn_s25/dncnn_s25",
+    "fastestdet/FastestDet",
+    "kws_dscnn/kws_dscnn",
+    "minilm_l6/minilm_l6",
+    "mnist_cnn/mnist",
+    "mobilenetv1_x0.25/mobilenetv1_x0.25",
+    "mobilenetv2_1.0_dq/mobilenetv2_1.0_dq",
+    "silero_vad/silero_vad_16k_op15",
+    "squeezenet1.1/squeezenet1.1",
+    "vit_cifar/vit_cifar_a",
+]
 
 # Free dimensions, by name; one that is not named is the batch on axis 0, and else SIZE.
 SIZES = {"wav2vec2.ts": {"s": 4000}, "silero_vad/silero_vad_16k_op15": {"sequence": 576}}

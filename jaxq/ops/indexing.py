@@ -157,6 +157,7 @@ def one_hot(indices, depth, values, *, axis=-1):
 def top_k(x, k, *, axis=-1, largest=1, sorted=1):
     """The k largest (or smallest) elements along `axis`, in order, and their indices; equal ones in their order."""
     xp, count = array_namespace(x), static_ints(k, "TopK.k")[0]
+    indices: Any
     moved = xp.moveaxis(x, axis, -1)
     if not 0 <= count <= moved.shape[-1]:
         raise ModelError(f"k = {count}, but axis {axis} has length {moved.shape[-1]}")
