@@ -59,7 +59,8 @@ class Model:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
 
         Returns:
-          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays).
+          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays, and all of a model with a tail,
+          see `jaxq.split`); a sequence is a list, an empty optional None.
 
         Raises:
           InputError: names, ranks, shapes or dtypes do not fit.
