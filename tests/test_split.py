@@ -212,6 +212,106 @@ IDIOMS = {
         z=ints(0),
         two=np.float32(2),
     ),
+    "FPN: each box on the level of its size": idiom(
+        """
+    (float[1,4,16,16] p2, float[1,4,8,8] p3, float[R,4] rois) => (float[R,4,2,2] out) {
+    x1 = Slice(rois,c0,c1,ax1) y1 = Slice(rois,c1,c2,ax1) x2 = Slice(rois,c2,c3,ax1)
+    y2 = Slice(rois,c3,c4,ax1) ww = Sub(x2,x1) hh = Sub(y2,y1) ar = Mul(ww,hh) sq = Sqrt(ar) dv = Div(sq,s0)
+    lg = Log(dv) l2 = Div(lg,ln2) fl = Floor(l2) lv = Clip(fl,lo,hi) lvi = Cast<to=7>(lv)
+    lvs = Squeeze(lvi,ax1) e0 = Equal(lvs,z0) n0 = NonZero(e0) i0 = Squeeze(n0,c0) r0 = Gather(rois,i0)
+    k0 = Shape<start=0,end=1>(r0) b0 = ConstantOfShape<value=int64[1]{0}>(k0)
+    o0 = RoiAlign<output_height=2,output_width=2,sampling_ratio=2,spatial_scale=0.25>(p2,r0,b0)
+    e1 = Equal(lvs,z1) n1 = NonZero(e1) i1 = Squeeze(n1,c0) r1 = Gather(rois,i1)
+    k1 = Shape<start=0,end=1>(r1) b1 = ConstantOfShape<value=int64[1]{0}>(k1)
+    o1 = RoiAlign<output_height=2,output_width=2,sampling_ratio=2,spatial_scale=0.125>(p3,r1,b1)
+    cat = Concat<axis=0>(o0,o1) ic = Concat<axis=0>(i0,i1) nn = Shape(ic) sv,si = TopK<largest=0>(ic,nn)
+    out = Gather(cat,si) }
+    """,
+        [
+            {
+                "p2": normal(1, 4, 16, 16),
+                "p3": normal(1, 4, 8, 8),
+                "rois": np.array([[0, 0, 10, 10], [0, 0, 60, 60], [5, 5, 40, 45], [1, 2, 20, 12]], "float32"),
+            },
+            {
+                "p2": normal(1, 4, 16, 16),
+                "p3": normal(1, 4, 8, 8),
+                "rois": np.array([[0, 0, 10, 10], [1, 2, 12, 12]], "float32"),
+            },
+        ],
+        c0=ints(0),
+        c1=ints(1),
+        c2=ints(2),
+        c3=ints(3),
+        c4=ints(4),
+        ax1=ints(1),
+        s0=np.float32(16),
+        ln2=np.float32(np.log(2)),
+        lo=np.float32(0),
+        hi=np.float32(1),
+        z0=np.int64(0),
+        z1=np.int64(1),
+    ),
+    "Mask R-CNN: masks pasted in a loop": idiom(
+        """
+    (float[N,1,4,4] m, float[N,4] b) => (float[K,8,8] y) { n = Shape<start=0,end=1>(m) t = Squeeze(n)
+    c = Constant<value=bool {1}>() bi = Cast<to=7>(b)
+    y = Loop<body=B(int64 i, bool ci) => (bool co, float[8,8] o) { co = Identity(ci) mm = Gather(m,i)
+    box = Gather(bi,i) hw = Slice(box,c2,c4) sz = Concat<axis=0>(oo,hw) mu = Unsqueeze(mm,c0)
+    r = Resize<mode="linear",coordinate_transformation_mode="half_pixel">(mu,,,sz) st = Slice(box,c0,c2)
+    en0 = Add(st,hw) en = Sub(e8,en0) pads = Concat<axis=0>(z2,st,z2,en) p = Pad(r,pads)
+    o = Squeeze(p,a01) }>(t,c) }
+    """,
+        [{"m": normal(2, 1, 4, 4), "b": np.array([[0, 1, 4, 5], [2, 2, 3, 6]], "float32")}],
+        c2=ints(2),
+        c4=ints(4),
+        oo=ints(1, 1),
+        c0=ints(0),
+        e8=ints(8, 8),
+        z2=ints(0, 0),
+        a01=ints(0, 1),
+    ),
+    "TensorFlow: NonMaxSuppression of each picture, padded": idiom(
+        """
+    (float[N,9,4] b, float[N,9] s) => (int64[N,4] y) { sh = Shape<start=0,end=1>(b) t = Squeeze(sh)
+    c = Constant<value=bool {1}>() y = Loop<body=B(int64 i, bool ci) => (bool co, int64[4] o) {
+    co = Identity(ci) bb = Gather(b,i) ss = Gather(s,i) bu = Unsqueeze(bb,a0) su = Unsqueeze(ss,a01)
+    k = NonMaxSuppression(bu,su,four,iou,th) col = Gather<axis=1>(k,two) flat = Squeeze(col,a1)
+    n = Shape(flat) miss = Sub(four,n) pads = Concat<axis=0>(z,miss) o = Pad(flat,pads,neg) }>(t,c) }
+    """,
+        [{"b": abs(normal(2, 9, 4)), "s": normal(2, 9)}],
+        a0=ints(0),
+        a01=ints(0, 1),
+        four=ints(4),
+        iou=np.array([0.5], "float32"),
+        th=np.array([0.2], "float32"),
+        two=ints(2),
+        a1=ints(1),
+        z=ints(0),
+        neg=np.int64(-1),
+    ),
+    "a decoder that stops by itself": idiom(
+        """
+    (float[1,4] h) => (float[K,4] y) { t = Constant<value_int=20>() c = Constant<value=bool {1}>()
+    hh,y = Loop<body=B(int64 i, bool ci, float[1,4] s) => (bool co, float[1,4] s2, float[4] row) {
+    s2 = Mul(s,half) row = Squeeze(s2,a0) mx = ReduceMax<keepdims=0>(s2) co = Greater(mx,th) }>(t,c,h) }
+    """,
+        [{"h": abs(normal(1, 4))}],
+        half=np.float32(0.7),
+        a0=ints(0),
+        th=np.float32(0.05),
+    ),
+    "a list of detections, one for each picture": idiom(
+        """
+    (float[2,N,4] b, float[2,N] s) => (seq(float[K,4]) y) { e = SequenceEmpty() t = Constant<value_int=2>()
+    c = Constant<value=bool {1}>()
+    y = Loop<body=B(int64 i, bool ci, seq(float[a,4]) q) => (bool co, seq(float[d,4]) q2) {
+    co = Identity(ci) bb = Gather(b,i) ss = Gather(s,i) g = Greater(ss,z) k = Compress<axis=0>(bb,g)
+    q2 = SequenceInsert(q,k) }>(t,c,e) }
+    """,
+        [{"b": normal(2, 5, 4), "s": normal(2, 5)}],
+        z=np.float32(0),
+    ),
 }
 
 
