@@ -110,8 +110,6 @@ def quantize(
         Equalization(quantized=frozenset(plan.activations)),
         Calibration(
             plan=plan,
-            grid=options.target.activation,
-            symmetric=options.preset is Preset.PERFORMANCE,
             capacity=options.subset_size,
             estimator=options.estimator,
         ),
@@ -242,7 +240,13 @@ def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored:
     shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
     dtypes = {name: shape.dtype.name for name, shape in shapes.items()}
     plan = place_quantizers(
-        model.graph, model.params, dtypes, options.target, ignored=ignored, transformer=options.transformer
+        model.graph,
+        model.params,
+        dtypes,
+        options.target,
+        symmetric=options.preset is Preset.PERFORMANCE,
+        ignored=ignored,
+        transformer=options.transformer,
     )
     if not plan.nodes:
         kinds = ", ".join(sorted({node.op for _, node in model.graph.walk()}))

@@ -54,6 +54,21 @@ class IntType:
         return (1 << (self.bits - self.signed)) - 1
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """How a tensor is quantized, before its numbers are known.
+
+    Attributes:
+      grid: the integers.
+      symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
+      granularity: one scale for the tensor, or one for each index of an axis.
+    """
+
+    grid: IntType
+    symmetric: bool = True
+    granularity: Granularity = PerTensor()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantParams:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxq.quantizer import IntType, QuantParams
+from jaxq.quantizer import IntType, QuantParams, Scheme
 
 SMALLEST_RANGE = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
 SMALLEST_HIGH = 8e-5  # a symmetric range never ends below this
@@ -43,9 +43,8 @@ def widen_zero_channels(high: np.ndarray) -> np.ndarray:
     return np.maximum(high, np.float32(max(SMALLEST_HIGH, ZERO_CHANNEL_RATIO * float(high.max(initial=0.0)))))
 
 
-def symmetric_weight_params(absmax: np.ndarray, bits: int = 8) -> QuantParams:
-    """Weights: zero point 0 and the narrow grid, -127..127 for 8 bits: scale = absmax / 127."""
-    grid = IntType(bits, signed=True, narrow=True)
+def symmetric_weight_params(absmax: np.ndarray, grid: IntType) -> QuantParams:
+    """Weights: zero point 0; on the narrow grid of 8 bits, -127..127, scale = absmax / 127."""
     return QuantParams.of(widen_zero_channels(absmax) / np.float32(grid.qmax), 0, grid)
 
 
@@ -107,7 +106,7 @@ def histogram_values(counts: np.ndarray, exponent: int) -> np.ndarray:
     return (np.arange(len(counts)) - middle + 0.5) * (2.0 ** float(exponent) / middle)
 
 
-def least_squares_range(found: Range, counts: np.ndarray, exponent: int, grid: IntType, symmetric: bool) -> Range:
+def least_squares_range(found: Range, counts: np.ndarray, exponent: int, scheme: Scheme) -> Range:
     """The range, within the full range `found`, with the least mean squared rounding and clipping error.
 
         argmin over candidates of  sum over bins of counts * (x - fake_quantize(x))^2
@@ -120,7 +119,8 @@ def least_squares_range(found: Range, counts: np.ndarray, exponent: int, grid: I
     """
     used = counts > 0
     values, weights = histogram_values(counts, exponent)[used], counts[used].astype(np.float64)
-    choose = symmetric_params if symmetric else asymmetric_params
+    grid = scheme.grid
+    choose = symmetric_params if scheme.symmetric else asymmetric_params
 
     def error(low: float, high: float) -> float:
         params = choose(Range(np.float32(low), np.float32(high)), grid)
@@ -129,7 +129,7 @@ def least_squares_range(found: Range, counts: np.ndarray, exponent: int, grid: I
         return float((weights * ((q - zero_point) * scale - values) ** 2).sum())
 
     low, high = float(found.low), float(found.high)
-    if symmetric:
+    if scheme.symmetric:
         end = max(high, -low)
         part = CLIPPING[int(np.argmin([error(max(low, -end * c), end * c) for c in CLIPPING]))]
         return Range(np.float32(max(low, -end * part)), np.float32(end * part))

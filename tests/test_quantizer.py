@@ -154,7 +154,7 @@ def test_a_tensor_keeps_its_dtype():
 
 
 def test_the_derivative_is_straight_through_inside_and_zero_outside():
-    params = symmetric_weight_params(np.ones(1, np.float32))
+    params = symmetric_weight_params(np.ones(1, np.float32), IntType(8, narrow=True))
     gradient = jax.grad(lambda x: fake_quantize(x, params).sum())(jnp.array([0.3, -0.7, 5.0]))
     np.testing.assert_array_equal(gradient, [1, 1, 0])
     assert jax.grad(lambda x: round_half_even(x * 3.0))(0.4) == 3
