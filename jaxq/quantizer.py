@@ -5,7 +5,7 @@ Everything about a quantizer is an array: changing a scale, a bit width or which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -130,6 +130,11 @@ def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
 def dequantize(q: jax.Array, params: QuantParams) -> jax.Array:
     """The float values that the integers q stand for: (q - zero_point) * scale."""
     return (q - jnp.asarray(params.zero_point, q.dtype)) * jnp.asarray(params.scale, q.dtype)
+
+
+def transposed(params: QuantParams, axes: tuple[int, ...]) -> QuantParams:
+    """The quantizer of `x.transpose(axes)`, from that of x."""
+    return replace(params, scale=params.scale.transpose(axes), zero_point=params.zero_point.transpose(axes))
 
 
 def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:

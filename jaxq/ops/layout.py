@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from jaxq.graph import FrozenDict, Graph, Node
 from jaxq.ops import platform
 
@@ -26,13 +28,14 @@ Axes = tuple[int, ...]
 def lay_out(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[str, Axes]]:
     """The graph with weights read in the platform's order, and for each param to transpose the order of its axes.
 
-    A param is left alone when anything but the weight input of such operators reads it. Nothing changes on GPU and TPU.
+    A param is left alone when anything but the weight input of such operators reads it, and when it is no numpy array: JAX
+    arrays may be traced, and whoever trains them wants them as they are. Nothing changes on GPU and TPU.
     """
     if platform() != "cpu":
         return graph, {}
     order: dict[str, Axes] = {}
     for name, places in graph.consumers.items():
-        if name in params and name not in graph.outputs:
+        if isinstance(params.get(name), np.ndarray) and name not in graph.outputs:
             wanted = {weight_order(node, params[name].ndim) if index == 1 else None for node, index in places}
             if len(wanted) == 1 and (axes := wanted.pop()) is not None:
                 order[name] = axes
