@@ -4,8 +4,10 @@
 
 DATA holds ONNX files anywhere below it, and graphs without weights (`*.onnx.xz`) that `../tools/skeleton.py` fills. NAME
 selects models whose file name contains it. Each model is measured in a process of its own, in turns of a few calls each, so
-that other load on the machine meets both alike; the times are medians in milliseconds, `ratio` that of the medians of jaxq
-and ONNX Runtime. A model whose file fixes the batch is measured at that one.
+that other load on the machine meets both alike. Times are medians in milliseconds; `ratio` is that of the medians of jaxq and
+ONNX Runtime, `of least` that of the least times, `of work` that of the processor time of all threads (ONNX Runtime's for it
+without spinning), which other load hardly changes. `error` is the largest difference of an output by its largest value. A model whose file fixes the batch is
+measured at that one.
 
 `--gradient` adds the time of all derivatives by weights and inputs, as a multiple of the forward pass; `--keep-memory`
 keeps freed memory in the process (`jaxq.devices.keep_memory`), as the command line does. XLA's flags are read from XLA_FLAGS.
@@ -17,7 +19,6 @@ import argparse
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -79,28 +80,41 @@ def feed_of(name: str, proto: onnx.ModelProto, batch: int) -> dict[str, np.ndarr
     return feed
 
 
-def times_of(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """The median time of each in milliseconds; they take turns, and the first call of a turn does not count."""
+def times_of(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """For each the median time, the least time, and the median processor time of all threads together, in milliseconds.
+
+    They take turns, and the first call of a turn does not count.
+    """
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 6:
         for name, run in runs.items():
             time.sleep(PAUSE)
             run()
             for _ in range(3):
-                start = time.perf_counter()
+                start, work = time.perf_counter(), time.process_time()
                 run()
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) * 1e3 for name, each in times.items()}
+                times[name].append((time.perf_counter() - start, time.process_time() - work))
+    found = {name: np.array(each).T * 1e3 for name, each in times.items()}
+    return {name: [np.median(wall), wall.min(), np.median(work)] for name, (wall, work) in found.items()}
+
+
+def runtime(source: bytes | str, spinning: bool) -> Any:
+    """A session of ONNX Runtime on the cores of this process; its threads wait for work at full speed, or asleep."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each batch."""
     import jax
     import jax.numpy as jnp
-    import onnxruntime
 
     import jaxq
     from jaxq.devices import keep_memory
@@ -110,11 +124,8 @@ def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.keep_memory:
         keep_memory()
     name, proto = path.name.removesuffix(".xz").removesuffix(".onnx"), read(path, arguments.data)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString() if path.suffix == ".xz" else str(path), options, ["CPUExecutionProvider"]
-    )
+    source = proto.SerializeToString() if path.suffix == ".xz" else str(path)
+    session, patient = (runtime(source, spinning) for spinning in (True, False))
     model, rows = jaxq.load(proto if path.suffix == ".xz" else path), []
     seen = set()
     for batch in arguments.batch:
@@ -135,6 +146,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         runs = {
             "jaxq": lambda feed=feed: jax.block_until_ready(model(feed)),
             "onnxruntime": lambda feed=feed: session.run(None, feed),
+            "patient": lambda feed=feed: patient.run(None, feed),
         }
         row = {"model": name, "batch": next(iter(feed.values())).shape[0], "compile": compiled, "error": error}
         if arguments.gradient:
@@ -169,9 +181,9 @@ def main() -> None:
         print(json.dumps(measure(arguments.one, arguments)))
         return
     paths = sorted([*arguments.data.rglob("*.onnx"), *arguments.data.rglob("*.onnx.xz")])
-    columns = ["gradient"] if arguments.gradient else []
-    print(f"| model | batch | jaxq ms | ONNX Runtime ms | ratio | error |{''.join(f' {each} |' for each in columns)}")
-    print("|" + "---|" * (6 + len(columns)))
+    columns = ["model", "batch", "jaxq ms", "ONNX Runtime ms", "ratio", "of least", "of work", "error"]
+    columns += ["gradient"] if arguments.gradient else []
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for path in paths:
         wanted = not arguments.names or any(name in path.name for name in arguments.names)
         if not wanted or any(name in path.name for name in SKIP):
@@ -183,10 +195,12 @@ def main() -> None:
             print(f"| {path.name} | {(done.stderr.strip().splitlines() or ['failed'])[-1]} |", flush=True)
             continue
         for row in json.loads(done.stdout.splitlines()[-1]):
-            ratio = row["jaxq"] / row["onnxruntime"]
-            more = [f"{row['gradient'] / row['jaxq']:.1f}"] if arguments.gradient else []
-            cells = [row["model"], str(row["batch"]), f"{row['jaxq']:.2f}", f"{row['onnxruntime']:.2f}", f"{ratio:.2f}"]
-            print("| " + " | ".join([*cells, f"{row['error']:.0e}", *more]) + " |", flush=True)
+            ours, theirs = row["jaxq"], [*row["onnxruntime"][:2], row["patient"][2]]
+            cells = [row["model"], str(row["batch"]), f"{ours[0]:.2f}", f"{theirs[0]:.2f}"]
+            cells += [f"{mine / other:.2f}" for mine, other in zip(ours, theirs, strict=True)]
+            cells += [f"{row['error']:.0e}"]
+            cells += [f"{row['gradient'][2] / ours[2]:.1f}"] if arguments.gradient else []
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,19 @@ def cpu_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> j
     # CPUs compute in no less than 32 bit; the sums of the variants are then rounded once.
     wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
-    return y.astype(x.dtype)
+    return fusion_border(y).astype(x.dtype)
+
+
+def fusion_border(y: jax.Array) -> jax.Array:
+    """y itself, in an operation that XLA's CPU compiler keeps and does not take into a reduction.
+
+    A sum or maximum over what chains of convolutions give (a global pooling, the gradient of a bias) would otherwise be one
+    loop with all of them inside, computed anew for each part of it: the last stage of ResNet-18 took 47 ms instead of 8.
+    """
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        return y
+    kind = jnp.finfo(y.dtype)
+    return lax.reduce_precision(y, kind.nexp, kind.nmant)
 
 
 # Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data.
