@@ -5,9 +5,9 @@
 DATA holds ONNX files anywhere below it, and graphs without weights (`*.onnx.xz`) that `../tools/skeleton.py` fills. NAME
 selects models whose file name contains it. Each model is measured in a process of its own, in turns of a few calls each, so
 that other load on the machine meets both alike. Times are medians in milliseconds; `ratio` is that of the medians of jaxq and
-ONNX Runtime, `of least` that of the least times, `of work` that of the processor time of all threads (ONNX Runtime's for it
-without spinning), which other load hardly changes. `error` is the largest difference of an output by its largest value. A model whose file fixes the batch is
-measured at that one.
+ONNX Runtime, `of least` that of the least times, `of work` that of the processor time of all threads (of a session of ONNX
+Runtime whose threads wait asleep), which other load hardly changes. `error` is the largest difference of an output by its
+largest value. A model whose file fixes the batch is measured at that one.
 
 `--gradient` adds the time of all derivatives by weights and inputs, as a multiple of the forward pass; `--keep-memory`
 keeps freed memory in the process (`jaxq.devices.keep_memory`), as the command line does. XLA's flags are read from XLA_FLAGS.
