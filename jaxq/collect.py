@@ -80,12 +80,13 @@ def collect(
       CalibrationError: there are no samples.
     """
     requests = _requests(needs)
+    graph, params, encodings = model.program
     states: Any = None
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
-        head = compiled_part(model, static, batch)
-        states = _step(head, static, requests, states, model.device_params, dict(model.encodings), batch)
+        head = compiled_part(graph, params, static, batch)
+        states = _step(head, static, requests, states, params, encodings, batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
     found = jax.device_get(states)
@@ -97,10 +98,10 @@ def collect(
     return [{name: by_name[observer, name] for name, observer in need.items()} for need in needs]
 
 
-def compiled_part(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> Graph:
+def compiled_part(graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], batch: Batch) -> Graph:
     """The graph that is run on such a batch: without what the host does behind the compiled part (`jaxq.split`)."""
     one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
-    return split(model.graph, model.params, static, one).head
+    return split(graph, params, static, one).head
 
 
 def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
@@ -198,7 +199,8 @@ def tensor_shapes(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs))
+    params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
     return shapes
 
 
