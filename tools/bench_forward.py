@@ -1,6 +1,6 @@
 """Times the float forward pass of jaxq against ONNX Runtime's, both on the same cores in one process, as a table.
 
-    python tools/bench_forward.py [NAME ...] [--data ../shared/data] [--batch 1 8] [--gradient] [--keep-memory]
+    python tools/bench_forward.py [NAME ...] [--data ../shared/data] [--batch 1 8] [--gradient]
 
 DATA holds ONNX files anywhere below it, and graphs without weights (`*.onnx.xz`) that `../tools/skeleton.py` fills. NAME
 selects models whose file name contains it. Each model is measured in a process of its own, in turns of a few calls each, so
@@ -9,8 +9,9 @@ ONNX Runtime, `of least` that of the least times, `of work` that of the processo
 Runtime whose threads wait asleep), which other load hardly changes. `error` is the largest difference of an output by its
 largest value. A model whose file fixes the batch is measured at that one.
 
-`--gradient` adds the time of all derivatives by weights and inputs, as a multiple of the forward pass; `--keep-memory`
-keeps freed memory in the process (`jaxq.devices.keep_memory`), as the command line does. XLA's flags are read from XLA_FLAGS.
+`--gradient` adds the processor time of all derivatives by weights and inputs, as a multiple of the forward pass's. XLA's flags
+are read from XLA_FLAGS. Large tensors cost page faults on every call unless the memory allocator keeps what is freed; with
+glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 in the environment to see by how much.
 """
 
 from __future__ import annotations
@@ -117,12 +118,9 @@ def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     import jaxq
-    from jaxq.devices import keep_memory
     from jaxq.execute import execute
     from jaxq.model import split_static
 
-    if arguments.keep_memory:
-        keep_memory()
     name, proto = path.name.removesuffix(".xz").removesuffix(".onnx"), read(path, arguments.data)
     source = proto.SerializeToString() if path.suffix == ".xz" else str(path)
     session, patient = (runtime(source, spinning) for spinning in (True, False))
@@ -134,9 +132,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if shapes in seen:
             continue
         seen.add(shapes)
-        start = time.perf_counter()
         outputs = jax.block_until_ready(model(feed))
-        compiled = time.perf_counter() - start
         wanted = session.run(list(outputs), feed)
         error = max(
             float(np.abs(np.asarray(got) - want).max() / max(np.abs(want).max(), 1e-30))
@@ -148,7 +144,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "onnxruntime": lambda feed=feed: session.run(None, feed),
             "patient": lambda feed=feed: patient.run(None, feed),
         }
-        row = {"model": name, "batch": next(iter(feed.values())).shape[0], "compile": compiled, "error": error}
+        row = {"model": name, "batch": next(iter(feed.values())).shape[0], "error": error}
         if arguments.gradient:
             static, traced = split_static(model.graph, feed)
             fixed = {key: literal.array for key, literal in static.items()}
@@ -174,7 +170,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=4, help="for each row")
     parser.add_argument("--gradient", action="store_true")
-    parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
