@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.collect import Batch, batches
+from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
@@ -59,7 +59,8 @@ class BiasCorrection:
         totals: dict[str, np.ndarray] = {}
         count = 0
         for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
-            shifts = _shifts(graph, static, self.sites, params, encodings, batch)
+            head = compiled_part(graph, params, static, batch)
+            shifts = _shifts(head, static, self.sites, params, encodings, batch)
             real = int(batch.real.sum())
             for name, shift in jax.device_get(shifts).items():
                 totals[name] = totals.get(name, 0.0) + shift.astype(np.float64) * real
