@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.bounds import Budget, check_traced
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, captures
 from jaxq.ops import Op, find, is_static
@@ -45,7 +46,7 @@ def execute(
       ModelError: a node cannot run; the message names it with the shapes of its inputs.
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
-    walk = _Walk(graph, params, tap, carry)
+    walk = _Walk(graph, params, tap, carry, Budget())
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values), walk.carry
 
@@ -100,8 +101,8 @@ class Subgraph(NamedTuple):
 class _Walk:
     """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any):
-        self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
+    def __init__(self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, budget: Budget):
+        self.graph, self.params, self.tap, self.carry, self.budget = graph, params, tap, carry, budget
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -126,6 +127,7 @@ class _Walk:
 
     def step(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs of one node."""
+        self.budget.visit()
         entry = find(node.op, node.domain, node.version)
         try:
             arguments = [values[name] if name else None for name in node.inputs]
@@ -139,25 +141,38 @@ class _Walk:
             attributes["output_count"] = len(node.outputs)
         static = all(value is None or is_static(value) for value in arguments) and not node.subgraphs
         try:
-            results = run_static(entry, arguments, attributes) if static else run_traced(entry, arguments, attributes)
+            if static:
+                results = run_static(entry, arguments, attributes, self.budget)
+            else:
+                results = run_traced(entry, arguments, attributes)
+                check_traced(results)
         except DynamicShapeError as error:
             raise DynamicShapeError(f"{node}: {error}{self.why_dynamic(entry, node, values)}") from None
         except JaxqError as error:
-            if not node.subgraphs:  # the inner node has already said where
-                error.args = (f"{node}: {error}",)
+            if not error.located:  # if it comes from a subgraph, the inner node has said where
+                error.args, error.located = (f"{node}: {error}",), True
             raise
         except Exception as error:
             shapes = [describe(value) for value in arguments]
-            raise ModelError(f"{node} cannot run on inputs {shapes}: {error}") from error
-        return results if isinstance(results, tuple) else (results,)
+            failed = ModelError(f"{node} cannot run on inputs {shapes}: {error or type(error).__name__}")
+            failed.located = True
+            raise failed from error
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) < len(node.outputs):
+            raise ModelError(f"{node} gives {len(results)} outputs, but names {len(node.outputs)}: {list(node.outputs)}")
+        return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
         def run(arguments: tuple[Any, ...], inlined: bool) -> tuple[Any, ...]:
-            given = dict(zip(graph.inputs, arguments, strict=False))
+            if len(arguments) != len(graph.inputs):
+                raise ModelError(
+                    f"graph {graph.name!r} has {len(graph.inputs)} inputs {list(graph.inputs)}, but {len(arguments)} values"
+                )
+            given = dict(zip(graph.inputs, arguments, strict=True))
             if inlined:
                 return tuple(self.run(graph, {**values, **given}).values())
             # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            quiet = _Walk(self.graph, self.params, None, None)
+            quiet = _Walk(self.graph, self.params, None, None, self.budget)
             return tuple(quiet.run(graph, {**values, **given}).values())
 
         return Subgraph(run, graph.inputs, graph.outputs)
@@ -178,10 +193,17 @@ class _Walk:
         return ""
 
 
-def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
-    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely."""
+def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any], budget: Budget) -> Any:
+    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely.
+
+    Raises:
+      TooLarge: the result would be larger than what is left of the budget.
+    """
     with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(all="ignore"):
-        return jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+        budget.check(entry, arguments, attributes)
+        results = jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+    budget.spend(arguments, results)
+    return results
 
 
 def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
@@ -210,6 +232,18 @@ def as_int32(value: np.ndarray, what: str, error: type[JaxqError] = ModelError) 
             "into 32 bit. Run inside `with jax.enable_x64(True):` for true 64-bit integers."
         )
     return value.astype(np.int32)
+
+
+def fit_for_jax(value: Any, what: str) -> Any:
+    """A value that is to leave a compiled program, 64-bit integers as int32.
+
+    Raises:
+      ModelError: JAX has no such values (strings), or they do not fit.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        raise ModelError(f"{what} consists of strings, which JAX does not know; cut the graph before it")
+    wide = isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64)
+    return as_int32(value, what) if wide and runs_in_32_bit() else value
 
 
 def describe(value: Any) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import array_namespace, is_static, op, static_ints
+from jaxq.ops import array_namespace, is_static, op, refuse_huge, static_ints
 from jaxq.ops.cast import is_floating
 
 # ---------------------------------------------------------------------------------------------------------------- Slice
@@ -139,6 +139,7 @@ def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="lin
 def one_hot_from_start(indices, depth, values, *, axis=-1):
     """A new axis of length `depth` with values[1] at the index and values[0] elsewhere; before opset 11."""
     length = static_ints(depth, "OneHot.depth")[0]
+    refuse_huge((length,), np.int64)
     xp = array_namespace(indices, values)
     rank = indices.ndim + 1
     places = np.arange(length).reshape([-1 if i == axis % rank else 1 for i in range(rank)]).astype(indices.dtype)
