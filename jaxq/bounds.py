@@ -1,9 +1,8 @@
 """How much memory a graph may ask for: a few bytes of a file can name a tensor of any size.
 
-Values that are computed while a model is read or compiled may grow by `MOST_BYTES` in all, beyond what they are computed
-from. A result is measured before it is made: by abstract evaluation, or, where an operator's own function makes arrays
-from numbers, by `jaxq.ops.refuse_huge` in that function. A tensor of the compiled program must leave room for another in
-the memory of the device.
+All values that are computed while a model is read or compiled may have `MOST_BYTES` together. A result is measured before it
+is made: by abstract evaluation, or, where an operator's function makes arrays from numbers alone, by `jaxq.ops.refuse_huge`
+in that function. A tensor of the compiled program must fit into the memory of the device twice.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from jaxq.ops import MOST_BYTES, Op, TooLarge, as_size
 
 # Operators whose result can be large though all that they read is small: numbers, or attributes, say how large.
 GROWING = frozenset(
-    "Expand Tile Pad Resize Upsample OneHot AffineGrid CenterCropPad Col2Im MaxUnpool RoiAlign MaxRoiPool DFT STFT "
-    "ConvTranspose Conv AveragePool MaxPool LpPool".split()
-)
+    ["Expand", "Tile", "Pad", "Resize", "Upsample", "OneHot", "AffineGrid", "CenterCropPad", "Col2Im", "MaxUnpool", "RoiAlign",
+     "MaxRoiPool", "DFT", "STFT", "ConvTranspose", "Conv", "AveragePool", "MaxPool", "LpPool"]
+)  # fmt: skip
 MOST_VISITS = 1 << 18  # of nodes while compiling; loops within loops could ask for any number
 SMALL = 1 << 24  # bytes; whatever cannot become larger than this is not measured
 
 
 class Budget:
-    """What may still be done while a model is read or compiled: bytes by which values grow, and nodes that are visited."""
+    """What may still be done while a model is read or compiled: bytes that are computed, and nodes that are visited."""
 
     def __init__(self, left: int = MOST_BYTES):
         self.left, self.visits = left, MOST_VISITS
@@ -57,16 +56,18 @@ class Budget:
         if entry.name not in GROWING and 16 * math.prod(max(value.size, 1) for value in present) <= SMALL:
             return  # no broadcast, product or gather of these is larger
         size = predicted_bytes(entry, arguments, attributes)
-        if size - _bytes(present) > self.left:
+        if size > self.left:
             raise TooLarge(
                 f"its result would have {as_size(size)}; values that are computed before the data are there may take "
                 f"{as_size(MOST_BYTES)} in all, of which {as_size(self.left)} are left. Is the size right?"
             )
 
     def spend(self, arguments: list[Any], results: Any) -> None:
-        """Counts what has been made: what the results have more than the arguments."""
-        made = _bytes(jax.tree.leaves(results))
-        self.left -= max(made - _bytes(value for value in arguments if isinstance(value, np.ndarray)), 0)
+        """Counts what has been made; a view of an argument (a transposed weight) takes nothing."""
+        arrays = [value for value in arguments if isinstance(value, np.ndarray)]
+        for result in jax.tree.leaves(results):
+            if not any(np.may_share_memory(result, value) for value in arrays):
+                self.left -= _bytes([result])
 
 
 def predicted_bytes(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> int:

@@ -159,7 +159,9 @@ class _Walk:
             raise failed from error
         results = results if isinstance(results, tuple) else (results,)
         if len(results) < len(node.outputs):
-            raise ModelError(f"{node} gives {len(results)} outputs, but names {len(node.outputs)}: {list(node.outputs)}")
+            raise ModelError(
+                f"{node} gives {len(results)} outputs, but names {len(node.outputs)}: {list(node.outputs)}"
+            )
         return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:

@@ -22,6 +22,8 @@ from jaxq.ops import find
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
 MOST_NODES = 1 << 20  # of a model with its functions inlined: calls of calls can ask for any number in a few bytes
 
+ATTRIBUTE_KINDS: Mapping[int, str] = {number: name for name, number in onnx.AttributeProto.AttributeType.items()}
+
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
@@ -35,7 +37,7 @@ def check_proto(model: onnx.ModelProto) -> None:
                 f"the model imports two opsets of domain {domain or 'ai.onnx'!r}: {opsets[domain]} and {entry.version}"
             )
     check_opsets(opsets)
-    check_names(model.graph)
+    check_scope(model.graph)
     check_functions(model)
 
 
@@ -52,8 +54,8 @@ def check_opsets(opsets: Mapping[str, int]) -> None:
         )
 
 
-def check_names(graph: onnx.GraphProto) -> None:
-    """Refuses a tensor name that one graph makes twice: which of the two is meant is anybody's guess."""
+def check_scope(graph: onnx.GraphProto) -> None:
+    """Refuses a tensor name that one graph makes twice (which of the two is meant is anybody's guess), and unknown types."""
     makers: dict[str, str] = {}
 
     def made(names: Iterable[str], maker: str) -> None:
@@ -65,52 +67,98 @@ def check_names(graph: onnx.GraphProto) -> None:
             makers[name] = maker
 
     made((each.name for each in graph.input), "an input of the graph")
-    inputs = set(makers)
-    made((each.name for each in graph.initializer if each.name not in inputs), "an initializer")
-    for each in graph.initializer:
-        if each.name in inputs:  # a default for the input, as in files of before IR version 4; one is enough
-            inputs.remove(each.name)
-        elif makers.get(each.name) != "an initializer":
-            made([each.name], "a second initializer")
+    defaults = {each.name for each in graph.input}  # an initializer may give one, as in files of before IR version 4
+    for tensor in graph.initializer:
+        if tensor.name in defaults:
+            defaults.remove(tensor.name)
+        else:
+            made([tensor.name], "an initializer")
+        check_element_type(tensor.data_type, f"initializer {tensor.name!r}")
+    for value in (*graph.input, *graph.output):
+        if value.type.HasField("tensor_type"):
+            check_element_type(value.type.tensor_type.elem_type, f"tensor {value.name!r}")
+        elif value.type.HasField("map_type") or value.type.HasField("sparse_tensor_type"):
+            raise ModelError(f"tensor {value.name!r} is declared as a map or a sparse tensor; jaxq takes arrays alone")
     for node in graph.node:
-        made(node.output, f"node {node.name!r} ({node.op_type})")
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                check_names(inner)
+        made(node.output, proto_name(node))
+        check_attributes(node)
     outputs = [each.name for each in graph.output]
-    twice = sorted({name for name in outputs if outputs.count(name) > 1}) if len({*outputs}) < len(outputs) else []
+    twice = [name for index, name in enumerate(outputs) if name in outputs[:index]]
     if twice:
         raise ModelError(f"graph {graph.name!r} has two outputs of the name {twice[0]!r}")
 
 
+def check_element_type(number: int, what: str) -> None:
+    if number not in onnx.TensorProto.DataType.values():
+        raise ModelError(f"{what} has element type {number}, which ONNX does not know")
+
+
+def check_attributes(node: onnx.NodeProto) -> None:
+    """Refuses attributes of kinds that cannot be read, and looks into subgraphs."""
+    for attribute in node.attribute:
+        name = ATTRIBUTE_KINDS.get(attribute.type, f"number {attribute.type}")
+        if attribute.type not in ATTRIBUTE_KINDS or name in ("UNDEFINED", "SPARSE_TENSOR", "SPARSE_TENSORS"):
+            raise ModelError(
+                f"{proto_name(node)}: attribute {attribute.name!r} is of kind {name}, which jaxq does not read"
+            )
+        if name == "TENSOR":
+            check_element_type(attribute.t.data_type, f"{proto_name(node)}: attribute {attribute.name!r}")
+        for inner in _subgraphs(attribute):
+            check_scope(inner)
+
+
+def proto_name(node: onnx.NodeProto) -> str:
+    """A node of a file, for messages; by its first output if it has no name."""
+    return f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+
+
+def _subgraphs(attribute: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
+    return (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs)
+
+
 def check_functions(model: onnx.ModelProto) -> None:
-    """Refuses functions that call themselves, and calls that would inline to more than `MOST_NODES` nodes."""
-    bodies = {_function_key(each.domain, each.name, each.overload): each.node for each in model.functions}
-    calls = {key: [each for each in _called(nodes) if each in bodies] for key, nodes in bodies.items()}
+    """Refuses calls that do not fit their function, functions that call themselves, and more than `MOST_NODES` nodes in all."""
+    functions = {_key(each.domain, each.name, each.overload): each for each in model.functions}
+    if not functions:
+        return
+    calls = {key: list(_calls(each.node, functions)) for key, each in functions.items()}
     try:
         order = list(graphlib.TopologicalSorter(calls).static_order())
     except graphlib.CycleError as error:
         circle = " -> ".join(f"{domain}.{name}" for domain, name, _ in reversed(error.args[1]))
         raise ModelError(f"the model's functions call each other in a circle: {circle}") from None
-    size: dict[Any, int] = {}
+    size: dict[Key, int] = {}
     for key in order:
-        size[key] = len(bodies[key]) + sum(size[each] for each in calls[key])
-    total = len(model.graph.node) + sum(size[each] for each in _called(model.graph.node) if each in bodies)
-    if bodies and total > MOST_NODES:
-        raise ModelError(f"the model has {total} nodes when its functions are inlined; more than {MOST_NODES} are refused")
+        size[key] = len(functions[key].node) + sum(size[each] for each in calls[key])
+    total = len(model.graph.node) + sum(size[each] for each in _calls(model.graph.node, functions))
+    if total > MOST_NODES:
+        raise ModelError(
+            f"the model has {total} nodes when its functions are inlined; more than {MOST_NODES} are refused"
+        )
 
 
-def _called(nodes: Iterable[onnx.NodeProto]) -> Iterable[tuple[str, str, str]]:
-    """The functions that nodes may call, those of their subgraphs too."""
-    for node in nodes:
-        yield _function_key(node.domain, node.op_type, node.overload)
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _called(inner.node)
+Key = tuple[str, str, str]  # domain, name and overload of a function
 
 
-def _function_key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
+def _key(domain: str, name: str, overload: str) -> Key:
     return standard_domain(domain), name, overload
+
+
+def _calls(nodes: Iterable[onnx.NodeProto], functions: Mapping[Key, onnx.FunctionProto]) -> Iterable[Key]:
+    """The function of each call among the nodes, and among those of their subgraphs."""
+    for node in nodes:
+        key = _key(node.domain, node.op_type, node.overload)
+        if key in functions:
+            takes, gives = len(functions[key].input), len(functions[key].output)
+            if len(node.input) > takes or len(node.output) != gives:
+                raise ModelError(
+                    f"{proto_name(node)} calls a function of {takes} inputs and {gives} outputs with {len(node.input)} and "
+                    f"{len(node.output)}"
+                )
+            yield key
+        for attribute in node.attribute:
+            for inner in _subgraphs(attribute):
+                yield from _calls(inner.node, functions)
 
 
 # ----------------------------------------------------------------------------------------------------------- the tensors
@@ -177,7 +225,7 @@ def sort(graph: ir.Graph) -> None:
         try:
             graphlib.TopologicalSorter(needs).prepare()
         except graphlib.CycleError as error:
-            circle = [f"{node.name!r} ({node.op_type})" for node in reversed(error.args[1][:8])]
+            circle = [f"{node.name or node.outputs[0].name!r} ({node.op_type})" for node in reversed(error.args[1][:8])]
             raise ModelError(f"nodes wait for each other in a circle: {' -> '.join(circle)}") from None
         raise
 
@@ -237,12 +285,15 @@ def check_form(node: Node) -> None:
     for name, each in zip(node.inputs, schema.inputs, strict=False):
         if not name and each.option == onnx.defs.OpSchema.FormalParameterOption.Single:
             raise ModelError(f"{node}: its input {each.name!r} is missing")
+    attribute: Any
     for key, attribute in schema.attributes.items():
         if key not in node.attributes:
             if attribute.required:
                 raise ModelError(f"{node}: its attribute {key!r} is missing")
         elif not _is_kind(node.attributes[key], attribute.type.name):
-            raise ModelError(f"{node}: attribute {key!r} is {node.attributes[key]!r}, not of kind {attribute.type.name}")
+            raise ModelError(
+                f"{node}: attribute {key!r} is {node.attributes[key]!r}, not of kind {attribute.type.name}"
+            )
 
 
 _KINDS: Mapping[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "TENSOR": Literal, "GRAPH": Graph}

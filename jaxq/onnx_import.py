@@ -45,7 +45,9 @@ def load(source: Source) -> Model:
     graph = reader.graph(model.graph, model.graph.name or "graph")
     for name in graph.inputs:
         if name not in graph.types:
-            raise ModelError(f"input {name!r} is not declared as a tensor with an element type; jaxq takes arrays alone")
+            raise ModelError(
+                f"input {name!r} is not declared as a tensor with an element type; jaxq takes arrays alone"
+            )
     check_nodes(graph)
     graph, params = lift_constants(graph, reader.params, LARGEST_LITERAL)
     graph, params = clean(graph, params)
@@ -129,7 +131,7 @@ class _Reader:
                 if value.name:
                     self.new(value)
         nodes = tuple(node for each in source for node in self.node(each))
-        outputs = tuple(self.name(value) for value in source.outputs)
+        outputs = tuple(self.name(value, f"an output of graph {name!r}") for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
         types = {
             self.names[value]: tensor_type(value) for value in values if value in self.names and value.type is not None
@@ -148,11 +150,13 @@ class _Reader:
         self.names[value] = unused_name(value.name or "tensor", self.taken)
         return self.names[value]
 
-    def name(self, value: ir.Value | None) -> str:
+    def name(self, value: ir.Value | None, reader: str) -> str:
         if value is None:
             return ""
         if value not in self.names:
-            raise ModelError(f"tensor {value.name!r} is read but nothing makes it: no input, initializer or node")
+            raise ModelError(
+                f"tensor {value.name!r} is read but nothing makes it: no input, initializer or node. It is {reader}"
+            )
         return self.names[value]
 
     def node(self, source: ir.Node) -> Iterable[Node]:
@@ -163,7 +167,7 @@ class _Reader:
                 self.params[self.names[source.outputs[0]]] = value
                 return
         name = unused_name(source.name or f"{source.op_type}", self.node_names)
-        inputs = tuple(self.name(value) for value in source.inputs)
+        inputs = tuple(self.name(value, f"an input of node {name!r} ({source.op_type})") for value in source.inputs)
         attributes = {key: self.attribute(each, name) for key, each in source.attributes.items()}
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]

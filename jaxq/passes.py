@@ -63,7 +63,7 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
         small = value.size <= largest
         eight_bit = value.dtype.itemsize == 1 and value.dtype.kind != "b"  # weights of an already quantized model
         integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
-        if value.dtype.kind == "O" or small and (name in needed or integer or value.ndim == 0):
+        if value.dtype.kind == "O" or (small and (name in needed or integer or value.ndim == 0)):
             lifted[name] = Literal.of(value)
     static = tuple(
         name
@@ -71,9 +71,11 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
         if name in graph.types
         and (
             graph.types[name].dtype == "object"  # XLA knows no strings
-            or name in needed
-            and graph.types[name].dtype.startswith(("int", "uint", "bool"))
-            and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
+            or (
+                name in needed
+                and graph.types[name].dtype.startswith(("int", "uint", "bool"))
+                and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
+            )
         )
     )
     if not lifted and static == graph.static_inputs:
@@ -116,7 +118,7 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     numbers: dict[str, Any] = dict(params)
     uses = {name: len(places) for name, places in graph.consumers.items()}
     renamed: dict[str, str] = {}
-    budget = Budget(MOST_BYTES + sum(value.nbytes for value in params.values()))
+    budget = Budget(MOST_BYTES + 4 * sum(value.nbytes for value in params.values()))
     nodes = []
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) if renamed else node
@@ -144,9 +146,7 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return replace(graph, nodes=tuple(nodes), constants=FrozenDict(constants)), numbers
 
 
-def _fold(
-    node: Node, constants: Mapping[str, Literal], params: Params, budget: Budget
-) -> list[np.ndarray] | None:
+def _fold(node: Node, constants: Mapping[str, Literal], params: Params, budget: Budget) -> list[np.ndarray] | None:
     """The node's results if all of its inputs are known, else None."""
     if node.op in NEVER_FOLDED or node.subgraphs:
         return None

@@ -174,10 +174,10 @@ class TooLarge(ModelError):
     """A tensor is larger than what is allowed while compiling, or than the memory of the device."""
 
 
-MOST_BYTES = 1 << 32  # by which the values that are known while tracing may grow; see `jaxq.bounds`
+MOST_BYTES = 1 << 31  # of all values that are computed while tracing; see `jaxq.bounds`
 
 
-def refuse_huge(shape: Sequence[int], dtype: Any) -> None:
+def refuse_huge(shape: Sequence[Any], dtype: Any) -> None:
     """Refuses an array that an operator's function is about to make from numbers alone.
 
     Raises:
