@@ -15,6 +15,7 @@ import numpy as np
 from jaxq.bounds import Budget, check_traced
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, captures
+from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -260,14 +261,19 @@ def describe(value: Any) -> str:
 
 
 def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit."""
-    narrow = runs_in_32_bit()
-    return {
-        name: jnp.asarray(as_int32(np.asarray(value), f"initializer {name!r}"))
-        if narrow and value.dtype in (np.int64, np.uint64)
-        else jnp.asarray(value)
-        for name, value in params.items()
-    }
+    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit.
+
+    Params that lie in a mapped file are read one at a time: at no moment are they in memory twice.
+    """
+    narrow, placed = runs_in_32_bit(), {}
+    for name, value in params.items():
+        if narrow and value.dtype in (np.int64, np.uint64):
+            value = as_int32(np.asarray(value), f"initializer {name!r}")
+        placed[name] = jnp.asarray(value)
+        if is_mapped(value):
+            placed[name].block_until_ready()
+            forget_pages(value)
+    return placed
 
 
 __all__ = ["Subgraph", "Tap", "as_int32", "captures", "chain", "execute", "observing", "quantizing", "traced_params"]

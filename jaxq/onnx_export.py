@@ -6,7 +6,6 @@ Names of inputs, outputs and float tensors stay.
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
+from jaxq.mapped import forget_pages, is_mapped
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
 from jaxq.quantizer import QuantParams, quantize
@@ -64,7 +64,10 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
             draft = Path(folder) / target.name
-            ir.save(written, draft, external_data=f"{target.name}.data" if external_data else None)
+            if external_data:
+                save_external(written, draft, f"{target.name}.data")
+            else:
+                ir.save(written, draft)
             onnx.checker.check_model(os.fspath(draft))
             if external_data:
                 Path(f"{draft}.data").replace(f"{target}.data")
@@ -77,11 +80,16 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
         ) from error
 
 
-def is_mapped(array: Any) -> bool:
-    """Whether an array lies in a file that is mapped into memory: external data that nothing has changed."""
-    while isinstance(array, (np.ndarray, memoryview)):
-        array = array.base if isinstance(array, np.ndarray) else array.obj
-    return isinstance(array, mmap.mmap)
+def save_external(model: ir.Model, path: Path, data: str) -> None:
+    """Writes the model with its tensors in a second file, one after the other: none stays in memory for it."""
+    before: list[Any] = []
+
+    def next_tensor(tensor: Any, _: Any) -> None:
+        while before:
+            forget_pages(before.pop())
+        before.append(tensor.raw)
+
+    ir.save(model, path, external_data=data, callback=next_tensor)
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
@@ -173,9 +181,9 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype = storage_dtype(each)
         operands, attributes = self.operands(name, dtype)
-        self.params[self.name(name, "quantized")] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(
-            dtype
-        )
+        integers = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(dtype)
+        forget_pages(value)
+        self.params[self.name(name, "quantized")] = integers
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(

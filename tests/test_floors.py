@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "jaxq"
 
 FLOOR = {
     # what is wrong, in words
-    "errors": 0, "version": 0,
+    "errors": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "ranges": 1,
     "graph": 1,
