@@ -257,13 +257,13 @@ class _Writer:
             initializer = ir.val(name, const_value=tensor(name, array))
             values[name] = initializer
             initializers.append(initializer)
-        nodes = [self.node(node, values) for node in graph.nodes]
+        nodes = [self.node(node, values, graph.types) for node in graph.nodes]
         made = {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
         outputs = []
         for name in graph.outputs:
             if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
                 node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
-                nodes.append(self.node(node, values))
+                nodes.append(self.node(node, values, graph.types))
                 name = node.outputs[0]
             outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
@@ -284,13 +284,13 @@ class _Writer:
         if declared.shape is not None:
             value.shape = ir.Shape(declared.shape)
 
-    def node(self, node: Node, values: dict[str, ir.Value]) -> ir.Node:
+    def node(self, node: Node, values: dict[str, ir.Value], types: Mapping[str, TensorType]) -> ir.Node:
         written = ir.Node(
             node.domain,
             node.op,
             [values[name] if name else None for name in node.inputs],
             [self.attribute(key, value, values) for key, value in node.attributes.items()],
-            outputs=[ir.Value(name=name) for name in node.outputs],
+            outputs=[self.value(name, types) for name in node.outputs],
             name=node.name,
         )
         values.update((name, value) for name, value in zip(node.outputs, written.outputs, strict=True) if name)

@@ -35,7 +35,7 @@ COUNTED = """(float[2, 3] x) => (float[2, 3] y) {
 SCAN = """(float[4, 3] x) => (float[3] total, float[4, 3] sums) {
     total, sums = Scan <num_scan_inputs = 1, body = body (float[3] before, float[3] row) => (float[3] after, float[3] copy) {
         after = Add (before, row)  copy = Identity (after) }> (zero, x) }"""
-SHAPES = """(float[N, 3, 4] x) => (float[N, M, K] y, int64[N, A, B, C] ids, float[A, B, C] hot) {
+SHAPES = """(float[N, 3, 4] x) => (float[N, M, K] y, int64[3, count] ids, float[2, 3] hot) {
     s = Shape (x)  n = Gather <axis = 0> (s, first)  target = Concat <axis = 0> (n, rest)
     r = Reshape (x, target)  e = Expand (r, wide)  t = Tile (e, repeats)  p = Pad <mode = "constant"> (t, pads)
     c = ConstantOfShape (target)  l = Range (start, limit, delta)  d = Cast <to = 1> (l)
@@ -408,8 +408,8 @@ def feed_for(model: Model) -> dict[str, np.ndarray] | None:
         shape = [size if isinstance(size, int) else 2 for size in declared.shape or ()]
         if not all(0 <= size <= 4096 for size in shape) or np.prod(shape, dtype=float) > 1e6:
             return None
-        zeros = np.zeros(shape, object if declared.dtype == "object" else jax.numpy.dtype(declared.dtype))
-        feed[name] = zeros + np.ones((), zeros.dtype) if zeros.dtype.kind in "fiu" else zeros
+        dtype = jax.numpy.dtype(declared.dtype)
+        feed[name] = np.ones(shape, dtype) if dtype.kind in "fiu" else np.zeros(shape, dtype)
     return feed
 
 

@@ -126,7 +126,8 @@ def test_a_model_of_3_gb_needs_no_more_than_one_and_a_half_times_its_size(tmp_pa
     path = chain_of_products(tmp_path, 48)
     size = (tmp_path / "large.bin").stat().st_size
     assert size > 3 * 10**9
-    command = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_mapped as t; t.measured({str(path)!r})"
+    here = str(Path(__file__).parent)
+    command = f"import sys; sys.path.insert(0, {here!r}); import test_mapped as tests; tests.measured({str(path)!r})"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     before, loaded, ran, saved, total = json.loads(done.stdout)
