@@ -261,6 +261,10 @@ def check_nodes(graph: Graph) -> None:
         check_form(node)
     if missing:
         lines = [f"  {message}: {len(names)} node(s), first {names[0]!r}" for message, names in missing.items()]
+        if any("com.microsoft.nchwc" in message for message in missing):
+            lines.append(
+                "  ONNX Runtime wrote this file for one kind of machine; let it write with ORT_ENABLE_EXTENDED"
+            )
         raise UnsupportedOpError("the model uses operators that jaxq does not implement:\n" + "\n".join(lines))
 
 
