@@ -30,8 +30,8 @@ SMALL = 1 << 24  # bytes; whatever cannot become larger than this is not measure
 class Budget:
     """What may still be done while a model is read or compiled: bytes that are computed, and nodes that are visited."""
 
-    def __init__(self, left: int = MOST_BYTES):
-        self.left, self.visits = left, MOST_VISITS
+    def __init__(self, left: int = MOST_BYTES, visits: int = MOST_VISITS):
+        self.left, self.visits = left, visits
 
     def visit(self) -> None:
         """Counts a node of the walk, once for each turn of an unrolled loop.

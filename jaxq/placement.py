@@ -21,7 +21,7 @@ import numpy as np
 from jaxq.errors import ConfigError, did_you_mean
 from jaxq.fusion import channel_count
 from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
-from jaxq.quantizer import Granularity, PerAxis, PerTensor
+from jaxq.quantizer import PerAxis, PerTensor, Scheme
 from jaxq.targets import Rule, Target
 
 QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger"})
@@ -33,7 +33,7 @@ class Weight:
     """A param that is quantized by itself, without data."""
 
     name: str
-    granularity: Granularity
+    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Plan:
     Attributes:
       graph: the graph to run, in which every quantized tensor has a name of its own.
       activations: tensor -> the group whose quantizer it uses; tensors of one group share scale and zero point.
+      schemes: group -> how its tensors are quantized.
       weights, biases: params, each once.
       nodes: names of the nodes that are quantized.
     """
 
     graph: Graph
     activations: Mapping[str, str]
+    schemes: Mapping[str, Scheme]
     weights: tuple[Weight, ...]
     biases: tuple[Bias, ...]
     nodes: tuple[str, ...]
@@ -136,6 +138,7 @@ def place_quantizers(
     dtypes: Mapping[str, str],
     target: Target,
     *,
+    symmetric: bool = False,
     ignored: Iterable[str] = (),
     transformer: bool | None = None,
 ) -> Plan:
@@ -146,6 +149,7 @@ def place_quantizers(
       params: its weights; only their names and shapes are looked at.
       dtypes: tensor name -> dtype name, for every tensor that is made when the graph runs.
       target: the runtime's table.
+      symmetric: whether activations are quantized symmetrically.
       ignored: names of nodes that stay in float.
       transformer: whether to use the rules for transformers; None finds out.
     """
@@ -153,7 +157,8 @@ def place_quantizers(
     rules = {
         name: rule for name, rule in target.rules.items() if not (transformer and name in target.transformer_float)
     }
-    return _Placement(graph, params, dtypes, target, rules, frozenset(ignored)).plan()
+    activation = Scheme(target.activation, symmetric)
+    return _Placement(graph, params, dtypes, target, rules, frozenset(ignored), activation).plan()
 
 
 @dataclass
@@ -166,6 +171,7 @@ class _Placement:
     target: Target
     rules: Mapping[str, Rule]
     ignored: frozenset[str]
+    activation: Scheme
     producer: dict[str, Node] = field(default_factory=dict)
     readers: dict[str, list[tuple[Node, int]]] = field(default_factory=dict)
     outputs: set[str] = field(default_factory=set)
@@ -203,7 +209,9 @@ class _Placement:
         quantized = {weight.name for weight in weights}
         biases = tuple(bias for node in nodes if (bias := self.bias(node, groups, quantized, renamed)))
         activations = {renamed.get(name, name): group for name, group in groups.items()}
-        return Plan(graph, activations, weights, biases, tuple(node.name for node in nodes if node.name in self.chosen))
+        schemes = dict.fromkeys(sorted(set(groups.values())), self.activation)
+        chosen = tuple(node.name for node in nodes if node.name in self.chosen)
+        return Plan(graph, activations, schemes, weights, biases, chosen)
 
     # ------------------------------------------------------------------------------------------------- 1: which nodes
 
@@ -406,7 +414,8 @@ class _Placement:
             rank = self.params[name].ndim
             axis = 0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis
             per_channel = position == rule.weight and rank >= 2 and not (node.op == "MatMul" and rank > 2)
-            yield Weight(name, PerAxis(axis % rank) if per_channel else PerTensor())
+            granularity = PerAxis(axis % rank) if per_channel else PerTensor()
+            yield Weight(name, Scheme(self.target.weight, granularity=granularity))
 
     def bias(self, node: Node, groups: Mapping[str, str], weights: set[str], renamed: Mapping[str, str]) -> Bias | None:
         rule = self.chosen.get(node.name)
@@ -427,8 +436,8 @@ def merged(weights: Iterable[Weight]) -> tuple[Weight, ...]:
     found: dict[str, Weight] = {}
     for weight in weights:
         before = found.setdefault(weight.name, weight)
-        if before.granularity != weight.granularity:
-            found[weight.name] = Weight(weight.name, PerTensor())
+        if before.scheme != weight.scheme:
+            found[weight.name] = Weight(weight.name, replace(before.scheme, granularity=PerTensor()))
     return tuple(found.values())
 
 

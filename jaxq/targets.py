@@ -43,6 +43,7 @@ class Target:
         an output quantizer when something quantized follows.
       transformer_float: operators that stay in float in transformers, where their ranges are wide and their cost is small.
       activation: the integer grid of activations.
+      weight: the integer grid of weights, which are symmetric.
       default_preset: what `preset=None` means: "mixed" where asymmetric activations cost the runtime nothing.
       opset: the lowest opset in which per-channel QDQ can be written.
     """
@@ -55,6 +56,7 @@ class Target:
     pointwise: frozenset[str]
     transformer_float: frozenset[str]
     activation: IntType
+    weight: IntType
     default_preset: str
     opset: int
 
@@ -125,6 +127,7 @@ ONNXRUNTIME = Target(
     ),
     transformer_float=frozenset(["Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"]),
     activation=IntType(8, signed=False),
+    weight=IntType(8, narrow=True),
     default_preset="mixed",
     opset=13,
 )

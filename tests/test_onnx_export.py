@@ -20,9 +20,9 @@ from jaxq.flax_module import from_flax, to_flax
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
-from jaxq.onnx_export import ir_version, save, storage_dtype, to_proto
+from jaxq.onnx_export import ir_version, save, storage, to_proto
 from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, QuantParams
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams
 
 pytest.importorskip("onnxruntime")
 EVERY = pytest.mark.parametrize("name", NETWORKS)
@@ -255,7 +255,7 @@ LINEAR = load(
             w=np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
 )  # fmt: skip
 scales = st.floats(2.0**-6, 0.5, width=32)
-grids = st.builds(IntType, bits=st.sampled_from([8, 16]), signed=st.booleans())
+grids = st.builds(IntType, bits=st.sampled_from([4, 7, 8, 16]), signed=st.booleans()) | st.sampled_from([E4M3, E5M2])
 
 
 @settings(max_examples=25)
@@ -263,13 +263,32 @@ grids = st.builds(IntType, bits=st.sampled_from([8, 16]), signed=st.booleans())
 def test_any_encodings_are_written_as_they_are_simulated(data, grid, seed):
     def params(*shape: int) -> QuantParams:
         scale = np.float32(data.draw(st.lists(scales, min_size=shape[-1], max_size=shape[-1]))).reshape(shape)
-        return QuantParams.of(scale, data.draw(st.integers(grid.qmin, grid.qmax)), grid)
+        zero_point = data.draw(st.integers(grid.qmin, grid.qmax)) if isinstance(grid, IntType) else 0
+        return QuantParams.of(scale, zero_point, grid)
 
     model = LINEAR.replace(encodings={"x": params(1, 1), "h": params(1, 1), "w": params(1, 3)})
-    raised = dataclasses.replace(model.graph, opsets=FrozenDict({"": 21}))  # the first with 16 bits
     feed = {"x": smooth(2, 4, seed=seed)}
-    found = run_onnx(to_proto(model.replace(graph=raised)), feed)["y"]
-    np.testing.assert_allclose(found, model(feed)["y"], rtol=1e-5, atol=1e-4)
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    np.testing.assert_allclose(run_onnx(proto, feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_of_a_weight_have_scales_of_their_own(axis, bits):
+    weight = np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)
+    text = "(float[N, 32] x) => (float[N, 8] y) { y = MatMul (x, w) }"
+    shape = [(4, 8), (32, 2)][axis]
+    scale = np.random.default_rng(2).uniform(0.01, 0.2, shape).astype(np.float32)
+    model = load(written(text, w=weight)).replace(encodings={"w": QuantParams.of(scale, 0, IntType(bits))})
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    (node,) = [node for node in proto.graph.node if node.op_type == "DequantizeLinear"]
+    found = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    assert found == {"axis": axis, "block_size": [8, 4][axis]}
+    feed = {"x": smooth(3, 32)}
+    np.testing.assert_allclose(run_onnx(proto, feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(load(proto)(feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-5)
 
 
 EVERYWHERE = QuantParams.of(np.float32(0.125).reshape(1, 1), 128, IntType(8, signed=False))
@@ -315,16 +334,17 @@ def test_a_quantizer_for_the_whole_tensor_needs_no_new_opset():
 
 @pytest.mark.parametrize(
     "grid, dtype",
-    [(IntType(8), "int8"), (IntType(8, narrow=True), "int8"), (IntType(8, signed=False), "uint8"), (IntType(4), "int8"),
-     (IntType(4, signed=False), "uint8"), (IntType(16), "int16"), (IntType(32), "int32")],
+    [(IntType(8), "int8"), (IntType(8, narrow=True), "int8"), (IntType(8, signed=False), "uint8"), (IntType(4), "int4"),
+     (IntType(4, signed=False), "uint4"), (IntType(16), "int16"), (IntType(32), "int32"), (IntType(7), "int8"),
+     (E4M3, "float8_e4m3fn"), (E5M2, "float8_e5m2")],
 )  # fmt: skip
-def test_integers_are_stored_in_the_smallest_type_that_holds_them(grid, dtype):
-    assert storage_dtype(QuantParams.of(np.ones((1,)), 0, grid)) == dtype
+def test_numbers_are_stored_in_the_smallest_type_that_holds_them(grid, dtype):
+    assert storage(QuantParams.of(np.ones((1,)), 0, grid))[0] == dtype
 
 
 def test_a_grid_that_nothing_holds_is_an_error():
     with pytest.raises(ModelError, match="no ONNX integer type holds the grid from 0 to 4294967295"):
-        storage_dtype(QuantParams(np.ones(1), 0, 0, 2**32 - 1))
+        storage(QuantParams(np.ones(1), 0, 0, 2**32 - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -55,7 +55,7 @@ def table(plan: Plan) -> str:
             group = plan.activations[name]
             lines.append(name if group == name.partition("@")[0] else f"{name} = {group}")
     for weight in plan.weights:
-        axis = weight.granularity.axis if isinstance(weight.granularity, PerAxis) else "all"
+        axis = weight.scheme.granularity.axis if isinstance(weight.scheme.granularity, PerAxis) else "all"
         lines.append(f"{weight.name} / {axis}")
     lines.extend(f"{bias.name} in {bias.activation} * {bias.weight}" for bias in plan.biases)
     return "\n".join(lines)

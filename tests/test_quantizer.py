@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from jaxq.quantizer import (
+    E4M3,
+    E5M2,
     SMALLEST_SCALE,
     IntType,
     PerAxis,
@@ -154,7 +156,7 @@ def test_a_tensor_keeps_its_dtype():
 
 
 def test_the_derivative_is_straight_through_inside_and_zero_outside():
-    params = symmetric_weight_params(np.ones(1, np.float32))
+    params = symmetric_weight_params(np.ones(1, np.float32), IntType(8, narrow=True))
     gradient = jax.grad(lambda x: fake_quantize(x, params).sum())(jnp.array([0.3, -0.7, 5.0]))
     np.testing.assert_array_equal(gradient, [1, 1, 0])
     assert jax.grad(lambda x: round_half_even(x * 3.0))(0.4) == 3
@@ -180,3 +182,20 @@ def test_scale_bits_and_switch_are_data():
         params = QuantParams.of(np.full(1, scale), 0, IntType(bits))
         run(x, replace(params, enabled=np.bool_(on)))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("grid", [E4M3, E5M2], ids=["e4m3", "e5m2"])
+def test_a_floating_point_grid_rounds_as_the_type_does(grid):
+    x = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    x = np.concatenate([x * scale for scale in (1e-6, 1e-3, 1, 100, 1e6)])
+    params = QuantParams.of(np.full(1, 0.25), 0, grid)
+    expected = np.clip(x / np.float32(0.25), grid.qmin, grid.qmax).astype(jnp.dtype(grid.name)).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(quantize)(x, params), expected)
+
+
+def test_each_block_uses_its_own_scale():
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    scale = np.array([[0.1, 0.2], [0.3, 0.4], [0.1, 0.2], [0.3, 0.4], [0.1, 0.2], [0.3, 0.4]], np.float32)
+    blocked = QuantParams.of(scale, 0, IntType(4))
+    spelled_out = QuantParams.of(np.repeat(scale, 2, axis=1), 0, IntType(4))
+    np.testing.assert_array_equal(fake(x, blocked), fake(x, spelled_out))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from jaxq.observers import BINS, histogram
-from jaxq.quantizer import IntType
+from jaxq.quantizer import IntType, Scheme
 from jaxq.ranges import (
     Range,
     aggregate,
@@ -109,7 +109,7 @@ def test_parameters_are_positive_and_32_bit(found, grid):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_weights_reach_the_ends_of_the_narrow_grid(bits):
-    params = symmetric_weight_params(np.array([[1.0], [3.0]], np.float32), bits)
+    params = symmetric_weight_params(np.array([[1.0], [3.0]], np.float32), IntType(bits, narrow=True))
     top = 2 ** (bits - 1) - 1
     assert (params.qmin, params.qmax) == (-top, top)
     np.testing.assert_allclose(params.scale, np.array([[1.0], [3.0]]) / top, rtol=1e-6)
@@ -145,7 +145,7 @@ def squared_error(found, counts, exponent, grid, symmetric) -> float:
 @given(x=hnp.arrays(np.float32, 24, elements=values), grid=grids, symmetric=st.booleans())
 def test_the_least_squares_error_is_never_above_that_of_min_max(x, grid, symmetric):
     full, counts, exponent = summary(x)
-    found = least_squares_range(full, counts, exponent, grid, symmetric)
+    found = least_squares_range(full, counts, exponent, Scheme(grid, symmetric))
     error = squared_error(found, counts, exponent, grid, symmetric)
     assert error <= squared_error(full, counts, exponent, grid, symmetric) * (1 + 1e-6)
     assert found.low >= full.low
@@ -157,10 +157,10 @@ def test_least_squares_cuts_off_a_lonely_outlier_at_few_bits(symmetric):
     x = np.append(np.random.default_rng(0).normal(size=4000), [9.0]).astype(np.float32)
     full, counts, exponent = summary(x)
     for grid in (IntType(4), IntType(4, signed=False)):
-        assert least_squares_range(full, counts, exponent, grid, symmetric).high < 5
+        assert least_squares_range(full, counts, exponent, Scheme(grid, symmetric)).high < 5
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_least_squares_keeps_the_range_of_a_tensor_of_zeros(symmetric):
     full, counts, exponent = summary(np.zeros(8, np.float32))
-    assert least_squares_range(full, counts, exponent, INT8, symmetric) == (0, 0)
+    assert least_squares_range(full, counts, exponent, Scheme(INT8, symmetric)) == (0, 0)

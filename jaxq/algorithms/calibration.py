@@ -13,7 +13,7 @@ from jaxq.errors import CalibrationError
 from jaxq.model import Model
 from jaxq.observers import Extremes, Histogram, Observer, both, extremes, histogram
 from jaxq.placement import Bias, Plan
-from jaxq.quantizer import IntType, QuantParams, reduced_axes
+from jaxq.quantizer import QuantParams, Scheme
 from jaxq.ranges import (
     Range,
     aggregate,
@@ -22,6 +22,7 @@ from jaxq.ranges import (
     least_squares_range,
     symmetric_params,
     symmetric_weight_params,
+    weight_absmax,
 )
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
@@ -43,16 +44,12 @@ class Calibration:
     narrow grid, per channel where the plan says so.
 
     Args:
-      plan: where the quantizers are.
-      grid: the integers of activations.
-      symmetric: whether activations are symmetric.
+      plan: where the quantizers are, and of which kind.
       capacity: the largest number of samples.
       estimator: from statistics to ranges.
     """
 
     plan: Plan
-    grid: IntType
-    symmetric: bool
     capacity: int
     estimator: RangeEstimator = RangeEstimator.MEAN_MINMAX
 
@@ -66,22 +63,23 @@ class Calibration:
         encodings: dict[str, QuantParams] = dict(model.encodings)
         found: dict[str, Range] = {}
         for name, group in self.plan.activations.items():
-            each = self.range(name, stats[name])
+            each = self.range(name, stats[name], self.plan.schemes[group])
             if each is None:
                 continue  # never made for any sample: a branch that was not taken stays in float
             before = found.get(group, each)
             found[group] = Range(np.minimum(before.low, each.low), np.maximum(before.high, each.high))
         for name, group in self.plan.activations.items():
             if group in found:
-                choose = symmetric_params if self.symmetric else asymmetric_params
-                encodings[name] = choose(found[group], self.grid)
+                scheme = self.plan.schemes[group]
+                choose = symmetric_params if scheme.symmetric else asymmetric_params
+                encodings[name] = choose(found[group], scheme.grid)
         for weight in self.plan.weights:
             value = np.asarray(model.params[weight.name])
-            absmax = np.abs(value).max(axis=reduced_axes(weight.granularity, value.ndim), keepdims=True, initial=0.0)
-            encodings[weight.name] = symmetric_weight_params(absmax)
+            absmax = weight_absmax(value, weight.scheme.granularity)
+            encodings[weight.name] = symmetric_weight_params(absmax, weight.scheme.grid)
         return model.replace(encodings=encodings)
 
-    def range(self, name: str, stats: Any) -> Range | None:
+    def range(self, name: str, stats: Any, scheme: Scheme) -> Range | None:
         """The range of one tensor as scalars; None if no sample had it.
 
         Raises:
@@ -98,7 +96,7 @@ class Calibration:
         if self.estimator is RangeEstimator.MINMAX:
             return full
         shape: Histogram = stats[1]
-        return least_squares_range(full, np.asarray(shape.counts), int(shape.exponent), self.grid, self.symmetric)
+        return least_squares_range(full, np.asarray(shape.counts), int(shape.exponent), scheme)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ IMAGES = np.concatenate([feed["image"] for feed in FEEDS])
 def coarse(model: Model) -> Model:
     """The model with its weights at three bits, so that the means move."""
     encodings = {
-        name: symmetric_weight_params(np.abs(value).max(keepdims=True), 3)
+        name: symmetric_weight_params(np.abs(value).max(keepdims=True), IntType(3, narrow=True))
         for name, value in model.params.items()
         if value.ndim > 1
     }
@@ -55,13 +55,14 @@ def channel_means(model: Model, name: str, axis: int = 1) -> np.ndarray:
         return value, carry
 
     feed = {"image": jax.numpy.asarray(IMAGES)}
-    quantize = quantizing(model.encodings)
+    graph, params, encodings = model.program
+    quantize = quantizing(encodings)
 
     def tap(each, value, carry):
         watch(each, value, carry)
         return quantize(each, value, carry)
 
-    execute(model.graph, model.device_params, feed, tap=tap)
+    execute(graph, params, feed, tap=tap)
     value = np.asarray(found[name])
     return value.mean(tuple(each for each in range(value.ndim) if each != axis % value.ndim))
 
@@ -177,7 +178,7 @@ def test_a_vector_that_is_not_one_value_per_channel_is_no_site(shape):
 
 def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
     fine = model.replace(encodings={
-        name: symmetric_weight_params(np.abs(model.params[name]).max(keepdims=True), IntType(8).bits)
+        name: symmetric_weight_params(np.abs(model.params[name]).max(keepdims=True), IntType(8, narrow=True))
         for name in model.encodings
     })  # fmt: skip
     sites = sites_of(model)

@@ -18,11 +18,12 @@ from jaxq.observers import Extremes, Histogram
 from jaxq.onnx_import import load
 from jaxq.placement import Bias, Plan, Weight
 from jaxq.quantize import quantize
-from jaxq.quantizer import IntType, PerAxis, PerTensor, QuantParams, fake_quantize
+from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme, fake_quantize
 from jaxq.ranges import Range, asymmetric_params, symmetric_params, symmetric_weight_params
 
 FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
-UINT8 = IntType(8, signed=False)
+UINT8, WEIGHT = IntType(8, signed=False), IntType(8, narrow=True)
+ASYMMETRIC = Scheme(UINT8, symmetric=False)
 ESTIMATORS = list(RangeEstimator)
 
 
@@ -40,14 +41,19 @@ def plan(model) -> Plan:
     return Plan(
         graph=model.graph,
         activations={"image": "image", "stem.relu": "shared", "sum.relu": "shared"},
-        weights=(Weight(stem.inputs[1], PerAxis(0)), Weight("scores.weight", PerTensor())),
+        schemes=dict.fromkeys(("image", "shared"), ASYMMETRIC),
+        weights=(
+            Weight(stem.inputs[1], Scheme(WEIGHT, granularity=PerAxis(0))),
+            Weight("scores.weight", Scheme(WEIGHT)),
+        ),
         biases=(Bias(stem.inputs[2], stem.name, "image", stem.inputs[1]),),
         nodes=(stem.name, depthwise.name),
     )
 
 
 def calibrated(model, plan, feeds=FEEDS, *, symmetric=False, estimator=RangeEstimator.MINMAX, batch_size=None) -> Model:
-    step = Calibration(plan=plan, grid=UINT8, symmetric=symmetric, capacity=len(feeds), estimator=estimator)
+    schemes = dict.fromkeys(plan.activations.values(), Scheme(UINT8, symmetric))
+    step = Calibration(plan=replace(plan, schemes=schemes), capacity=len(feeds), estimator=estimator)
     return run_pipeline([step], model, feeds, batch_size)
 
 
@@ -111,13 +117,13 @@ def test_weights_get_one_scale_per_channel_or_one(model, plan):
     assert encodings[stem].scale.shape == (8, 1, 1, 1)
     assert encodings["scores.weight"].scale.shape == (1, 1)
     absmax = np.abs(model.params[stem]).max((1, 2, 3), keepdims=True)
-    np.testing.assert_array_equal(encodings[stem].scale, symmetric_weight_params(absmax).scale)
+    np.testing.assert_array_equal(encodings[stem].scale, symmetric_weight_params(absmax, WEIGHT).scale)
     assert (encodings[stem].qmin, encodings[stem].qmax) == (-127, 127)
 
 
 def test_calibration_wants_to_see_the_planned_activations_only(model, plan):
     for estimator in ESTIMATORS:
-        step = Calibration(plan=plan, grid=UINT8, symmetric=False, capacity=3, estimator=estimator)
+        step = Calibration(plan=plan, capacity=3, estimator=estimator)
         assert list(step.needs(model)) == list(plan.activations)
 
 
@@ -132,15 +138,15 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_sample(model, plan, bad, 
 
 def test_a_tensor_of_a_branch_that_was_not_taken_stays_in_float():
     model = load(branching_network())
-    plan = Plan(model.graph, {"sound": "sound", "fast.relu": "fast.relu", "slow.relu": "slow.relu"}, (), (), ())
+    plan = Plan(model.graph, {"sound": "sound", "fast.relu": "fast.relu", "slow.relu": "slow.relu"}, {}, (), (), ())
     feeds = [{"sound": smooth(1, 1, 16, seed=i), "rate": np.array(8000)} for i in range(3)]
     assert set(calibrated(model, plan, feeds).encodings) == {"sound", "slow.relu"}
 
 
 def test_one_sample_that_was_not_seen_does_not_spoil_the_mean(model, plan):
-    step = Calibration(plan=plan, grid=UINT8, symmetric=False, capacity=3)
+    step = Calibration(plan=plan, capacity=3)
     seen = Extremes(np.array([-1, np.nan, -3], np.float32), np.array([1, np.nan, 5], np.float32))
-    assert step.range("image", seen) == (-2, 3)
+    assert step.range("image", seen, ASYMMETRIC) == (-2, 3)
 
 
 def test_the_model_given_is_not_changed(model, plan):
@@ -153,16 +159,18 @@ def test_the_least_squares_estimator_reads_the_histogram():
     counts[2048:2448] = 10_000
     counts[-1] = 1
     seen = Extremes(np.float32([0]), np.float32([8]))
-    plan = Plan(Graph((), (), ()), {"x": "x"}, (), (), ())
-    step = Calibration(plan=plan, grid=IntType(4, False), symmetric=False, capacity=1, estimator=RangeEstimator.MSE)
-    low, high = step.range("x", (seen, Histogram(counts, np.int32(3))))
+    scheme = Scheme(IntType(4, signed=False), symmetric=False)
+    plan = Plan(Graph((), (), ()), {"x": "x"}, {"x": scheme}, (), (), ())
+    step = Calibration(plan=plan, capacity=1, estimator=RangeEstimator.MSE)
+    low, high = step.range("x", (seen, Histogram(counts, np.int32(3))), scheme)
     assert low == 0
     assert 1 < high < 4
 
 
 def test_a_weight_of_zeros_has_a_scale():
-    plan = Plan(Graph((), (), ()), {}, (Weight("w", PerAxis(0)),), (), ())
-    step = Calibration(plan=plan, grid=UINT8, symmetric=False, capacity=1)
+    weight = Weight("w", Scheme(WEIGHT, granularity=PerAxis(0)))
+    plan = Plan(Graph((), (), ()), {}, {}, (weight,), (), ())
+    step = Calibration(plan=plan, capacity=1)
     found = step.apply(Model(plan.graph, {"w": np.zeros((3, 2), np.float32)}), {})
     assert (found.encodings["w"].scale > 0).all()
 
