@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.execute import execute, narrowed, quantizing, runs_in_32_bit, traced_params
+from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.ops.layout import lay_out
 from jaxq.quantizer import QuantParams, transposed
@@ -149,7 +149,8 @@ def run(
 ) -> dict[str, Any]:
     """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
     fixed = {name: literal.array for name, literal in static.items()}
-    return execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))[0]
+    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))
+    return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
 
 
 def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:

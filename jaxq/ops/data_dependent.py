@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.ops import op, static_array
+from jaxq.ops import op, refuse_huge, static_array
 
 
 @op("NonZero", since=9, static=("x",), data_dependent=True)
 def non_zero(x):
     """The indices [rank, count] of the elements that are not zero, in row-major order."""
     values = static_array(x, "NonZero.X")
+    refuse_huge((np.count_nonzero(values), values.ndim), np.int64)
     return np.argwhere(values).T.astype(np.int64)
 
 
