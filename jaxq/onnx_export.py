@@ -113,7 +113,11 @@ def save_external(model: ir.Model, path: Path, data: str) -> None:
 
 def to_proto(model: Model) -> onnx.ModelProto:
     """The model as an `onnx.ModelProto`, for models below 2 GiB."""
-    return ir.to_proto(to_ir(model))
+    written = to_ir(model)
+    try:
+        return ir.to_proto(written)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"the model cannot be written as ONNX: {error}") from error
 
 
 def to_ir(model: Model) -> ir.Model:
