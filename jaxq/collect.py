@@ -40,23 +40,29 @@ class Batch(NamedTuple):
 
 
 def split_samples(
-    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = ()
+    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = (), axis: int | None = 0
 ) -> Iterator[dict[str, Any]]:
     """The samples in the items of a data set, as feeds of batch one.
 
-    An item is split along axis 0 if every (traced) input declares that axis as free and all of them agree on its size;
-    otherwise the item is one sample.
+    An item is split along `axis` if every (traced) input declares that axis as free and all of them agree on its size;
+    otherwise, or with an axis of None, the item is one sample.
     """
     free = [name for name, wanted in declared.items() if name not in static]
-    splittable = all(declared[name].shape and not isinstance((declared[name].shape or (1,))[0], int) for name in free)
+    splittable = axis is not None and all(_is_free(declared[name], axis) for name in free)
+    before = (slice(None),) * (axis or 0)
     for item in items:
         feed = check_feed(declared, item)
-        sizes = {feed[name].shape[0] for name in free} if splittable else set()
+        sizes = {feed[name].shape[axis] for name in free} if splittable else set()
         if len(sizes) != 1:
             yield feed
             continue
         for row in range(sizes.pop()):
-            yield {name: value if name in static else value[row : row + 1] for name, value in feed.items()}
+            part = (*before, slice(row, row + 1))
+            yield {name: value if name in static else value[part] for name, value in feed.items()}
+
+
+def _is_free(wanted: TensorType, axis: int) -> bool:
+    return wanted.shape is not None and len(wanted.shape) > axis and not isinstance(wanted.shape[axis], int)
 
 
 def collect(
@@ -85,6 +91,8 @@ def collect(
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
+        samples_seen = int(batch.number.max()) + 1
+        states = [observer.grow(state, samples_seen) for observer, state in zip(requests, states, strict=True)]
         head = compiled_part(graph, params, static, batch)
         states = _step(head, static, requests, states, params, encodings, batch)
     if states is None:
@@ -145,7 +153,9 @@ def _step(
     for (observer, names), state in zip(requests.items(), states, strict=True):
         rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
         if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            measured = observer.measure([tensors[names[row]] for row in rows], batch.real)
+            measured = observer.measure(
+                [tensors[names[row]] for row in rows], index if observer.by_number else batch.real
+            )
             made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
             state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
         after.append(state)

@@ -39,7 +39,7 @@ class InputError(JaxqError):
     """Arrays given to a model do not match its inputs in name, rank, shape or dtype."""
 
 
-class ConfigError(JaxqError):
+class ConfigError(JaxqError, ValueError):
     """An option or a combination of options is wrong."""
 
 

@@ -44,12 +44,14 @@ class Model:
       params: tensor name -> array (numpy, possibly memory-mapped, or JAX), of the graph and its subgraphs.
       encodings: tensor name -> QuantParams; empty for a float model.
       metadata: text that travels with the file (ONNX metadata_props).
+      folded: name of a node of the file that is not in the graph -> the node that makes its result now, or "".
     """
 
     graph: Graph
     params: Mapping[str, Any]
     encodings: Mapping[str, QuantParams] = field(default_factory=dict)
     metadata: FrozenDict[str, str] = field(default_factory=FrozenDict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, TensorType]:
@@ -220,7 +222,19 @@ def _check_value(name: str, wanted: TensorType, value: Any) -> None:
         if isinstance(size, int) and size != given:
             raise InputError(
                 f"input {name!r} is {wanted}, but {got} was given: axis {axis} must be {size}, not {given}"
+                f"{layout_hint(wanted.shape, value.shape)}"
             )
+
+
+def layout_hint(wanted: Sequence[Any] | None, given: Sequence[Any]) -> str:
+    """What to do if an array of rank 4 fits an input with its channel axis at the other place; else ""."""
+    if wanted is None or len(wanted) != 4 or len(given) != 4:
+        return ""
+    for name, model, permutation in (("NHWC", "NCHW", (0, 3, 1, 2)), ("NCHW", "NHWC", (0, 2, 3, 1))):
+        sizes = [given[axis] for axis in permutation]
+        if all(not isinstance(size, int) or size == here for size, here in zip(wanted[1:], sizes[1:], strict=True)):
+            return f"; it looks like {name} where the model takes {model}: give array.transpose{permutation}"
+    return ""
 
 
 def _listing(declared: Mapping[str, TensorType]) -> str:

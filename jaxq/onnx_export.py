@@ -26,7 +26,7 @@ from jaxq.mapped import forget_pages, is_mapped
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
-from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize_array
 from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
@@ -233,7 +233,7 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype, _ = storage(each)
         operands, attributes = self.operands(name, dtype, np.shape(value))
-        integers = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(dtype)
+        integers = quantize_array(np.asarray(value), each).astype(dtype)
         forget_pages(value)
         self.params[self.name(name, "quantized")] = integers
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)

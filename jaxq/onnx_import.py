@@ -22,6 +22,7 @@ from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, unused_name
 from jaxq.model import Model
 from jaxq.onnx_check import check_nodes, check_proto, check_tensor, sort, standard_domain
 from jaxq.passes import clean, lift_constants
+from jaxq.scope import stand_ins
 
 LARGEST_LITERAL = 1 << 16  # elements; integer initializers up to this are structure, larger ones are params
 
@@ -50,9 +51,10 @@ def load(source: Source) -> Model:
             )
     check_nodes(graph)
     graph, params = lift_constants(graph, reader.params, LARGEST_LITERAL)
+    whole = graph
     graph, params = clean(graph, params)
     metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
-    return Model(graph, params, metadata=FrozenDict(metadata))
+    return Model(graph, params, metadata=FrozenDict(metadata), folded=stand_ins(whole, graph))
 
 
 def read(source: Source) -> ir.Model:

@@ -11,13 +11,16 @@ import jax
 import numpy as np
 
 from jaxq.collect import tensor_shapes
-from jaxq.errors import ConfigError, JaxqError, did_you_mean
+from jaxq.errors import JaxqError
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Literal, Node
+from jaxq.lint import Finding, lint
 from jaxq.model import Model
-from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.patterns import graphs, is_depthwise
+from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.schemes import rule_for
 from jaxq.split import split
-from jaxq.targets import TARGETS, Target
+from jaxq.targets import Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
@@ -28,7 +31,7 @@ MOVES = "moves integers"
 NO_FLOATS = "shapes, integers, or a branch not taken"
 NO_KERNEL = "float: no integer kernel"
 FLOAT_AROUND = "float: what it moves stays float"
-TRANSFORMER = "float: kept so in transformers"
+LEFT = "float: {}"  # and why, as the plan says it
 NO_READER = "float: nothing in integers follows"
 ON_HOST = "float: on the host, since shapes depend on values"
 NO_FIT = "float: its data or weights are constant, computed, or not float32"
@@ -48,6 +51,7 @@ class Summary:
       quantized: whether it holds QuantizeLinear or DequantizeLinear.
       fates: operator -> what becomes of its nodes -> how many; empty for a model that is quantized already.
       metadata: what the file says about itself.
+      findings: of a quantized model, what the target would refuse or leave slow.
     """
 
     inputs: Mapping[str, str]
@@ -59,6 +63,7 @@ class Summary:
     quantized: bool
     fates: Mapping[str, Mapping[str, int]]
     metadata: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, for JSON."""
@@ -71,8 +76,7 @@ def summarize(model: Model, target: str) -> Summary:
     Raises:
       ConfigError: there is no such target.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
+    wanted = find_target(target)
     operators = Counter(node.op for _, node in model.graph.walk())
     quantized = bool(quantized_nodes(model.graph))
     sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
@@ -84,8 +88,9 @@ def summarize(model: Model, target: str) -> Summary:
         parameter_count=sum(count for count, _ in sizes),
         parameter_bytes=sum(count * itemsize for count, itemsize in sizes),
         quantized=quantized,
-        fates={} if quantized else count_fates(model, TARGETS[target]),
+        fates={} if quantized else count_fates(model, wanted),
         metadata=dict(model.metadata),
+        findings=lint(model, wanted) if quantized else (),
     )
 
 
@@ -102,12 +107,19 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
         if node.name in on_host:
             fate = ON_HOST
         else:
-            fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
+            fate = fate_of(left[node.name], plan, params, target, dtypes, producers) if node.name in left else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
 
 
-def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], producers: Mapping[str, Node]) -> str:
+def fate_of(
+    node: Node,
+    plan: Plan,
+    params: Mapping[str, Any],
+    target: Target,
+    dtypes: Mapping[str, str],
+    producers: Mapping[str, Node],
+) -> str:
     """What becomes of a node of the graph that the plan was made for."""
     if node.name in plan.nodes:
         return INTEGER
@@ -118,12 +130,15 @@ def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], p
         return MERGED
     if node.op in target.same_scale:
         return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
-    rule = target.rules.get(node.op)
+    if node.name in plan.left:
+        return LEFT.format(plan.left[node.name])
+    rule = rule_for(target, node.op, depthwise=is_depthwise(node, params)) or target.other
     if rule is None:
         return NO_KERNEL
-    if is_transformer(plan.graph) and node.op in target.transformer_float:
-        return TRANSFORMER
-    return NO_READER if rule.body_only else NO_FIT
+    constants = {*params, *(name for each in graphs(plan.graph) for name in each.constants)}
+    varying = [name for name in node.inputs if name and name not in constants]
+    needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
+    return NO_FIT if len(varying) < needed or not rule.body_only else NO_READER
 
 
 def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.collect import split_samples
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, InputError, JaxqWarning, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
@@ -165,7 +164,7 @@ def verify(model: Source, data: Iterable[Any], *, samples: int = 100) -> VerifyR
         expected: dict[str, list[np.ndarray]] = collections.defaultdict(list)
         found: dict[tuple[str, str], list[np.ndarray]] = collections.defaultdict(list)
         items = data if isinstance(data, Dataset) else Dataset(data)
-        feeds = split_samples(simulated.inputs, items, simulated.graph.static_inputs)
+        feeds = items.feeds(simulated)
         count = 0
         for feed in track((feed for feed, _ in zip(feeds, range(samples), strict=False)), "verifying", samples):
             count += 1

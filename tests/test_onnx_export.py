@@ -215,7 +215,7 @@ def test_the_file_says_who_made_it_and_how():
     assert found["jaxq.version"] == jaxq.__version__
     assert found["jaxq.preset"] == "mixed"
     assert found["jaxq.target"] == "onnxruntime"
-    assert found["jaxq.seed"] == "0"
+    assert found["jaxq.options"] == "{}"
     assert found["jaxq.calibration_samples"] == "12"
     assert len(found["jaxq.calibration_sha256"]) == 64
 
