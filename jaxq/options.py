@@ -189,8 +189,8 @@ class QuantizeOptions:
         None: what costs the target nothing more.
       target_device: the runtime that will execute the file: a name of `jaxq.targets`, or a `TargetDevice`.
       subset_size: the number of samples used; None: all.
-      fast_bias_correction: correct each bias by itself, for the rounding of its weights (nncf's default); or, more accurately,
-        all together, each seeing what is left of the errors before it.
+      fast_bias_correction: correct each bias by itself, for the rounding of its weights (nncf's default); or, more
+        accurately, all together, each seeing what is left of the errors before it.
       model_type: "transformer" keeps additions, normalizations and the like in float; None: found out.
       ignored_scope: what stays in float.
       advanced_parameters: everything else.

@@ -30,6 +30,7 @@ from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nod
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, updated
 from jaxq.scope import stand_ins
+from jaxq.split import split
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -145,6 +146,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     model = model.replace(graph=graph, params=params)
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
     samples.first()  # before any work
+    ignored |= host_nodes(model, samples.first())
     model = run_pipeline(rewriting(model.graph, options, ignored), model, samples, options.batch_size)
     dtypes = tensor_dtypes(model, samples.first())
     plan = place(model.graph, model.params, dtypes, options, ignored)
@@ -170,6 +172,12 @@ def refuse_quantized(model: Model) -> None:
     if found or model.encodings:
         where = f"{found[0]} and {len(found) - 1} more" if found else "it has encodings"
         raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
+
+
+def host_nodes(model: Model, sample: Mapping[str, Any]) -> frozenset[str]:
+    """The nodes that the host runs behind the compiled part (`jaxq.split`): they stay in float."""
+    static, inputs = split_static(model.graph, sample)
+    return split(model.graph, model.params, static, inputs).host_nodes
 
 
 def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:

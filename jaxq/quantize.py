@@ -38,13 +38,13 @@ def quantize(
       model: path, `onnx.ModelProto` or `Model`, in float.
       calibration_dataset: a `Dataset` or any iterable of batches: array, tuple of arrays, or {input name: array}. A batch
         along a free first axis counts as that many samples (another axis, or none: `Dataset(..., batch_axis=...)`).
-      preset: "performance" (symmetric activations), "mixed" (asymmetric), "accuracy" (weights too, where the target has that),
-        or None: what costs the target nothing more.
+      preset: "performance" (symmetric activations), "mixed" (asymmetric), "accuracy" (weights too, where the target has that), or
+        None: what costs the target nothing more.
       target_device: the runtime that will execute the file, by its name in `jaxq.targets`, or a `TargetDevice`.
       subset_size: the number of samples used, the first ones; None uses all.
       fast_bias_correction: how to correct the biases for the mean error that rounding causes: each layer by itself, for the
-        rounding of its weights (True, nncf's default), or all together, each seeing what is left of the errors before it (False):
-        a few seconds more, and more accurate. `advanced_parameters` can switch it off.
+        rounding of its weights (True, nncf's default), or all together, each seeing what is left of the errors before it
+        (False): a few seconds more, and more accurate. `advanced_parameters` can switch it off.
       model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
       ignored_scope: what stays in float.
       advanced_parameters: everything else.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.collect import Batch, batches
+from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
@@ -57,13 +57,14 @@ class BiasCorrection:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        graph, params, _ = model.program
         weights, encodings = rounded_params(model)
         off = {name: switched_off(each) for name, each in encodings.items()}
         nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
         exact, missing = nothing, nothing
         for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
-            walk = functools.partial(_walk, model.graph, static, self.sites)
-            seen, _ = jax.device_get(walk(model.device_params, off, batch, nothing, nothing, np.float32(0)))
+            walk = functools.partial(_walk, compiled_part(graph, params, static, batch), static, self.sites)
+            seen, _ = jax.device_get(walk(params, off, batch, nothing, nothing, np.float32(0)))
             _, after = jax.device_get(walk(weights, encodings, batch, nothing | seen, missing, np.float32(1)))
             exact = exact | {name: exact[name].plus(each) for name, each in seen.items()}
             missing = missing | after
@@ -101,8 +102,8 @@ class Means(NamedTuple):
 
 def rounded_params(model: Model) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
     """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled."""
-    params, encodings = dict(model.device_params), {}
-    for name, each in model.encodings.items():
+    params, encodings = dict(model.program.params), {}
+    for name, each in model.program.encodings.items():
         if name in params:
             params[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
         else:
