@@ -333,7 +333,7 @@ class _Writer:
     def declare(self, value: ir.Value, declared: TensorType | None) -> None:
         if declared is None or value.type is not None:
             return
-        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype)))
+        value.type = ir_type(declared)
         if declared.shape is not None:
             value.shape = ir.Shape(declared.shape)
 
@@ -354,9 +354,21 @@ class _Writer:
             return ir.AttrGraph(key, self.graph(value, values, top=False))
         if isinstance(value, Literal):
             return ir.AttrTensor(key, tensor(key, value.array))
+        if isinstance(value, TensorType):
+            shape = None if value.shape is None else ir.Shape(value.shape)
+            return ir.Attr(key, ir.AttributeType.TYPE_PROTO, ir.TypeAndShape(ir_type(value), shape))
         if isinstance(value, tuple) and not value:
             return ir.AttrInt64s(key, [])
         return ir.convenience.convert_attribute(key, value)
+
+
+def ir_type(declared: TensorType) -> Any:
+    """The type that a file declares, as `onnx_ir` has it."""
+    string = declared.dtype == "object"
+    kind: Any = ir.TensorType(ir.DataType.STRING if string else ir.DataType.from_numpy(np.dtype(declared.dtype)))
+    for each in reversed(declared.within):
+        kind = ir.SequenceType(kind) if each == "sequence" else ir.OptionalType(kind)
+    return kind
 
 
 def tensor(name: str, array: Any) -> Any:

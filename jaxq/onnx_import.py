@@ -170,9 +170,7 @@ class _Reader:
         nodes = tuple(node for each in source for node in self.node(each))
         outputs = tuple(self.name(value) for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
-        types = {
-            self.names[value]: tensor_type(value) for value in values if value in self.names and value.type is not None
-        }
+        types = {self.names[value]: tensor_type(value.type, value.shape) for value in values if value in self.names}
         return Graph(
             nodes=nodes,
             inputs=tuple(self.names[value] for value in inputs),
@@ -226,6 +224,8 @@ class _Reader:
             return source.value
         if kind in (ir.AttributeType.FLOATS, ir.AttributeType.INTS, ir.AttributeType.STRINGS):
             return tuple(source.value)
+        if kind == ir.AttributeType.TYPE_PROTO:
+            return tensor_type(source.value.type, source.value.shape)
         raise UnsupportedOpError(
             f"node {node!r}: attribute {source.name!r} is of kind {kind.name}, which is not implemented"
         )
@@ -251,12 +251,14 @@ def tensor_array(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.numpy())
 
 
-def tensor_type(value: ir.Value) -> TensorType | None:
-    """What the file declares of a tensor; None for sequences and optionals."""
-    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+def tensor_type(kind: Any, shape: ir.Shape | None) -> TensorType | None:
+    """What the file declares of a value; None where it does not say enough."""
+    within: list[str] = []
+    while isinstance(kind, (ir.SequenceType, ir.OptionalType)):
+        within.append("sequence" if isinstance(kind, ir.SequenceType) else "optional")
+        kind = kind.elem_type
+    if not isinstance(kind, ir.TensorType):
         return None
-    shape = None
-    if value.shape is not None:
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    dtype = "object" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
-    return TensorType(dtype, shape)
+    dims = None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+    dtype = "object" if kind.dtype == ir.DataType.STRING else kind.dtype.numpy().name
+    return TensorType(dtype, dims, tuple(within))

@@ -5,7 +5,7 @@ If nothing changes, a pass returns the same objects. Passes that need no numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
-from jaxq.graph import FrozenDict, Graph, Literal, Node, captures, map_nodes
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
 from jaxq.ops import find
 
 Params = Mapping[str, Any]
@@ -53,10 +53,11 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
     """Decides which initializers are structure (`graph.constants`) and which are numbers (params).
 
     Structure is: whatever a static operand (axes, sizes, scales of Resize, branch conditions) is computed from, integers and
-    booleans of up to `largest` elements, and scalars. All other floats are params. Integer graph inputs of rank 0 or 1
+    booleans of up to `largest` elements, and scalars. All other floats are params. Graph inputs of rank 0 or 1
     from which a static operand is computed become `graph.static_inputs`.
     """
-    needed = static_sources(graph)
+    scalars = [name for name in graph.inputs if may_be_static(graph.types.get(name))]
+    needed = static_sources(graph, given_data(graph, set(graph.inputs).difference(scalars)))
     lifted = {}
     for name, value in params.items():
         small = value.size <= largest
@@ -64,33 +65,51 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
         integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
         if small and (name in needed or integer or value.ndim == 0):
             lifted[name] = Literal.of(value)
-    static = tuple(
-        name
-        for name in graph.inputs
-        if name in needed
-        and name in graph.types
-        and (graph.types[name].dtype.startswith(("int", "uint", "bool")))
-        and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
-    )
+    static = tuple(name for name in scalars if name in needed)
     if not lifted and static == graph.static_inputs:
         return graph, params
     kept = {name: value for name, value in params.items() if name not in lifted}
     return replace(graph, constants=graph.constants | lifted, static_inputs=static), kept
 
 
-def static_sources(graph: Graph) -> set[str]:
-    """Every tensor that a static operand is computed from, not looking through Shape and Size."""
+def may_be_static(declared: TensorType | None) -> bool:
+    """Whether a graph input may hold sizes, axes, scales or a switch: it has rank 0 or 1, or integers of unknown rank."""
+    if declared is None or declared.within:
+        return False
+    if declared.shape is None:
+        return declared.dtype.startswith(("int", "uint", "bool"))
+    return len(declared.shape) <= 1
+
+
+def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
+    """Every tensor of the graph that depends on the values of `inputs`, which includes them."""
+    data = set(inputs)
+    for node in graph.nodes:
+        if node.op not in ("Shape", "Size") and not data.isdisjoint({*node.inputs, *captures(node)}):
+            data.update(filter(None, node.outputs))
+    return data
+
+
+def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]:
+    """Every tensor that a static operand is computed from, not looking through Shape and Size.
+
+    With `data`, the tensors that are not known anyway: not looking beyond these, nor at nodes that need one of them.
+    """
     producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
+        producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
-    pending = [
-        name
-        for _, node in graph.walk()
-        for index, name in enumerate(node.inputs)
-        if name and find(node.op, node.domain, node.version).needs_static(index)
-    ]
+    pending = []
+    for _, node in graph.walk():
+        entry = find(node.op, node.domain, node.version)
+        operands = [name for index, name in enumerate(node.inputs) if name and entry.needs_static(index)]
+        if data is None and node.op == "Loop":  # its own condition, which decides the number of turns
+            operands += [sub.outputs[0] for sub in node.subgraphs]
+        if data is None or not (entry.data_dependent or any(name in data for name in operands)):
+            pending.extend(operands)
     while pending:
         name = pending.pop()
-        if name in needed:
+        if name in needed or (data is not None and name in data):
             continue
         needed.add(name)
         node = producers.get(name)
@@ -161,6 +180,8 @@ def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[
     except Exception:  # whatever is wrong is reported, with its shapes, when the node is run
         return None
     results = list(results) if isinstance(results, tuple) else [results]
+    if not all(isinstance(value, np.ndarray) for value in results):  # a sequence is structure, and costs nothing
+        return None
     grown = sum(value.nbytes for value in results) > 2 * sum(a.nbytes for a in arguments if a is not None) + (1 << 20)
     weights = any(name in params for name in node.inputs)
     return None if grown and weights else results

@@ -27,6 +27,7 @@ from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
 from jaxq.scope import stand_ins
+from jaxq.split import split
 from jaxq.targets import Target, find_target
 
 FEW_SAMPLES = 10  # fewer are warned of
@@ -246,13 +247,14 @@ def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored:
     static, inputs = split_static(model.graph, sample)
     shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
     dtypes = {name: shape.dtype.name for name, shape in shapes.items()}
+    on_host = split(model.graph, model.params, static, inputs).host_nodes  # stay in float
     plan = place_quantizers(
         model.graph,
         model.params,
         dtypes,
         options.target,
         symmetric=options.preset is Preset.PERFORMANCE,
-        ignored=ignored,
+        ignored={*ignored, *on_host},
         transformer=options.transformer,
     )
     if not plan.nodes:

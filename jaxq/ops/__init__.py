@@ -33,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 MODULES = (
     "cast", "elementwise", "activations", "tensor", "indexing", "reduction", "convolution", "pooling", "normalization",
     "neural", "losses", "recurrent", "attention", "image", "sampling", "signal", "contrib", "contrib_attention",
-    "quantized", "control", "data_dependent", "contrib_quantized",
+    "quantized", "control", "data_dependent", "sequence", "random", "contrib_quantized",
 )  # fmt: skip
 
 
@@ -45,7 +45,10 @@ class Op:
     domain: str
     since: int
     function: Callable[..., Any]
-    static: tuple[str, ...]  # parameters that must be known while tracing; "*" means the variadic ones
+    static: tuple[str, ...]  # parameters that must be known while tracing
+    data_dependent: bool = (
+        False  # the static parameters are data: to take them from a graph input as known makes no sense
+    )
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:
@@ -77,11 +80,13 @@ class Op:
 _TABLE: dict[tuple[str, str], dict[int, Op]] = {}
 
 
-def op(name: str, *, since: int, domain: str = "", static: tuple[str, ...] = ()) -> Callable[[F], F]:
+def op(
+    name: str, *, since: int, domain: str = "", static: tuple[str, ...] = (), data_dependent: bool = False
+) -> Callable[[F], F]:
     """Registers a function as the meaning of operator `name` from opset `since` of its domain on."""
 
     def register(function: F) -> F:
-        entry = Op(name, domain, since, function, static)
+        entry = Op(name, domain, since, function, static, data_dependent)
         versions = _TABLE.setdefault((domain, name), {})
         if since in versions:
             raise ValueError(f"{name} since {since} is already served by {versions[since].function.__name__}")
@@ -127,7 +132,9 @@ def find(name: str, domain: str, version: int) -> Op:
 
 
 def is_static(value: Any) -> bool:
-    """Whether a value is known while tracing."""
+    """Whether a value is known while tracing; a sequence is when all of its elements are."""
+    if isinstance(value, list):
+        return all(map(is_static, value))
     return isinstance(value, (np.ndarray, np.generic, int, float, bool))
 
 

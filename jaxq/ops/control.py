@@ -5,7 +5,6 @@ The operands that are named static here may be traced as well; static ones are a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +14,11 @@ import numpy as np
 from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
 from jaxq.ops import array_namespace, is_static, op
 
-Body = Callable[..., tuple[Any, ...]]
+Body = Any  # jaxq.execute.Subgraph, which stands above: body(*values) -> outputs
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
+MOST_TURNS = np.iinfo(np.int32).max  # exporters write the largest int64 for a loop that only its condition ends
 
 
 @op("If", since=1, static=("cond",))
@@ -35,8 +35,9 @@ def if_(cond, *, then_branch, else_branch):
         ) from None
 
 
-def traced(values: Any) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(value) for value in values)
+def traced(values: Any) -> tuple[Any, ...]:
+    """Arrays, and sequences of arrays, as JAX arrays."""
+    return jax.tree.map(jnp.asarray, tuple(values))
 
 
 # ----------------------------------------------------------------------------------------------------------------- Loop
@@ -58,7 +59,7 @@ def loop(max_trip_count=None, cond=None, *initial, body):
         turns = None if max_trip_count is None else int(np.reshape(max_trip_count, ()))
         if cond is not None and not np.reshape(cond, ()):
             turns = 0
-        if turns is not None and turns > MOST_UNROLLED:
+        if turns is not None and MOST_UNROLLED < turns < MOST_TURNS and not body.concrete:
             try:
                 return _scanned(body, turns, initial, cond is not None)
             except (_Unsuitable, DynamicShapeError, ModelError):
@@ -102,9 +103,20 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
 
 
 def _no_rows(body: Body, initial: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-    """The stacked rows of a loop that makes no turn."""
-    results = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
-    return tuple(np.zeros((0, *each.shape), each.dtype) for each in results[1 + len(initial) :])
+    """The stacked rows of a loop that makes no turn: of the shapes that a turn would make.
+
+    A body that cannot run without a turn to make gives what the file declares, with 0 for an unknown size (ONNX Runtime).
+    """
+    first = 1 + len(initial)
+    try:
+        made = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
+        rows = [(each.shape, each.dtype) for each in made[first:]]
+    except ModelError:
+        declared = body.types[first:]
+        if any(each is None or each.shape is None for each in declared):
+            raise
+        rows = [(tuple(size if isinstance(size, int) else 0 for size in each.shape), each.dtype) for each in declared]
+    return tuple(np.zeros((0, *shape), dtype) for shape, dtype in rows)
 
 
 def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
@@ -131,9 +143,13 @@ def _like(state: tuple[jax.Array, ...], results: Any) -> tuple[jax.Array, ...]:
       _Unsuitable: the shape or type has changed.
     """
     values = traced(results)
-    if [(v.shape, v.dtype) for v in values] != [(v.shape, v.dtype) for v in state]:
+    if _types(values) != _types(state):
         raise _Unsuitable
     return values
+
+
+def _types(state: tuple[Any, ...]) -> Any:
+    return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
 def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
@@ -153,6 +169,8 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
         after = condition if cond is None else jnp.asarray(after).reshape(())
         return turn + 1, after, _like(state, results)
 
+    if is_static(max_trip_count):
+        max_trip_count = np.minimum(max_trip_count, MOST_TURNS).astype(np.int32)
     limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
     start = jnp.asarray(True if cond is None else cond).reshape(())
     turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
@@ -197,8 +215,20 @@ def scan(
         return results[:state_count], results[state_count:]
 
     initial, sequences = initial_state_and_scan_inputs[:state_count], initial_state_and_scan_inputs[state_count:]
+    if body.concrete:
+        return _scanned_now(body, initial, walked(sequences), stacked)
     final, rows = jax.lax.scan(step, traced(initial), walked(sequences))
     return *final, *stacked(rows)
+
+
+def _scanned_now(body: Body, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
+    """Turn by turn, on values that are there, so that the body may do what cannot be compiled."""
+    rows = []
+    for turn in range(len(sequences[0])):
+        results = body(*state, *(np.asarray(each[turn]) for each in sequences))
+        state, row = results[: len(state)], results[len(state) :]
+        rows.append(row)
+    return *state, *stacked([jnp.stack(column) for column in zip(*rows, strict=True)])
 
 
 def _places(axes: Any, directions: Any, count: int) -> tuple[Any, Any]:

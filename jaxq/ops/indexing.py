@@ -156,14 +156,20 @@ def one_hot(indices, depth, values, *, axis=-1):
 @op("TopK", since=10, static=("k",))
 def top_k(x, k, *, axis=-1, largest=1, sorted=1):
     """The k largest (or smallest) elements along `axis`, in order, and their indices; equal ones in their order."""
-    moved = jnp.moveaxis(x, axis, -1)
-    _, indices = jax.lax.top_k(moved if largest else _reversed_order(moved), static_ints(k, "TopK.k")[0])
-    values = jnp.take_along_axis(moved, indices, -1)
-    indices = indices.astype(jax.dtypes.canonicalize_dtype(np.int64))
-    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
+    xp, count = array_namespace(x), static_ints(k, "TopK.k")[0]
+    moved = xp.moveaxis(x, axis, -1)
+    if not 0 <= count <= moved.shape[-1]:
+        raise ModelError(f"k = {count}, but axis {axis} has length {moved.shape[-1]}")
+    if xp is np:
+        indices = np.argsort(_reversed_order(moved) if largest else moved, -1, kind="stable")[..., :count]
+    else:
+        indices = jax.lax.top_k(moved if largest else _reversed_order(moved), count)[1]
+    values = xp.take_along_axis(moved, indices, -1)
+    indices = indices.astype(np.int64 if xp is np else jax.dtypes.canonicalize_dtype(np.int64))
+    return xp.moveaxis(values, -1, axis), xp.moveaxis(indices, -1, axis)
 
 
-def _reversed_order(x: jax.Array) -> jax.Array:
+def _reversed_order(x: Any) -> Any:
     """Values in the opposite order; -x would overflow for the lowest integer."""
     return -x if is_floating(x.dtype) else ~x
 

@@ -17,12 +17,7 @@ OLDEST_OPSET = 6
 REQUIRED = inspect.Parameter.empty
 
 NOT_IMPLEMENTED = {
-    "random": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
     "strings": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer",
-    "sequences and optionals": (
-        "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength "
-        "SequenceMap SplitToSequence Optional OptionalGetElement OptionalHasElement"
-    ),
     "files": "ImageDecoder",
 }
 
