@@ -21,7 +21,8 @@ from jaxq.errors import DeviceError, InputError, JaxqError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Literal
 from jaxq.model import Model, run
-from jaxq.onnx_import import NEWEST_OPSET, load
+from jaxq.onnx_check import NEWEST_OPSET
+from jaxq.onnx_import import load
 from jaxq.split import run_tail, split
 
 PLATFORMS = {"CPU": "cpu", "CUDA": "gpu", "ROCM": "gpu", "TPU": "tpu"}

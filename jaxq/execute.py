@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.bounds import Budget, check_traced
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, TensorType, captures
+from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -52,7 +54,8 @@ def execute(
       ModelError: a node cannot run; the message names it with the shapes of its inputs.
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
-    walk = _Walk(graph, params, tap, carry, concrete)
+    budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
+    walk = _Walk(graph, params, tap, carry, budget, concrete)
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values, postponed), walk.carry
 
@@ -109,8 +112,11 @@ class Subgraph(NamedTuple):
 class _Walk:
     """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, concrete: bool):
-        self.graph, self.params, self.tap, self.carry, self.concrete = graph, params, tap, carry, concrete
+    def __init__(
+        self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, budget: Budget, concrete: bool
+    ):
+        self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
+        self.budget, self.concrete = budget, concrete
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -146,6 +152,7 @@ class _Walk:
 
     def step(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs of one node."""
+        self.budget.visit()
         entry = find(node.op, node.domain, node.version)
         try:
             arguments = [values[name] if name else None for name in node.inputs]
@@ -161,25 +168,40 @@ class _Walk:
             attributes.setdefault("seed", zlib.crc32(node.name.encode()))
         static = all(value is None or is_static(value) for value in arguments) and not node.subgraphs
         try:
-            results = run_static(entry, arguments, attributes) if static else run_traced(entry, arguments, attributes)
+            if static:
+                results = run_static(entry, arguments, attributes, self.budget)
+            else:
+                results = run_traced(entry, arguments, attributes)
+                check_traced(results)
         except DynamicShapeError as error:
             raise DynamicShapeError(f"{node}: {error}{self.why_dynamic(entry, node, values)}") from None
         except JaxqError as error:
-            if not node.subgraphs:  # the inner node has already said where
-                error.args = (f"{node}: {error}",)
+            if not error.located:  # if it comes from a subgraph, the inner node has said where
+                error.args, error.located = (f"{node}: {error}",), True
             raise
         except Exception as error:
             shapes = [describe(value) for value in arguments]
-            raise ModelError(f"{node} cannot run on inputs {shapes}: {error}") from error
+            failed = ModelError(f"{node} cannot run on inputs {shapes}: {error or type(error).__name__}")
+            failed.located = True
+            raise failed from error
         if self.concrete:
             results = jax.tree.map(now, results)
-        return results if isinstance(results, tuple) else (results,)
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) < len(node.outputs):
+            raise ModelError(
+                f"{node} gives {len(results)} outputs, but names {len(node.outputs)}: {list(node.outputs)}"
+            )
+        return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
         def run(arguments: tuple[Any, ...], inlined: bool) -> tuple[Any, ...]:
-            given = dict(zip(graph.inputs, arguments, strict=False))
+            if len(arguments) != len(graph.inputs):
+                raise ModelError(
+                    f"graph {graph.name!r} has {len(graph.inputs)} inputs {list(graph.inputs)}, but {len(arguments)} values"
+                )
+            given = dict(zip(graph.inputs, arguments, strict=True))
             # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            walk = self if inlined else _Walk(self.graph, self.params, None, None, self.concrete)
+            walk = self if inlined else _Walk(self.graph, self.params, None, None, self.budget, self.concrete)
             results = walk.run(graph, {**values, **given})
             return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 
@@ -207,10 +229,17 @@ def now(value: Any) -> Any:
     return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
-def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
-    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely."""
+def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any], budget: Budget) -> Any:
+    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely.
+
+    Raises:
+      TooLarge: the result would be larger than what is left of the budget.
+    """
     with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(all="ignore"):
-        return jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+        budget.check(entry, arguments, attributes)
+        results = jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+    budget.spend(arguments, results)
+    return results
 
 
 def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
@@ -247,6 +276,17 @@ def narrowed(value: Any, what: str, error: type[JaxqError] = ModelError) -> Any:
     return as_int32(value, what, error) if wide else value
 
 
+def fit_for_jax(value: Any, what: str) -> Any:
+    """A value that is to leave a compiled program, 64-bit integers as int32.
+
+    Raises:
+      ModelError: JAX has no such values (strings), or they do not fit.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        raise ModelError(f"{what} consists of strings, which JAX does not know; cut the graph before it")
+    return narrowed(value, what) if runs_in_32_bit() else value
+
+
 def describe(value: Any) -> str:
     """dtype and shape of a value, for messages."""
     return (
@@ -259,14 +299,19 @@ def describe(value: Any) -> str:
 
 
 def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit."""
-    narrow = runs_in_32_bit()
-    return {
-        name: jnp.asarray(as_int32(np.asarray(value), f"initializer {name!r}"))
-        if narrow and value.dtype in (np.int64, np.uint64)
-        else jnp.asarray(value)
-        for name, value in params.items()
-    }
+    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit.
+
+    Params that lie in a mapped file are read one at a time: at no moment are they in memory twice.
+    """
+    narrow, placed = runs_in_32_bit(), {}
+    for name, value in params.items():
+        if narrow and value.dtype in (np.int64, np.uint64):
+            value = as_int32(np.asarray(value), f"initializer {name!r}")
+        placed[name] = jnp.asarray(value)
+        if is_mapped(value):
+            placed[name].block_until_ready()
+            forget_pages(value)
+    return placed
 
 
 __all__ = ["Subgraph", "Tap", "as_int32", "captures", "chain", "execute", "observing", "quantizing", "traced_params"]

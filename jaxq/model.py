@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.execute import execute, narrowed, quantizing, runs_in_32_bit, traced_params
+from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.ops.layout import lay_out
 from jaxq.quantizer import QuantParams, transposed
@@ -80,7 +80,8 @@ class Model:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
 
         Returns:
-          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays).
+          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays, and all of a model with a tail,
+          see `jaxq.split`); a sequence is a list, an empty optional None.
 
         Raises:
           InputError: names, ranks, shapes or dtypes do not fit.
@@ -150,7 +151,8 @@ def run(
 ) -> dict[str, Any]:
     """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
     fixed = {name: literal.array for name, literal in static.items()}
-    return execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))[0]
+    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))
+    return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
 
 
 def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.bounds import Budget
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
-from jaxq.ops import find
+from jaxq.ops import MOST_BYTES, TooLarge, find
 
 Params = Mapping[str, Any]
 Pass = Callable[[Graph, Params], tuple[Graph, Params]]
@@ -53,8 +54,8 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
     """Decides which initializers are structure (`graph.constants`) and which are numbers (params).
 
     Structure is: whatever a static operand (axes, sizes, scales of Resize, branch conditions) is computed from, integers and
-    booleans of up to `largest` elements, and scalars. All other floats are params. Graph inputs of rank 0 or 1
-    from which a static operand is computed become `graph.static_inputs`.
+    booleans of up to `largest` elements, scalars, and strings. All other floats are params. Graph inputs of rank 0 or 1
+    from which a static operand is computed, and strings, become `graph.static_inputs`.
     """
     scalars = [name for name in graph.inputs if may_be_static(graph.types.get(name))]
     needed = static_sources(graph, given_data(graph, set(graph.inputs).difference(scalars)))
@@ -63,9 +64,10 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
         small = value.size <= largest
         eight_bit = value.dtype.itemsize == 1 and value.dtype.kind != "b"  # weights of an already quantized model
         integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
-        if small and (name in needed or integer or value.ndim == 0):
+        if value.dtype.kind == "O" or (small and (name in needed or integer or value.ndim == 0)):
             lifted[name] = Literal.of(value)
-    static = tuple(name for name in scalars if name in needed)
+    strings = {name for name in graph.inputs if name in graph.types and graph.types[name].dtype == "object"}
+    static = tuple(name for name in graph.inputs if name in strings or (name in scalars and name in needed))
     if not lifted and static == graph.static_inputs:
         return graph, params
     kept = {name: value for name, value in params.items() if name not in lifted}
@@ -73,12 +75,16 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
 
 
 def may_be_static(declared: TensorType | None) -> bool:
-    """Whether a graph input may hold sizes, axes, scales or a switch: it has rank 0 or 1, or integers of unknown rank."""
+    """Whether a graph input may hold sizes, axes, scales or a switch.
+
+    That is: integers or booleans of rank 0 or 1, or of unknown rank; and floats of rank 0 or 1 of a fixed small size.
+    """
     if declared is None or declared.within:
         return False
-    if declared.shape is None:
-        return declared.dtype.startswith(("int", "uint", "bool"))
-    return len(declared.shape) <= 1
+    shape = declared.shape
+    if declared.dtype.startswith(("int", "uint", "bool")):
+        return shape is None or len(shape) <= 1
+    return shape is not None and len(shape) <= 1 and all(isinstance(size, int) and size <= 8 for size in shape)
 
 
 def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
@@ -112,11 +118,11 @@ def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]
         if name in needed or (data is not None and name in data):
             continue
         needed.add(name)
-        node = producers.get(name)
-        if node is not None and node.op not in ("Shape", "Size"):
-            pending.extend(source for source in node.inputs if source)
-            pending.extend(captures(node))
-            for sub in node.subgraphs:
+        maker = producers.get(name)
+        if maker is not None and maker.op not in ("Shape", "Size"):
+            pending.extend(source for source in maker.inputs if source)
+            pending.extend(captures(maker))
+            for sub in maker.subgraphs:
                 pending.extend(sub.outputs)
     return needed
 
@@ -131,10 +137,11 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     numbers: dict[str, Any] = dict(params)
     uses = {name: len(places) for name, places in graph.consumers.items()}
     renamed: dict[str, str] = {}
+    budget = Budget(MOST_BYTES + 4 * sum(value.nbytes for value in params.values()))
     nodes = []
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) if renamed else node
-        results = _fold(node, constants, numbers)
+        results = _fold(node, constants, numbers, budget)
         if results is None:
             nodes.append(node)
             continue
@@ -158,7 +165,7 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return replace(graph, nodes=tuple(nodes), constants=FrozenDict(constants)), numbers
 
 
-def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[np.ndarray] | None:
+def _fold(node: Node, constants: Mapping[str, Literal], params: Params, budget: Budget) -> list[np.ndarray] | None:
     """The node's results if all of its inputs are known, else None."""
     if node.op in NEVER_FOLDED or node.subgraphs:
         return None
@@ -173,8 +180,10 @@ def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[
     if "output_count" in entry.attributes:
         attributes["output_count"] = len(node.outputs)
     try:
-        results = run_static(entry, arguments, attributes)
+        results = run_static(entry, arguments, attributes, budget)
     except JaxqError as error:
+        if isinstance(error, TooLarge) and any(name in params for name in node.inputs):
+            return None
         error.args = (f"{node}: {error}",)
         raise
     except Exception:  # whatever is wrong is reported, with its shapes, when the node is run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import platform
 import tempfile
 import warnings
@@ -90,7 +91,8 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether the plain runtime computes what jaxq simulates: for each output, the same class for 99.5 % of the samples, or a
-        typical difference of at most one 8-bit step. Of an output whose shape depends on values, 90 % of the rows must be the same.
+        typical difference of at most one 8-bit step. Of an output whose shape depends on values, 90 % of the rows must be the
+        same.
 
         The second is for outputs that are no class scores, and for deep networks: where sums in another order put a few values on
         the other side of a rounding border, classes that are next to equal change places.
@@ -169,10 +171,10 @@ def verify(model: Source, data: Iterable[Any], *, samples: int = 100) -> VerifyR
             count += 1
             on_host = simulated.made_on_host(feed)
             for name, value in simulated(feed).items():
-                expected[name].append(np.asarray(value))
+                expected[name].append(as_array(value))
             for runtime, run in runners.items():
                 for name, value in run(feed).items():
-                    found[name, runtime].append(value)
+                    found[name, runtime].append(as_array(value))
     if not count:
         raise CalibrationError("there are no samples to verify with; at least one is needed")
     compared = tuple(
@@ -243,16 +245,38 @@ def compare(name: str, runtime: str, expected: list[np.ndarray], found: list[np.
     return OutputComparison(name, runtime, largest, largest / step, squared**0.5 / step, agreement)
 
 
+def as_array(value: Any) -> np.ndarray:
+    """An output as one array; the elements of a sequence, which may differ in shape, one behind the other."""
+    return np.concatenate([np.zeros(0), *map(np.ravel, value)]) if isinstance(value, list) else np.asarray(value)
+
+
 def compare_rows(name: str, runtime: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
-    """One output whose shape depends on values, over all samples: as sets of rows (along the last axis)."""
+    """One output whose shape depends on values, over all samples: as sets of rows."""
     pairs = list(zip(expected, found, strict=True))
     equal = [(a, b) for a, b in pairs if a.shape == b.shape and a.size]
     plain = compare(name, runtime, [a for a, _ in equal] or [np.zeros(1)], [b for _, b in equal] or [np.zeros(1)])
     step = _step(expected) if expected[0].dtype.kind == "f" else 0.0
-    rows = [(_rows(a), _rows(b)) for a, b in pairs]
+    rows = [_rows(a, b) for a, b in pairs]
     matched = sum(_matched(a, b, step) + _matched(b, a, step) for a, b in rows)
     total = sum(len(a) + len(b) for a, b in rows)
     return dataclasses.replace(plain, agreement=None, same_rows=matched / total if total else 1.0)
+
+
+def _rows(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as [rows, values]: along the axis in which they differ, or their longest one; else each value is a row."""
+    if a.ndim != b.ndim or a.ndim == 0:
+        return _float(a).reshape(-1, 1), _float(b).reshape(-1, 1)
+    differing = [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]]
+    axis = differing[0] if differing else int(np.argmax(a.shape))
+    first, second = (np.moveaxis(_float(value), axis, 0) for value in (a, b))
+    return tuple(value.reshape(len(value), math.prod(value.shape[1:])) for value in (first, second))  # type: ignore[return-value]
+
+
+def _matched(rows: np.ndarray, others: np.ndarray, step: float) -> int:
+    """How many of `rows` [n, k] have an equal one, to one step in each place, among `others` [m, k]."""
+    if rows.shape[1] != others.shape[1]:
+        return 0
+    return sum(bool((np.abs(others - row) <= step).all(1).any()) for row in rows)
 
 
 def _step(values: list[np.ndarray]) -> float:
@@ -261,17 +285,6 @@ def _step(values: list[np.ndarray]) -> float:
     low = min(float(each.min(initial=np.inf)) for each in finite)
     high = max(float(each.max(initial=-np.inf)) for each in finite)
     return max((high - low) / 255, 1e-30)
-
-
-def _rows(value: np.ndarray) -> np.ndarray:
-    return _float(value).reshape(-1, value.shape[-1] if value.ndim > 1 else 1)
-
-
-def _matched(rows: np.ndarray, others: np.ndarray, step: float) -> int:
-    """How many of `rows` [n, k] have an equal one, to one step in each place, among `others` [m, k]."""
-    if rows.shape[1] != others.shape[1]:
-        return 0
-    return sum(bool((np.abs(others - row) <= step).all(1).any()) for row in rows)
 
 
 def class_scores(value: np.ndarray) -> np.ndarray | None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.errors import DynamicShapeError, UnsupportedOpError, did_you_mean
+from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -174,6 +175,32 @@ def platform() -> str:
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+class TooLarge(ModelError):
+    """A tensor is larger than what is allowed while compiling, or than the memory of the device."""
+
+
+MOST_BYTES = 1 << 31  # of all values that are computed while tracing; see `jaxq.bounds`
+
+
+def refuse_huge(shape: Sequence[Any], dtype: Any) -> None:
+    """Refuses an array that an operator's function is about to make from numbers alone.
+
+    Raises:
+      TooLarge: it would have more than `MOST_BYTES`.
+    """
+    size = math.prod(map(int, shape)) * np.dtype(dtype).itemsize
+    if size > MOST_BYTES:
+        raise TooLarge(
+            f"{np.dtype(dtype)}{list(map(int, shape))} would have {as_size(size)}; what is computed before the data are "
+            f"there may have {as_size(MOST_BYTES)}. Is the size right?"
+        )
+
+
+def as_size(count: int) -> str:
+    """A number of bytes, for messages: `3.2 GiB`."""
+    return f"{count / (1 << 30):.3g} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.3g} MiB"
 
 
 # The number that ONNX gives to each element type (TensorProto.DataType), and the name that numpy or ml_dtypes gives it.

@@ -18,7 +18,8 @@ Body = Any  # jaxq.execute.Subgraph, which stands above: body(*values) -> output
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
-MOST_TURNS = np.iinfo(np.int32).max  # exporters write the largest int64 for a loop that only its condition ends
+MOST_TURNS = 4096  # that are followed one by one while compiling, where that can be avoided
+INT32_MAX = np.iinfo(np.int32).max  # exporters write the largest int64 for a loop that only its condition ends
 
 
 @op("If", since=1, static=("cond",))
@@ -54,12 +55,16 @@ def loop(max_trip_count=None, cond=None, *initial, body):
     become a `lax.scan`, unless the state changes its shape or a turn's shapes depend on its number. Otherwise it is a
     `lax.while_loop`, which has no rows, for their number would depend on the data.
     """
+    if len(body.outputs) <= len(initial):
+        raise ModelError(
+            f"the body gives {len(body.outputs)} outputs; a condition and {len(initial)} states are needed at least"
+        )
     counted = max_trip_count is None or is_static(max_trip_count)
     if counted and (cond is None or is_static(cond)):
         turns = None if max_trip_count is None else int(np.reshape(max_trip_count, ()))
         if cond is not None and not np.reshape(cond, ()):
             turns = 0
-        if turns is not None and MOST_UNROLLED < turns < MOST_TURNS and not body.concrete:
+        if turns is not None and MOST_UNROLLED < turns < INT32_MAX and not body.concrete:
             try:
                 return _scanned(body, turns, initial, cond is not None)
             except (_Unsuitable, DynamicShapeError, ModelError):
@@ -79,10 +84,12 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
     """One turn after the other, while the condition is known.
 
     Raises:
-      _Unsuitable: the condition depends on the data, or the loop has no end.
+      _Unsuitable: the condition depends on the data, or the loop has too many turns.
     """
     state, rows, turn = initial, [], 0
     while turns is None or turn < turns:
+        if turn == MOST_TURNS and not body.concrete:
+            raise _Unsuitable
         condition, *results = body(
             np.array(turn, np.int64), np.array(True), *state, **{"inlined": True} if turns == 1 else {}
         )
@@ -166,11 +173,13 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
             raise DynamicShapeError(
                 "the number of turns of the loop depends on the data, and with it the shape of its stacked outputs"
             )
+        if max_trip_count is None and (cond is None or (is_static(after) and np.reshape(after, ()))):
+            raise ModelError("the loop has no trip count, and its condition stays true: it would never end")
         after = condition if cond is None else jnp.asarray(after).reshape(())
         return turn + 1, after, _like(state, results)
 
     if is_static(max_trip_count):
-        max_trip_count = np.minimum(max_trip_count, MOST_TURNS).astype(np.int32)
+        max_trip_count = np.minimum(max_trip_count, INT32_MAX).astype(np.int32)
     limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
     start = jnp.asarray(True if cond is None else cond).reshape(())
     turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
@@ -178,7 +187,8 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
         return jax.lax.while_loop(goes_on, step, (turn, start, traced(initial)))[2]
     except _Unsuitable:
         raise DynamicShapeError(
-            "the number of turns of the loop depends on the data, so its state must keep its shape and type"
+            f"the loop has more than {MOST_TURNS} turns, or their number depends on the data; its state must keep its "
+            "shape and type then"
         ) from None
 
 
@@ -201,6 +211,11 @@ def scan(
     """
     state_count = len(initial_state_and_scan_inputs) - num_scan_inputs
     row_count = len(body.outputs) - state_count
+    if state_count < 0 or row_count < 0 or num_scan_inputs < 1:
+        raise ModelError(
+            f"num_scan_inputs = {num_scan_inputs} does not fit {len(initial_state_and_scan_inputs)} inputs and a body with "
+            f"{len(body.outputs)} outputs"
+        )
 
     def walked(sequences: Any) -> Any:
         places = zip(sequences, *_places(scan_input_axes, scan_input_directions, num_scan_inputs), strict=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.ops import op, static_array
+from jaxq.ops import op, refuse_huge, static_array
 
 
 @op("NonZero", since=9, static=("x",), data_dependent=True)
 def non_zero(x):
     """The indices [rank, count] of the elements that are not zero, in row-major order."""
     values = static_array(x, "NonZero.X")
+    refuse_huge((np.count_nonzero(values), values.ndim), np.int64)
     return np.argwhere(values).T.astype(np.int64)
 
 
@@ -55,10 +56,10 @@ def non_max_suppression(
       scores: [batch, classes, boxes]; only those above `score_threshold` take part.
       iou_threshold: a box goes when its intersection with a better one is more than this share of their union.
     """
+    corners = _corners(static_array(boxes, "NonMaxSuppression.boxes"), bool(center_point_box))
     limit = int(_scalar(max_output_boxes_per_class, 0, "NonMaxSuppression.max_output_boxes_per_class"))
     overlap = _scalar(iou_threshold, 0, "NonMaxSuppression.iou_threshold")
     least = _scalar(score_threshold, -np.inf, "NonMaxSuppression.score_threshold")
-    corners = _corners(static_array(boxes, "NonMaxSuppression.boxes"), bool(center_point_box))
     rows = [
         (sample, group, box)
         for sample, by_class in enumerate(static_array(scores, "NonMaxSuppression.scores"))
