@@ -101,7 +101,8 @@ def of_call(
     batch_axis: int | None = 0,
 ) -> Job:
     """The job that a call of `jaxq.quantize` does, where model and data are files."""
-    source = DataOptions(source=os.fspath(data), images=images, batch_axis=batch_axis)
+    said = None if images == ImageOptions() else images
+    source = DataOptions(source=os.fspath(data), images=said, batch_axis=batch_axis)
     return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions())
 
 
