@@ -42,7 +42,7 @@ def test_numbers_are_finite_and_above_their_limit():
     check_number("size", 0.5, above=0)
     check_number("size", np.float32(-3))
     for value in (float("nan"), float("inf"), "1", True, None):
-        with pytest.raises(ConfigError, match="expected a finite number$"):
+        with pytest.raises(ConfigError, match=r"expected a finite number$"):
             check_number("size", value)
     with pytest.raises(ConfigError, match="size = 0; expected a finite number above 0"):
         check_number("size", 0, above=0)
