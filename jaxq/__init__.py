@@ -20,6 +20,7 @@ from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jaxq.algorithms.calibration import RangeEstimator
+    from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
         CalibrationError,
@@ -60,6 +61,7 @@ _HOME = {
     "RangeEstimator": "algorithms.calibration",
     "RuntimeMissingError": "errors",
     "UnsupportedOpError": "errors",
+    "compress_weights": "compress",
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
@@ -86,6 +88,7 @@ __all__ = [
     "RangeEstimator",
     "RuntimeMissingError",
     "UnsupportedOpError",
+    "compress_weights",
     "from_flax",
     "load",
     "quantize",

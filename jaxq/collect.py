@@ -17,10 +17,11 @@ import numpy as np
 from jaxq.errors import CalibrationError
 from jaxq.execute import chain, execute, quantizing
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
-from jaxq.model import Model, check_feed, split_static
+from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.quantizer import QuantParams
+from jaxq.split import split
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
@@ -79,11 +80,13 @@ def collect(
       CalibrationError: there are no samples.
     """
     requests = _requests(needs)
+    graph, params, encodings = model.program
     states: Any = None
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
-        states = _step(model.graph, static, requests, states, model.device_params, dict(model.encodings), batch)
+        head = compiled_part(graph, params, static, batch)
+        states = _step(head, static, requests, states, params, encodings, batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
     found = jax.device_get(states)
@@ -93,6 +96,12 @@ def collect(
         for row, name in enumerate(names)
     }
     return [{name: by_name[observer, name] for name, observer in need.items()} for need in needs]
+
+
+def compiled_part(graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], batch: Batch) -> Graph:
+    """The graph that is run on such a batch: without what the host does behind the compiled part (`jaxq.split`)."""
+    one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
+    return split(graph, params, static, one).head
 
 
 def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
@@ -155,6 +164,7 @@ def batches(
         key = (static, tuple((name, value.shape, value.dtype) for name, value in arrays.items()))
         if key not in sizes:
             sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))
+            warn_of_many_shapes(len(sizes), "the calibration")
         pending.setdefault(key, []).append((number, arrays))
         if len(pending[key]) == sizes[key]:
             yield static, _batch(pending.pop(key), sizes[key])
@@ -178,23 +188,23 @@ def fitting_batch(largest: int) -> int:
 
 
 def tensor_shapes(
-    model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]
+    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every traced tensor (inputs and params too) when the model runs on such inputs."""
+    """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     fixed = {name: literal.array for name, literal in static.items()}
+    head = split(model.graph, model.params, static, inputs).head
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(
-        lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs)
-    )
+    params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
     return shapes
 
 
-def largest_tensor(model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]) -> int:
+def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:
     """Bytes of the largest activation of one sample."""
     shapes = tensor_shapes(model, static, inputs)
     return max((s.size * s.dtype.itemsize for name, s in shapes.items() if name not in model.params), default=1)

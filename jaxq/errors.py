@@ -20,6 +20,8 @@ from collections.abc import Iterable
 class JaxqError(Exception):
     """Base class: `except JaxqError` catches everything that jaxq raises on purpose."""
 
+    located = False  # whether the message already begins with the node that is meant
+
 
 class ModelError(JaxqError):
     """The model is not one that jaxq can read or run."""

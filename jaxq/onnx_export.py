@@ -6,7 +6,6 @@ Names of inputs, outputs and float tensors stay.
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -22,9 +22,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
+from jaxq.mapped import forget_pages, is_mapped
+from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
-from jaxq.quantizer import QuantParams, quantize_array
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize_array
 from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
@@ -32,11 +34,27 @@ IR_VERSIONS = ((9, 4), (10, 5), (12, 6), (14, 7), (18, 8), (20, 9), (22, 10), (2
 NEWEST_IR_VERSION = 13  # that onnxruntime 1.31 reads
 INLINE_BYTES = 1 << 30  # a file larger than this keeps its weights in a second one: protobuf ends at 2 GiB
 PER_CHANNEL_OPSET = 13  # the first with an axis in QuantizeLinear and DequantizeLinear
+BLOCKED_OPSET = 21  # the first with blocks
 
-INTEGERS = tuple((np.iinfo(dtype), np.dtype(dtype)) for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.int32))
+# The types of quantized tensors, smallest first, with the opset since which QuantizeLinear and DequantizeLinear have them.
+INTEGERS = tuple(
+    (IntType(bits, signed), jnp.dtype(f"{'' if signed else 'u'}int{bits}"), since)
+    for bits, signed, since in (
+        (4, False, 21),
+        (4, True, 21),
+        (8, False, 10),
+        (8, True, 10),
+        (16, False, 21),
+        (16, True, 21),
+        (32, True, 10),
+    )
+)
+FLOATS = {grid.mantissa: (jnp.dtype(grid.name), 19) for grid in (E4M3, E5M2)}
 
 
-def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+def save(
+    model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None, matmul_nbits: bool = False
+) -> None:
     """Writes the model as ONNX; with encodings, as QDQ ONNX that runtimes execute in integers.
 
     The file appears complete or not at all: it is written beside the target and renamed.
@@ -46,14 +64,16 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
       path: the file to write; an existing one is replaced.
       external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB, and for a model that was read
         from a file which did.
+      matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
 
     Raises:
       ConfigError: the path cannot be written.
-      ModelError: the result is not valid ONNX (a defect of jaxq; nothing is written).
+      ModelError: there is nothing to write as MatMulNBits; the result is not valid ONNX (a defect of jaxq; nothing is
+        written).
     """
     target = Path(path)
     check_writable(target)
-    written = to_ir(model)
+    written = to_ir(to_matmul_nbits(model) if matmul_nbits else model)
     if any(output.shape is None for output in written.graph.outputs):
         ShapeInferencePass()(written)  # a file must say at least the rank of its outputs; some that are read do not
     if external_data is None:
@@ -63,7 +83,10 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
             draft = Path(folder) / target.name
-            ir.save(written, draft, external_data=f"{target.name}.data" if external_data else None)
+            if external_data:
+                save_external(written, draft, f"{target.name}.data")
+            else:
+                ir.save(written, draft)
             onnx.checker.check_model(os.fspath(draft))
             if external_data:
                 Path(f"{draft}.data").replace(f"{target}.data")
@@ -76,11 +99,16 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
         ) from error
 
 
-def is_mapped(array: Any) -> bool:
-    """Whether an array lies in a file that is mapped into memory: external data that nothing has changed."""
-    while isinstance(array, (np.ndarray, memoryview)):
-        array = array.base if isinstance(array, np.ndarray) else array.obj
-    return isinstance(array, mmap.mmap)
+def save_external(model: ir.Model, path: Path, data: str) -> None:
+    """Writes the model with its tensors in a second file, one after the other: none stays in memory for it."""
+    before: list[Any] = []
+
+    def next_tensor(tensor: Any, _: Any) -> None:
+        while before:
+            forget_pages(before.pop())
+        before.append(tensor.raw)
+
+    ir.save(model, path, external_data=data, callback=next_tensor)
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
@@ -117,8 +145,9 @@ def with_qdq(model: Model) -> Model:
     """The same model with its encodings written out as QuantizeLinear and DequantizeLinear nodes and integer params."""
     graph, params = model.graph, dict(model.params)
     encodings = {name: each for name, each in model.encodings.items() if bool(np.all(each.enabled))}
-    if any(np.size(each.scale) > 1 for each in encodings.values()) or graph.opsets.get("", 1) < PER_CHANNEL_OPSET:
-        graph, params = raise_opset(graph, params, max(PER_CHANNEL_OPSET, graph.opsets.get("", 1)))  # type: ignore[assignment]
+    shapes = {name: np.shape(value) for name, value in params.items()}
+    needed = [lowest_opset(each, shapes.get(name)) for name, each in encodings.items()]
+    graph, params = raise_opset(graph, params, max([PER_CHANNEL_OPSET, graph.opsets.get("", 1), *needed]))  # type: ignore[assignment]
     taken = {*tensor_names(graph), *params}
     writer = _Qdq(
         encodings, frozenset(encodings) - set(params), dict(params), graph.opsets.get("", PER_CHANNEL_OPSET), taken
@@ -129,13 +158,32 @@ def with_qdq(model: Model) -> Model:
     return model.replace(graph=graph, params=writer.params, encodings={})
 
 
-def storage_dtype(params: QuantParams) -> np.dtype:
-    """The smallest ONNX integer type that holds the grid."""
+def storage(params: QuantParams) -> tuple[np.dtype, int]:
+    """The smallest ONNX type that holds the grid, and the first opset that quantizes to it."""
+    if params.mantissa is not None:
+        return FLOATS[int(params.mantissa)]
     low, high = int(params.qmin), int(params.qmax)
-    for info, dtype in INTEGERS:
-        if info.min <= low and high <= info.max:
-            return dtype
+    for grid, dtype, since in INTEGERS:
+        if grid.qmin <= low and high <= grid.qmax:
+            return dtype, since
     raise ModelError(f"no ONNX integer type holds the grid from {low} to {high}")
+
+
+def lowest_opset(params: QuantParams, shape: tuple[int, ...] | None) -> int:
+    """The lowest opset that can say what the encoding of a param of that shape, or of an activation (None), says."""
+    return max(storage(params)[1], BLOCKED_OPSET if shape is not None and block_axis(params, shape) is not None else 1)
+
+
+def block_axis(params: QuantParams, shape: tuple[int, ...]) -> int | None:
+    """The axis along which there is a scale for each block, if any."""
+    counts = zip(np.shape(params.scale), shape, strict=True)
+    return next((axis for axis, (count, length) in enumerate(counts) if count not in (1, length)), None)
+
+
+def fills_storage(params: QuantParams) -> bool:
+    """Whether the grid is all that its type can hold, so that saturation does the clipping."""
+    limits = [(grid.qmin, grid.qmax) for grid, _, _ in INTEGERS]
+    return params.mantissa is not None or (int(params.qmin), int(params.qmax)) in limits
 
 
 @dataclass
@@ -156,23 +204,34 @@ class _Qdq:
             self.names[wanted] = unused_name(wanted, self.taken)
         return self.names[wanted]
 
-    def operands(self, name: str, dtype: np.dtype) -> tuple[tuple[str, str], FrozenDict[str, Any]]:
-        """The scale and zero point operands of tensor `name`, and the attributes (axis) that go with them."""
+    def operands(
+        self, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None
+    ) -> tuple[tuple[str, str], FrozenDict[str, Any]]:
+        """The scale and zero point operands of tensor `name`, and the attributes (axis, block_size) that go with them."""
         each = self.encodings[name]
         scale, zero_point = np.asarray(each.scale, np.float32), np.asarray(each.zero_point).astype(dtype)
-        axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
-        shape = (-1,) if axes else ()
         operands = (self.name(name, "scale"), self.name(name, "zero_point"))
-        self.params[operands[0]] = scale.reshape(shape)
-        self.params[operands[1]] = zero_point.reshape(shape)
-        return operands, FrozenDict({"axis": axes[0]} if axes else {})
+        blocked = None if shape is None else block_axis(each, shape)
+        attributes: FrozenDict[str, Any]
+        if shape is not None and blocked is not None:
+            attributes = FrozenDict({"axis": blocked, "block_size": shape[blocked] // scale.shape[blocked]})
+            per_block = tuple(scale.shape[axis] if axis == blocked else length for axis, length in enumerate(shape))
+            scale, zero_point = np.broadcast_to(scale, per_block), np.broadcast_to(zero_point, per_block)
+        else:
+            axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
+            attributes = FrozenDict({"axis": axes[0]} if axes else {})
+            scale, zero_point = (value.reshape((-1,) if axes else ()) for value in (scale, zero_point))
+        self.params[operands[0]], self.params[operands[1]] = scale, zero_point
+        return operands, attributes
 
     def integer_param(self, name: str) -> Iterator[Node]:
         """Replaces a float param by its integers, and gives the DQ node that makes the float name from them."""
         each, value = self.encodings[name], self.params.pop(name)
-        dtype = storage_dtype(each)
-        operands, attributes = self.operands(name, dtype)
-        self.params[self.name(name, "quantized")] = quantize_array(np.asarray(value), each).astype(dtype)
+        dtype, _ = storage(each)
+        operands, attributes = self.operands(name, dtype, np.shape(value))
+        integers = quantize_array(np.asarray(value), each).astype(dtype)
+        forget_pages(value)
+        self.params[self.name(name, "quantized")] = integers
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(
@@ -180,10 +239,23 @@ class _Qdq:
     ) -> Node:
         return Node(op, inputs, (output,), attributes, name=f"{tensor}_{op}", version=self.version)
 
-    def pair(self, source: str, name: str, output: str) -> tuple[Node, Node]:
-        """Q and DQ from tensor `source` to `output`, with the encoding of `name`."""
-        operands, attributes = self.operands(name, storage_dtype(self.encodings[name]))
+    def pair(self, source: str, name: str, output: str) -> tuple[Node, ...]:
+        """Q and DQ from tensor `source` to `output`, with the encoding of `name`.
+
+        A grid that is smaller than the type that stores it is clipped to beforehand: QuantizeLinear knows the type's limits only.
+        """
+        each = self.encodings[name]
+        operands, attributes = self.operands(name, storage(each)[0])
+        clip: tuple[Node, ...] = ()
+        if not fills_storage(each):
+            limits = (self.name(name, "low"), self.name(name, "high"))
+            for limit, end in zip(limits, (each.qmin, each.qmax), strict=True):
+                steps = np.float32(int(end)) - np.asarray(each.zero_point, np.float32)
+                self.params[limit] = np.asarray(steps * np.asarray(each.scale, np.float32)).reshape(())
+            clip = (self.node("Clip", (source, *limits), self.name(name, "clipped"), name, FrozenDict()),)
+            source = self.name(name, "clipped")
         return (
+            *clip,
             self.node("QuantizeLinear", (source, *operands), self.name(name, "quantized"), name, attributes),
             self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), output, name, attributes),
         )
@@ -246,13 +318,13 @@ class _Writer:
             initializer = ir.val(name, const_value=tensor(name, array))
             values[name] = initializer
             initializers.append(initializer)
-        nodes = [self.node(node, values) for node in graph.nodes]
+        nodes = [self.node(node, values, graph.types) for node in graph.nodes]
         made = {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
         outputs = []
         for name in graph.outputs:
             if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
                 node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
-                nodes.append(self.node(node, values))
+                nodes.append(self.node(node, values, graph.types))
                 name = node.outputs[0]
             outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
@@ -269,17 +341,17 @@ class _Writer:
     def declare(self, value: ir.Value, declared: TensorType | None) -> None:
         if declared is None or value.type is not None:
             return
-        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype)))
+        value.type = ir_type(declared)
         if declared.shape is not None:
             value.shape = ir.Shape(declared.shape)
 
-    def node(self, node: Node, values: dict[str, ir.Value]) -> ir.Node:
+    def node(self, node: Node, values: dict[str, ir.Value], types: Mapping[str, TensorType]) -> ir.Node:
         written = ir.Node(
             node.domain,
             node.op,
             [values[name] if name else None for name in node.inputs],
             [self.attribute(key, value, values) for key, value in node.attributes.items()],
-            outputs=[ir.Value(name=name) for name in node.outputs],
+            outputs=[self.value(name, types) for name in node.outputs],
             name=node.name,
         )
         values.update((name, value) for name, value in zip(node.outputs, written.outputs, strict=True) if name)
@@ -290,9 +362,21 @@ class _Writer:
             return ir.AttrGraph(key, self.graph(value, values, top=False))
         if isinstance(value, Literal):
             return ir.AttrTensor(key, tensor(key, value.array))
+        if isinstance(value, TensorType):
+            shape = None if value.shape is None else ir.Shape(value.shape)
+            return ir.Attr(key, ir.AttributeType.TYPE_PROTO, ir.TypeAndShape(ir_type(value), shape))
         if isinstance(value, tuple) and not value:
             return ir.AttrInt64s(key, [])
         return ir.convenience.convert_attribute(key, value)
+
+
+def ir_type(declared: TensorType) -> Any:
+    """The type that a file declares, as `onnx_ir` has it."""
+    string = declared.dtype == "object"
+    kind: Any = ir.TensorType(ir.DataType.STRING if string else ir.DataType.from_numpy(np.dtype(declared.dtype)))
+    for each in reversed(declared.within):
+        kind = ir.SequenceType(kind) if each == "sequence" else ir.OptionalType(kind)
+    return kind
 
 
 def tensor(name: str, array: Any) -> Any:

@@ -26,6 +26,7 @@ from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
 from jaxq.progress import track
 from jaxq.quantizer import PerTensor
+from jaxq.split import split
 from jaxq.targets import TARGETS, Target
 
 FEW_SAMPLES = 10  # fewer are warned of
@@ -152,9 +153,9 @@ class Options:
             raise ConfigError(f"target = {target!r}; {known}")
         check_integer("subset_size", subset_size, at_least=1)
         chosen = TARGETS[target]
-        preset_found = _member(Preset, "preset", preset or chosen.default_preset)
-        kind = None if model_type is None else _member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
-        estimator = _member(RangeEstimator, "range_estimator", range_estimator)
+        preset_found = member(Preset, "preset", preset or chosen.default_preset)
+        kind = None if model_type is None else member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
+        estimator = member(RangeEstimator, "range_estimator", range_estimator)
         return cls(preset_found, chosen, kind, int(subset_size), estimator, bias_correction)
 
     def record(self, seed: int, ignored: Iterable[str]) -> dict[str, str]:
@@ -181,7 +182,12 @@ def check_integer(key: str, value: object, *, at_least: int) -> None:
         raise ConfigError(f"{key} = {value!r}; expected an integer of at least {at_least}")
 
 
-def _member(kind: Any, key: str, value: str) -> Any:
+def member(kind: Any, key: str, value: str) -> Any:
+    """The member of an enumeration that `value` is, or names.
+
+    Raises:
+      ConfigError: there is none; the message lists them, and names the nearest.
+    """
     try:
         return kind(value)
     except ValueError:
@@ -247,13 +253,14 @@ def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored:
     static, inputs = split_static(model.graph, sample)
     shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
     dtypes = {name: shape.dtype.name for name, shape in shapes.items()}
+    on_host = split(model.graph, model.params, static, inputs).host_nodes  # stay in float
     plan = place_quantizers(
         model.graph,
         model.params,
         dtypes,
         options.target,
         symmetric=options.preset is Preset.PERFORMANCE,
-        ignored=ignored,
+        ignored={*ignored, *on_host},
         transformer=options.transformer,
     )
     if not plan.nodes:

@@ -5,7 +5,7 @@ Everything about a quantizer is an array: changing a scale, a bit width or which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -28,13 +28,33 @@ class PerAxis:
     axis: int
 
 
-Granularity = PerTensor | PerAxis
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each `size` neighbours along `axis`: w [K, N], axis 0, size 32 -> scale [K / 32, N].
+
+    Source: ONNX DequantizeLinear, opset 21, blocked quantization.
+    """
+
+    axis: int
+    size: int
 
 
-def reduced_axes(granularity: Granularity, rank: int) -> tuple[int, ...]:
+Granularity = PerTensor | PerAxis | PerBlock
+
+
+def reduced_axes(granularity: PerTensor | PerAxis, rank: int) -> tuple[int, ...]:
     """The axes of a tensor of that rank over which one scale is shared."""
     kept = granularity.axis % rank if isinstance(granularity, PerAxis) and rank else None
     return tuple(axis for axis in range(rank) if axis != kept)
+
+
+def spread(parameter: Any, shape: tuple[int, ...]) -> Any:
+    """A scale or zero point that broadcasts against a tensor of that shape: blocks are repeated for each of their members."""
+    xp = np if isinstance(parameter, np.ndarray) else jnp
+    for axis, (count, length) in enumerate(zip(parameter.shape, shape[len(shape) - parameter.ndim :], strict=True)):
+        if count not in (1, length):
+            parameter = xp.repeat(parameter, length // count, axis)
+    return parameter
 
 
 @dataclass(frozen=True)
@@ -55,16 +75,41 @@ class IntType:
 
 
 @dataclass(frozen=True)
+class FloatType:
+    """An 8-bit floating-point grid: numbers m * 2**e with `mantissa` bits behind the leading one of m.
+
+    Below 2**smallest_exponent the steps stay equal (subnormal numbers); values beyond `qmax` become `qmax`.
+
+    Source: OCP 8-bit floating point specification (Micikevicius et al., arXiv:2209.05433); ONNX float8 types.
+    """
+
+    name: str
+    mantissa: int
+    smallest_exponent: int
+    qmax: int
+
+    @property
+    def qmin(self) -> int:
+        return -self.qmax
+
+
+E4M3 = FloatType("float8_e4m3fn", mantissa=3, smallest_exponent=-6, qmax=448)
+E5M2 = FloatType("float8_e5m2", mantissa=2, smallest_exponent=-14, qmax=57344)
+
+Grid = IntType | FloatType
+
+
+@dataclass(frozen=True)
 class Scheme:
     """How a tensor is quantized, before its numbers are known.
 
     Attributes:
-      grid: the integers.
+      grid: the integers, or the floating-point numbers, that it is rounded to.
       symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
-      granularity: one scale for the tensor, or one for each index of an axis.
+      granularity: one scale for the tensor, one for each index of an axis, or one for each block.
     """
 
-    grid: IntType
+    grid: Grid
     symmetric: bool = True
     granularity: Granularity = PerTensor()
 
@@ -77,12 +122,14 @@ class QuantParams:
         q = clip(round(x / scale) + zero_point, qmin, qmax)        (round half to even)
         x ~ (q - zero_point) * scale
 
+    On a floating-point grid, which has a `mantissa`, x / scale is rounded to that many bits instead, and the zero point is 0.
+
     Always true:
-      * scale and zero_point have the rank of x and broadcast against it
+      * scale and zero_point have the rank of x; each axis has the length of x's, 1, or the number of its blocks
       * scale > 0
       * qmin <= zero_point <= qmax, so 0.0 is represented exactly
 
-    Source: ONNX QuantizeLinear and DequantizeLinear, opset 13.
+    Source: ONNX QuantizeLinear and DequantizeLinear, opset 21.
     """
 
     scale: Any  # float32
@@ -90,13 +137,18 @@ class QuantParams:
     qmin: Any  # int32 scalar
     qmax: Any  # int32 scalar
     enabled: Any = True  # bool scalar: off leaves x as it is
+    mantissa: Any = None  # int32 scalar of a floating-point grid
+    smallest_exponent: Any = None  # int32 scalar of a floating-point grid
 
     @classmethod
-    def of(cls, scale: Any, zero_point: Any, grid: IntType) -> QuantParams:
+    def of(cls, scale: Any, zero_point: Any, grid: Grid) -> QuantParams:
         """Parameters on an integer grid, with the scale's floor applied."""
         scale = np.maximum(np.asarray(scale, np.float32), SMALLEST_SCALE)
         zero_point = np.broadcast_to(np.asarray(zero_point, np.int32), scale.shape)
-        return cls(scale, zero_point, np.int32(grid.qmin), np.int32(grid.qmax), np.bool_(True))
+        made = cls(scale, zero_point, np.int32(grid.qmin), np.int32(grid.qmax), np.bool_(True))
+        if isinstance(grid, FloatType):
+            return replace(made, mantissa=np.int32(grid.mantissa), smallest_exponent=np.int32(grid.smallest_exponent))
+        return made
 
 
 @jax.custom_jvp
@@ -114,22 +166,38 @@ def _round_half_even_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) 
 
 
 def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
-    """The integers of x, as float32 values: clip(round(x / scale) + zero_point, qmin, qmax).
+    """The integers (or floats of 8 bits) of x, as float32 values: clip(round(x / scale) + zero_point, qmin, qmax).
 
     The division is exact, as in ONNX: XLA's CPU compiler would turn a division by a broadcast scale into a multiplication by
     its reciprocal, which rounds differently near ties; the barrier keeps it from seeing the broadcast.
 
     Derivatives are straight-through in x, and by the chain rule in the scale (LSQ, Esser et al., arXiv:1902.08153, eq. 3).
     """
-    scale = jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(params.scale, x.dtype), x.shape))
-    zero_point = jnp.asarray(params.zero_point, x.dtype)
-    shifted = round_half_even(x / scale) + zero_point
+    scale = jnp.broadcast_to(spread(jnp.asarray(params.scale, x.dtype), x.shape), x.shape)
+    ratio = x / jax.lax.optimization_barrier(scale)
+    if params.mantissa is None:
+        shifted = round_half_even(ratio) + spread(jnp.asarray(params.zero_point, x.dtype), x.shape)
+    else:
+        step = float_step(ratio, params.mantissa, params.smallest_exponent)
+        shifted = round_half_even(ratio / step) * step
     return jnp.clip(shifted, jnp.asarray(params.qmin, x.dtype), jnp.asarray(params.qmax, x.dtype))
+
+
+def float_step(x: jax.Array, mantissa: Any, smallest_exponent: Any) -> jax.Array:
+    """The distance of neighbours on a floating-point grid around each x: 2**(max(floor(log2 |x|), smallest) - mantissa)."""
+    exponent = jnp.maximum(jnp.frexp(x)[1] - 1, smallest_exponent)
+    return jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(x), exponent - mantissa))
 
 
 def dequantize(q: jax.Array, params: QuantParams) -> jax.Array:
     """The float values that the integers q stand for: (q - zero_point) * scale."""
-    return (q - jnp.asarray(params.zero_point, q.dtype)) * jnp.asarray(params.scale, q.dtype)
+    zero_point, scale = jnp.asarray(params.zero_point, q.dtype), jnp.asarray(params.scale, q.dtype)
+    return (q - spread(zero_point, q.shape)) * spread(scale, q.shape)
+
+
+def transposed(params: QuantParams, axes: tuple[int, ...]) -> QuantParams:
+    """The quantizer of `x.transpose(axes)`, from that of x."""
+    return replace(params, scale=params.scale.transpose(axes), zero_point=params.zero_point.transpose(axes))
 
 
 def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:
@@ -139,7 +207,12 @@ def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:
 
 
 def quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
-    """`quantize` of a weight, in numpy: the same integers as float32 values, with nothing to compile for each shape."""
+    """`quantize` of a weight, in numpy: the same integers as float32 values, with nothing to compile for each shape.
+
+    Floating-point grids and blocks are left to JAX.
+    """
+    if not _plain(x, params):
+        return np.asarray(quantize(jnp.asarray(x, jnp.float32), params))
     with np.errstate(all="ignore"):
         shifted = np.round(np.asarray(x, np.float32) / np.asarray(params.scale, np.float32))
     shifted += np.asarray(params.zero_point, np.float32)
@@ -150,5 +223,14 @@ def fake_quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
     """`fake_quantize` of a weight, in numpy."""
     if not np.asarray(params.enabled):
         return x
+    if not _plain(x, params):
+        return np.asarray(fake_quantize(jnp.asarray(x), params)).astype(x.dtype)
     q = quantize_array(x, params) - np.asarray(params.zero_point, np.float32)
     return (q * np.asarray(params.scale, np.float32)).astype(x.dtype)
+
+
+def _plain(x: np.ndarray, params: QuantParams) -> bool:
+    """Whether the grid is one of integers and the scale broadcasts as it is."""
+    return params.mantissa is None and all(
+        size in (1, whole) for size, whole in zip(np.shape(params.scale), np.shape(x), strict=True)
+    )

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxq.quantizer import IntType, QuantParams, Scheme
+from jaxq.errors import ConfigError
+from jaxq.quantizer import Granularity, Grid, IntType, PerBlock, QuantParams, Scheme, reduced_axes
 
 SMALLEST_RANGE = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
 SMALLEST_HIGH = 8e-5  # a symmetric range never ends below this
@@ -43,28 +44,48 @@ def widen_zero_channels(high: np.ndarray) -> np.ndarray:
     return np.maximum(high, np.float32(max(SMALLEST_HIGH, ZERO_CHANNEL_RATIO * float(high.max(initial=0.0)))))
 
 
-def symmetric_weight_params(absmax: np.ndarray, grid: IntType) -> QuantParams:
-    """Weights: zero point 0; on the narrow grid of 8 bits, -127..127, scale = absmax / 127."""
-    return QuantParams.of(widen_zero_channels(absmax) / np.float32(grid.qmax), 0, grid)
+def weight_absmax(weight: np.ndarray, granularity: Granularity) -> np.ndarray:
+    """The largest absolute value behind each scale of a weight, in the shape of the scale.
+
+    Raises:
+      ConfigError: the axis does not divide into blocks.
+    """
+    size = np.abs(weight)
+    if not isinstance(granularity, PerBlock):
+        return np.asarray(size.max(axis=reduced_axes(granularity, weight.ndim), keepdims=True, initial=0.0))
+    axis, length = granularity.axis % weight.ndim, weight.shape[granularity.axis]
+    if length % granularity.size:
+        raise ConfigError(f"{length} values along axis {axis} do not divide into groups of {granularity.size}")
+    blocks = (*weight.shape[:axis], length // granularity.size, granularity.size, *weight.shape[axis + 1 :])
+    return np.asarray(size.reshape(blocks).max(axis=axis + 1, initial=0.0))
 
 
-def symmetric_params(found: Range, grid: IntType) -> QuantParams:
+def symmetric_weight_params(absmax: np.ndarray, grid: Grid) -> QuantParams:
+    """Weights: zero point 0 and as many steps on both sides as the grid has room for.
+
+    scale = 2 * absmax / (levels - 1):  absmax / 127 on the narrow grid of 8 bits, absmax / 448 on float8 E4M3
+    """
+    return QuantParams.of(widen_zero_channels(absmax) / np.float32((grid.qmax - grid.qmin) / 2), 0, grid)
+
+
+def symmetric_params(found: Range, grid: Grid) -> QuantParams:
     """Activations, symmetric: [0, high] on all levels if nothing is negative, else +-high with zero in the middle.
 
         low >= 0:  scale = high / 255,  zero_point = qmin
         else:      scale = high / 127,  zero_point = the middle of the grid (0 of int8, 128 of uint8)
 
-    The second is NNCF's [-high * 128/127, high] on 256 levels; `high` is the largest absolute value.
+    The second is NNCF's [-high * 128/127, high] on 256 levels; `high` is the largest absolute value. Floating-point grids have
+    their zero in the middle always.
     """
     high = widen_zero_channels(np.maximum(found.high, -found.low))
     levels = grid.qmax - grid.qmin
     middle = grid.qmin + (levels + 1) // 2
-    unsigned = found.low >= 0
+    unsigned = (found.low >= 0) & isinstance(grid, IntType)
     scale = np.where(unsigned, high / np.float32(levels), high / np.float32(grid.qmax - middle))
     return QuantParams.of(scale, np.where(unsigned, grid.qmin, middle), grid)
 
 
-def asymmetric_params(found: Range, grid: IntType) -> QuantParams:
+def asymmetric_params(found: Range, grid: Grid) -> QuantParams:
     """Activations, asymmetric: the range, widened to hold 0 and so that 0 falls on the grid.
 
         q = round(-low * levels / (high - low));  the wider of  low' = q / (q - levels) * high  and

@@ -13,9 +13,10 @@ import numpy as np
 from jaxq.collect import tensor_shapes
 from jaxq.errors import ConfigError, JaxqError, did_you_mean
 from jaxq.fusion import fuse
-from jaxq.graph import Literal, Node
+from jaxq.graph import FrozenDict, Literal, Node
 from jaxq.model import Model
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.split import split
 from jaxq.targets import TARGETS, Target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
@@ -29,6 +30,7 @@ NO_KERNEL = "float: no integer kernel"
 FLOAT_AROUND = "float: what it moves stays float"
 TRANSFORMER = "float: kept so in transformers"
 NO_READER = "float: nothing in integers follows"
+ON_HOST = "float: on the host, since shapes depend on values"
 NO_FIT = "float: its data or weights are constant, computed, or not float32"
 
 QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
@@ -91,13 +93,16 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
     """Operator -> what becomes of its nodes (one of the words above) -> how many."""
     graph, params = fuse(model.graph, model.params)
     fused = model.replace(graph=graph, params=params)
-    dtypes = guess_dtypes(fused)
-    plan = place_quantizers(graph, params, dtypes, target)
+    dtypes, on_host = guess_run(fused)
+    plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
     left = {node.name: node for _, node in graph.walk()}
     producers = {name: node for node in left.values() for name in node.outputs}
     found: dict[str, Counter[str]] = {}
     for _, node in model.graph.walk():
-        fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
+        if node.name in on_host:
+            fate = ON_HOST
+        else:
+            fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
 
@@ -121,20 +126,25 @@ def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], p
     return NO_READER if rule.body_only else NO_FIT
 
 
-def guess_dtypes(model: Model) -> dict[str, str]:
-    """Tensor name -> dtype name, as far as one can tell without data: sizes the model leaves free are guessed."""
+def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:
+    """(tensor name -> dtype name, names of the nodes that the host runs), as far as one can tell without data.
+
+    Sizes that the model leaves free are guessed.
+    """
     for size in TRIED_SIZES:
         static, inputs = _guess_inputs(model, size)
         try:
-            return {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+            shapes = tensor_shapes(model, static, inputs)
+            on_host = split(model.graph, model.params, static, inputs).host_nodes
+            return {name: shape.dtype.name for name, shape in shapes.items()}, on_host
         except JaxqError:
             continue
     made = (name for _, node in model.graph.walk() for name in node.outputs if name)
     declared = {name: each.dtype for name, each in model.graph.types.items()}
-    return dict.fromkeys([*model.params, *made], "float32") | declared
+    return dict.fromkeys([*model.params, *made], "float32") | declared, frozenset()
 
 
-def _guess_inputs(model: Model, size: int) -> tuple[dict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
+def _guess_inputs(model: Model, size: int) -> tuple[FrozenDict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
     """Inputs with a batch of one and `size` in place of every other free dimension; static ones are zeros."""
     static: dict[str, Literal] = {}
     inputs: dict[str, jax.ShapeDtypeStruct] = {}
@@ -147,4 +157,4 @@ def _guess_inputs(model: Model, size: int) -> tuple[dict[str, Literal], dict[str
             static[name] = Literal.of(np.zeros(shape, wanted.dtype))
         else:
             inputs[name] = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(wanted.dtype))
-    return static, inputs
+    return FrozenDict(static), inputs

@@ -18,23 +18,24 @@ PACKAGE = Path(__file__).resolve().parent.parent / "jaxq"
 
 FLOOR = {
     # what is wrong, in words
-    "errors": 0, "version": 0,
+    "errors": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "ranges": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
     # running and rewriting
-    "execute": 3, "model": 3, "collect": 3, "passes": 3, "fusion": 3, "opsets": 3,
+    "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "fusion": 3, "opsets": 3, "split": 3,
     # what to quantize, for which runtime
     "targets": 4, "placement": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats
-    "onnx_import": 6, "onnx_export": 6, "flax_module": 6, "data": 6, "config": 6, "formats": 6, "verify": 6,
+    "onnx_import": 6, "onnx_check": 6, "onnx_export": 6, "flax_module": 6, "matmul_nbits": 6, "data": 6, "config": 6,
+    "formats": 6, "verify": 6,
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
     # wires everything
-    "quantize": 7, "batch": 7, "cli": 7, "backend": 7, "demo": 7, "__init__": 7, "__main__": 7,
+    "quantize": 7, "compress": 7, "batch": 7, "cli": 7, "backend": 7, "demo": 7, "__init__": 7, "__main__": 7,
 }  # fmt: skip
 
 # Two halves of floor 1 that do not meet: numbers know no graph, the graph knows no numbers.
@@ -42,8 +43,8 @@ NUMBERS, STRUCTURE = {"quantizer", "observers", "ranges"}, {"graph"}
 
 # Foreign package -> the modules of jaxq that may import it. What is not named here (jax, numpy, optax) is free.
 EDGE = {
-    "onnx": {"onnx_import", "onnx_export", "quantize", "verify", "backend", "config"},
-    "onnx_ir": {"onnx_import", "onnx_export", "quantize", "verify", "backend", "config"},
+    "onnx": {"onnx_import", "onnx_check", "onnx_export", "quantize", "verify", "backend", "config"},
+    "onnx_ir": {"onnx_import", "onnx_check", "onnx_export", "quantize", "verify", "backend", "config"},
     "google": {"onnx_import", "onnx_export"},  # protobuf
     "onnxruntime": {"verify", "backend"},
     "flax": {"flax_module"},

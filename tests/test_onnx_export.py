@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import NETWORKS, quantized, residual_network, run_onnx, samples, smooth, written
+from mutations import feed_for, seeds
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
 from jaxq import onnx_export
 from jaxq.errors import ConfigError, ModelError
+from jaxq.flax_module import from_flax, to_flax
+from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
-from jaxq.onnx_export import ir_version, save, storage_dtype, to_proto
+from jaxq.onnx_export import ir_version, save, storage, to_proto
 from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, QuantParams
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams
 
 pytest.importorskip("onnxruntime")
 EVERY = pytest.mark.parametrize("name", NETWORKS)
@@ -51,6 +54,74 @@ def test_a_float_model_is_written_as_it_was_read(name):
 def test_a_model_that_is_read_and_written_twice_is_the_same():
     proto = to_proto(load(residual_network()))
     assert to_proto(load(proto)).SerializeToString() == proto.SerializeToString()
+
+
+VALID = seeds()  # control flow, functions, shape arithmetic, recurrent and integer operators, the demo's model
+EYE = np.array([[1, -2], [3, 7]])
+KINDS = {
+    "an initializer as output": written("(float[2] x) => (float[2] y, float[2] w) { y = Add (x, w) }", w=np.float32([1, 2])),
+    "an input as output": written("(float[N] x) => (float[N] x, float[N] y) { y = Neg (x) }"),
+    "nothing but an input": written("(float[N] x) => (float[N] x) { }"),
+    "a constant as output": written(
+        "(float[N] x) => (int64[2] c, float[N] y) { y = Neg (x)  c = Constant <value_ints = [1, 2]> () }"
+    ),
+    "an input that nobody reads": written("(float[N, 4] x, float[M] z) => (float[N, 4] y) { y = Neg (x) }"),
+    "an absent input": written("(float[N, 4] x) => (float[N, 4] y) { y = Clip (x, , high) }", high=np.float32(0.5)),
+    "float16": written("(float16[N, 2] x) => (float16[N, 2] y) { y = MatMul (x, w) }", w=EYE.astype(np.float16)),
+    "bfloat16": written("(float[N, 2] x) => (float[N, 2] y) { c = Cast <to = 16> (x)  d = Add (c, w)  y = Cast <to = 1> (d) }",
+                        w=EYE.astype(jnp.bfloat16)),
+    **{
+        dtype: written("(float[N, 2] x) => (float[N, 2] y) { d = DequantizeLinear (w, s)  y = MatMul (x, d) }", opset=21,
+                       w=EYE.astype(jnp.dtype(dtype)), s=np.float32(0.5))
+        for dtype in ("int4", "uint8", "float8_e4m3fn", "float8_e5m2")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("proto", [*VALID.values(), *KINDS.values()], ids=[*VALID, *KINDS])
+def test_a_graph_of_any_kind_is_written_with_its_names_and_read_as_the_same_function(proto, tmp_path):
+    model = load(proto)
+    save(model, tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx")
+    onnx.checker.check_model(again, full_check=True)
+    assert io(again) == io(proto)  # names, types and symbolic sizes
+    feed = feed_for(model)
+    once, twice = model(feed), load(again)(feed)
+    for name, value in once.items():
+        assert twice[name].dtype == value.dtype
+        np.testing.assert_array_equal(np.asarray(twice[name]), np.asarray(value))
+    if proto is KINDS["bfloat16"]:
+        return  # which ONNX Runtime does not compute in on a CPU
+    for name, value in run_onnx(again, feed).items():
+        np.testing.assert_allclose(np.asarray(once[name], np.float64), value.astype(np.float64), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual", "demo", "function", "loop"])
+def test_a_fused_and_tuned_model_keeps_its_names_and_its_function(name, tmp_path):
+    original = load(VALID[name])
+    fused = original.replace(**dict(zip(("graph", "params"), fuse(original.graph, original.params), strict=True)))
+    module = to_flax(fused)
+    for variable in module.params.values():
+        variable[...] = variable[...] * 1.5  # stands for training
+    tuned = from_flax(module)
+    save(tuned, tmp_path / "tuned.onnx")
+    again = onnx.load(tmp_path / "tuned.onnx")
+    onnx.checker.check_model(again, full_check=True)
+    assert io(again) == io(VALID[name])
+    feed = feed_for(original)
+    outputs = tuned(feed)
+    for key, value in run_onnx(again, feed).items():
+        np.testing.assert_allclose(outputs[key], value, rtol=1e-3, atol=1e-4)
+    for key, value in original(feed).items():
+        np.testing.assert_allclose(fused(feed)[key], value, rtol=1e-3, atol=1e-4)
+    if name in ("residual", "demo"):
+        assert "BatchNormalization" not in {node.op_type for node in again.graph.node}
+
+
+def test_declared_shapes_of_inner_tensors_and_symbolic_names_are_kept():
+    proto = written("(float[batch, 4] x) => (float[batch, 4] y) { a = Neg (x)  y = Relu (a) }")
+    proto.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, ["batch", 4]))
+    assert list(to_proto(load(proto)).graph.value_info) == list(proto.graph.value_info)
 
 
 def test_attributes_and_constants_of_every_kind_survive():
@@ -184,7 +255,7 @@ LINEAR = load(
             w=np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
 )  # fmt: skip
 scales = st.floats(2.0**-6, 0.5, width=32)
-grids = st.builds(IntType, bits=st.sampled_from([8, 16]), signed=st.booleans())
+grids = st.builds(IntType, bits=st.sampled_from([4, 7, 8, 16]), signed=st.booleans()) | st.sampled_from([E4M3, E5M2])
 
 
 @settings(max_examples=25)
@@ -192,13 +263,32 @@ grids = st.builds(IntType, bits=st.sampled_from([8, 16]), signed=st.booleans())
 def test_any_encodings_are_written_as_they_are_simulated(data, grid, seed):
     def params(*shape: int) -> QuantParams:
         scale = np.float32(data.draw(st.lists(scales, min_size=shape[-1], max_size=shape[-1]))).reshape(shape)
-        return QuantParams.of(scale, data.draw(st.integers(grid.qmin, grid.qmax)), grid)
+        zero_point = data.draw(st.integers(grid.qmin, grid.qmax)) if isinstance(grid, IntType) else 0
+        return QuantParams.of(scale, zero_point, grid)
 
     model = LINEAR.replace(encodings={"x": params(1, 1), "h": params(1, 1), "w": params(1, 3)})
-    raised = dataclasses.replace(model.graph, opsets=FrozenDict({"": 21}))  # the first with 16 bits
     feed = {"x": smooth(2, 4, seed=seed)}
-    found = run_onnx(to_proto(model.replace(graph=raised)), feed)["y"]
-    np.testing.assert_allclose(found, model(feed)["y"], rtol=1e-5, atol=1e-4)
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    np.testing.assert_allclose(run_onnx(proto, feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_of_a_weight_have_scales_of_their_own(axis, bits):
+    weight = np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)
+    text = "(float[N, 32] x) => (float[N, 8] y) { y = MatMul (x, w) }"
+    shape = [(4, 8), (32, 2)][axis]
+    scale = np.random.default_rng(2).uniform(0.01, 0.2, shape).astype(np.float32)
+    model = load(written(text, w=weight)).replace(encodings={"w": QuantParams.of(scale, 0, IntType(bits))})
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    (node,) = [node for node in proto.graph.node if node.op_type == "DequantizeLinear"]
+    found = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    assert found == {"axis": axis, "block_size": [8, 4][axis]}
+    feed = {"x": smooth(3, 32)}
+    np.testing.assert_allclose(run_onnx(proto, feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(load(proto)(feed)["y"], model(feed)["y"], rtol=1e-5, atol=1e-5)
 
 
 EVERYWHERE = QuantParams.of(np.float32(0.125).reshape(1, 1), 128, IntType(8, signed=False))
@@ -244,16 +334,17 @@ def test_a_quantizer_for_the_whole_tensor_needs_no_new_opset():
 
 @pytest.mark.parametrize(
     "grid, dtype",
-    [(IntType(8), "int8"), (IntType(8, narrow=True), "int8"), (IntType(8, signed=False), "uint8"), (IntType(4), "int8"),
-     (IntType(4, signed=False), "uint8"), (IntType(16), "int16"), (IntType(32), "int32")],
+    [(IntType(8), "int8"), (IntType(8, narrow=True), "int8"), (IntType(8, signed=False), "uint8"), (IntType(4), "int4"),
+     (IntType(4, signed=False), "uint4"), (IntType(16), "int16"), (IntType(32), "int32"), (IntType(7), "int8"),
+     (E4M3, "float8_e4m3fn"), (E5M2, "float8_e5m2")],
 )  # fmt: skip
-def test_integers_are_stored_in_the_smallest_type_that_holds_them(grid, dtype):
-    assert storage_dtype(QuantParams.of(np.ones((1,)), 0, grid)) == dtype
+def test_numbers_are_stored_in_the_smallest_type_that_holds_them(grid, dtype):
+    assert storage(QuantParams.of(np.ones((1,)), 0, grid))[0] == dtype
 
 
 def test_a_grid_that_nothing_holds_is_an_error():
     with pytest.raises(ModelError, match="no ONNX integer type holds the grid from 0 to 4294967295"):
-        storage_dtype(QuantParams(np.ones(1), 0, 0, 2**32 - 1))
+        storage(QuantParams(np.ones(1), 0, 0, 2**32 - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from jaxq.quantizer import (
+    E4M3,
+    E5M2,
     SMALLEST_SCALE,
     IntType,
     PerAxis,
@@ -180,3 +182,20 @@ def test_scale_bits_and_switch_are_data():
         params = QuantParams.of(np.full(1, scale), 0, IntType(bits))
         run(x, replace(params, enabled=np.bool_(on)))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("grid", [E4M3, E5M2], ids=["e4m3", "e5m2"])
+def test_a_floating_point_grid_rounds_as_the_type_does(grid):
+    x = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    x = np.concatenate([x * scale for scale in (1e-6, 1e-3, 1, 100, 1e6)])
+    params = QuantParams.of(np.full(1, 0.25), 0, grid)
+    expected = np.clip(x / np.float32(0.25), grid.qmin, grid.qmax).astype(jnp.dtype(grid.name)).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(quantize)(x, params), expected)
+
+
+def test_each_block_uses_its_own_scale():
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    scale = np.array([[0.1, 0.2], [0.3, 0.4], [0.1, 0.2], [0.3, 0.4], [0.1, 0.2], [0.3, 0.4]], np.float32)
+    blocked = QuantParams.of(scale, 0, IntType(4))
+    spelled_out = QuantParams.of(np.repeat(scale, 2, axis=1), 0, IntType(4))
+    np.testing.assert_array_equal(fake(x, blocked), fake(x, spelled_out))

@@ -13,7 +13,7 @@ from jaxq.errors import CalibrationError
 from jaxq.model import Model
 from jaxq.observers import Extremes, Histogram, Observer, both, extremes, histogram
 from jaxq.placement import Bias, Plan
-from jaxq.quantizer import QuantParams, Scheme, reduced_axes
+from jaxq.quantizer import QuantParams, Scheme
 from jaxq.ranges import (
     Range,
     aggregate,
@@ -22,6 +22,7 @@ from jaxq.ranges import (
     least_squares_range,
     symmetric_params,
     symmetric_weight_params,
+    weight_absmax,
 )
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
@@ -74,8 +75,7 @@ class Calibration:
                 encodings[name] = choose(found[group], scheme.grid)
         for weight in self.plan.weights:
             value = np.asarray(model.params[weight.name])
-            shared = reduced_axes(weight.scheme.granularity, value.ndim)
-            absmax = np.abs(value).max(axis=shared, keepdims=True, initial=0.0)
+            absmax = weight_absmax(value, weight.scheme.granularity)
             encodings[weight.name] = symmetric_weight_params(absmax, weight.scheme.grid)
         return model.replace(encodings=encodings)
 
