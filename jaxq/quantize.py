@@ -21,6 +21,7 @@ from jaxq.data import DataCheck, Dataset
 from jaxq.data.hashed import Hashed
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError, did_you_mean
 from jaxq.fusion import add_missing_biases, fuse
+from jaxq.graph import Graph
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import Source, load
 from jaxq.placement import IgnoredScope, Plan, place_quantizers, quantized_nodes
@@ -96,29 +97,72 @@ def quantize(
     scope = IgnoredScope() if ignored_scope is None else ignored_scope
     if not isinstance(scope, IgnoredScope):
         raise ConfigError(f"ignored_scope = {scope!r}; expected an IgnoredScope, e.g. IgnoredScope(names=['conv1'])")
-    model = load(model)
+    prepared = prepare(model, calibration_dataset, options, scope)
+    quantized = run_pipeline(prepared.steps(), prepared.model, prepared.data, batch_size)
+    return quantized.replace(metadata=quantized.metadata | prepared.record(seed))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model with the plan of its quantizers, and the data to calibrate them with.
+
+    Attributes:
+      model: in float, rewritten for quantization; its graph is that of the plan.
+      graph: the same before any tensor got a second name for quantized readers.
+      dtypes: of every tensor that is made when it runs.
+      ignored: names of the nodes that the user keeps in float.
+    """
+
+    model: Model
+    graph: Graph
+    plan: Plan
+    dtypes: Mapping[str, str]
+    data: Samples
+    options: Options
+    ignored: frozenset[str]
+
+    def place(self, ignored: Iterable[str] = ()) -> Plan:
+        """The plan when more nodes stay in float."""
+        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(ignored))
+
+    def preserving(self) -> list[Algorithm]:
+        """The steps that leave the function of the float model as it is."""
+        return [Equalization(quantized=frozenset(self.plan.activations))]
+
+    def calibration(self, estimator: RangeEstimator) -> Calibration:
+        """The step that sets the quantizers of activations and weights."""
+        return Calibration(plan=self.plan, capacity=self.options.subset_size, estimator=estimator)
+
+    def correction(self) -> list[Algorithm]:
+        """The steps that move biases."""
+        if not self.options.bias_correction:
+            return []
+        return [BiasCorrection(sites=bias_sites(self.plan.graph, self.model.params, self.plan.nodes))]
+
+    def steps(self) -> list[Algorithm]:
+        """All steps, in order."""
+        calibration = self.calibration(self.options.estimator)
+        return [*self.preserving(), calibration, *self.correction(), IntegerBiases(self.plan)]
+
+    def record(self, seed: int) -> dict[str, str]:
+        """What the file says about how it was made; warns of what is suspicious about the data."""
+        return self.data.record() | self.options.record(seed, self.ignored)
+
+
+def prepare(source: Source, data: Iterable[Any], options: Options, scope: IgnoredScope) -> Prepared:
+    """Everything of `quantize` that comes before the first pass over the data; raises what `quantize` does."""
+    model = load(source)
     refuse_quantized(model)
     ignored = scope.select(model.graph)
     graph, params = fuse(model.graph, model.params)
-    if bias_correction:
+    if options.bias_correction:
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
-    data = Samples(model, calibration_dataset, options.subset_size)
-    plan = plan_for(model, data.first(), options, ignored)
-    model = model.replace(graph=plan.graph)
-    steps: list[Algorithm] = [
-        Equalization(quantized=frozenset(plan.activations)),
-        Calibration(
-            plan=plan,
-            capacity=options.subset_size,
-            estimator=options.estimator,
-        ),
-    ]
-    if bias_correction:
-        steps.append(BiasCorrection(sites=bias_sites(plan.graph, model.params, plan.nodes)))
-    steps.append(IntegerBiases(plan))
-    quantized = run_pipeline(steps, model, data, batch_size)
-    return quantized.replace(metadata=quantized.metadata | data.record() | options.record(seed, ignored))
+    samples = Samples(model, data, options.subset_size)
+    dtypes = tensor_dtypes(model, samples.first())
+    plan = place(graph, params, dtypes, options, ignored)
+    refuse_empty(plan, graph, options, ignored)
+    return Prepared(model.replace(graph=plan.graph), graph, plan, dtypes, samples, options, ignored)
 
 
 @dataclass(frozen=True)
@@ -230,31 +274,36 @@ class Samples:
         return {"jaxq.calibration_samples": str(self.hashed.count), "jaxq.calibration_sha256": self.hashed.hexdigest}
 
 
-def plan_for(model: Model, sample: Mapping[str, Any], options: Options, ignored: Iterable[str]) -> Plan:
-    """Where the quantizers go, given what the tensors look like for one sample.
-
-    Raises:
-      ModelError: nothing can be quantized.
-    """
+def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:
+    """The dtype name of every tensor that is made when the model runs on the sample."""
     static, inputs = split_static(model.graph, sample)
     shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
-    dtypes = {name: shape.dtype.name for name, shape in shapes.items()}
-    plan = place_quantizers(
-        model.graph,
-        model.params,
+    return {name: shape.dtype.name for name, shape in shapes.items()}
+
+
+def place(
+    graph: Graph, params: Mapping[str, Any], dtypes: Mapping[str, str], options: Options, ignored: Iterable[str]
+) -> Plan:
+    """Where the quantizers go, by the options."""
+    return place_quantizers(
+        graph,
+        params,
         dtypes,
         options.target,
         symmetric=options.preset is Preset.PERFORMANCE,
         ignored=ignored,
         transformer=options.transformer,
     )
+
+
+def refuse_empty(plan: Plan, graph: Graph, options: Options, ignored: Iterable[str]) -> None:
+    """Raises ModelError if the plan quantizes nothing."""
     if not plan.nodes:
-        kinds = ", ".join(sorted({node.op for _, node in model.graph.walk()}))
+        kinds = ", ".join(sorted({node.op for _, node in graph.walk()}))
         raise ModelError(
             f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
             f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
         )
-    return plan
 
 
 __all__ = ["ModelType", "Preset", "quantize"]

@@ -1,0 +1,12 @@
+"""Quantizing a model as far as its accuracy allows: which layers stay in float, found by measuring.
+
+| module | what |
+|---|---|
+| `options` | what the search can be told |
+| `switches`, `space` | all candidate models as one program and choices of arrays |
+| `validation`, `goals` | what a candidate is worth, and what is enough |
+| `ranking` | which layers cost most accuracy |
+| `search` | which of them to revert; knows no models |
+| `state`, `report` | what survives a kill, what the user reads |
+| `control` | `quantize_with_accuracy_control`, which wires them |
+"""
