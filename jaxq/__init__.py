@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.control import quantize_with_accuracy_control
+    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
     from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.data import Dataset
     from jaxq.errors import (
+        AccuracyError,
         CalibrationError,
         ConfigError,
         DeviceError,
@@ -43,10 +46,13 @@ if TYPE_CHECKING:
     from jaxq.verify import verify
 
 _HOME = {
+    "AccuracyError": "errors",
+    "AdvancedAccuracyRestorerParameters": "accuracy.options",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
+    "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
     "IgnoredScope": "placement",
     "InputError": "errors",
@@ -63,16 +69,20 @@ _HOME = {
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
+    "quantize_with_accuracy_control": "accuracy.control",
     "save": "onnx_export",
     "to_flax": "flax_module",
     "verify": "verify",
 }
 
 __all__ = [
+    "AccuracyError",
+    "AdvancedAccuracyRestorerParameters",
     "CalibrationError",
     "ConfigError",
     "Dataset",
     "DeviceError",
+    "DropType",
     "DynamicShapeError",
     "IgnoredScope",
     "InputError",
@@ -89,6 +99,7 @@ __all__ = [
     "from_flax",
     "load",
     "quantize",
+    "quantize_with_accuracy_control",
     "save",
     "to_flax",
     "verify",

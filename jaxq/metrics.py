@@ -275,7 +275,7 @@ def _token_loss(outputs: Outputs, target: Any) -> tuple[float, int]:
         )
     kept = tokens != IGNORED_TOKEN
     logits, tokens = logits[kept], tokens[kept]
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < logits.shape[1]):
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < logits.shape[1]):
         raise InputError(f"a word number lies outside of 0 to {logits.shape[1] - 1}")
     top = logits.max(axis=1, keepdims=True, initial=-np.inf)
     loss = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0] - logits[np.arange(tokens.size), tokens]

@@ -52,7 +52,7 @@ class Goal:
         if (
             self.higher_is_better
             and self.drop_type is DropType.ABSOLUTE
-            and 0 < self.baseline
+            and self.baseline > 0
             and self.max_drop >= self.baseline
         ):
             raise ConfigError(

@@ -65,7 +65,9 @@ class MetricOptions:
         if isinstance(given, str):
             return cls(given)
         if not isinstance(given, Mapping) or "name" not in given:
-            raise ConfigError(f"metrics: {given!r} is not a metric; expected a name or {{'name': ..., 'baseline_value': ...}}")
+            raise ConfigError(
+                f"metrics: {given!r} is not a metric; expected a name or {{'name': ..., 'baseline_value': ...}}"
+            )
         unknown = set(given) - {"name", "baseline_value", "type"}
         if unknown:
             name = sorted(unknown)[0]
@@ -120,17 +122,24 @@ class AdvancedAccuracyRestorerParameters:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that is wrong."""
-        put = lambda key, value: object.__setattr__(self, key, value)  # noqa: E731
+
+        def put(key: str, value: Any) -> None:
+            object.__setattr__(self, key, value)
+
         for key, kind in (("ranking", Ranking), ("search", Search), ("restore_mode", RestoreMode)):
             put(key, member(kind, key, getattr(self, key)))
         for key, least in (("max_num_iterations", 1), ("ranking_subset_size", 1), ("confirm", 0)):
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
+            if value is not None and (
+                not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least
+            ):
                 raise ConfigError(f"{key} = {value!r}; expected an integer of at least {least}")
         if self.base_algorithm != "DefaultQuantization":
             raise ConfigError(f"base_algorithm = {self.base_algorithm!r}; expected 'DefaultQuantization'")
         if not 0 < _number("metric_subset_ratio", self.metric_subset_ratio) <= 1:
-            raise ConfigError(f"metric_subset_ratio = {self.metric_subset_ratio!r}; expected a number above 0, at most 1")
+            raise ConfigError(
+                f"metric_subset_ratio = {self.metric_subset_ratio!r}; expected a number above 0, at most 1"
+            )
         if self.time_budget is not None and not _number("time_budget", self.time_budget) > 0:
             raise ConfigError(f"time_budget = {self.time_budget!r}; expected a number of seconds above 0")
         repairs = (self.repairs,) if isinstance(self.repairs, str) else tuple(self.repairs)
@@ -140,7 +149,7 @@ class AdvancedAccuracyRestorerParameters:
                     f"repairs: {name!r} is not known; expected some of {', '.join(REPAIRS)}{did_you_mean(str(name), REPAIRS)}"
                 )
         put("repairs", repairs)
-        metrics = self.metrics
+        metrics: Any = self.metrics
         metrics = (metrics,) if isinstance(metrics, str | Mapping | MetricOptions) else tuple(metrics)
         put("metrics", tuple(map(MetricOptions.of, metrics)))
         self._check_metrics()
@@ -185,7 +194,7 @@ def check_drop(max_drop: Any, drop_type: DropType) -> float:
         raise ConfigError(f"max_drop = {max_drop!r}; a drop that is allowed is 0 or more")
     if drop_type is DropType.RELATIVE and value >= 1:
         raise ConfigError(
-            f"max_drop = {max_drop!r} with drop_type='relative' allows to lose all of the metric; expected a part of it, e.g. 0.01"
+            f"max_drop = {max_drop!r} with drop_type='relative' allows to lose all of the metric; expected a part of it, as 0.01"
         )
     return value
 
