@@ -73,6 +73,16 @@ class Ranker:
         """The same by reverting each of these layers alone."""
         return self._measured(setting, self._left(setting))
 
+    def costs(self, setting: Setting, start: Setting) -> list[Ranked]:
+        """What each layer of a setting adds to the divergence when it is put back alone; the smallest first."""
+        before = self.divergence(setting)
+        found = []
+        for layer in [name for name in setting if setting[name] != start.get(name)]:
+            less = {name: step for name, step in setting.items() if name != layer}
+            less |= {layer: start[layer]} if layer in start else {}
+            found.append(Ranked(layer, self.divergence(less) - before, True))
+        return sorted(found, key=lambda each: each.gain)
+
     def _left(self, setting: Setting) -> list[str]:
         return [layer for layer in self.space.layers if setting.get(layer) != self.step]
 

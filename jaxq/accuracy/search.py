@@ -9,6 +9,9 @@ Setting = Mapping[str, str]
 Trial = Callable[[Setting, str], float]  # (setting, why) -> how far from the goal; 0 or less: reached
 Rank = Callable[[Setting], Sequence[str]]  # layers that the setting leaves quantized, the costliest first
 
+PATIENCE = 8  # layers in a row that could not be put back, after which the others, which cost more, are not tried
+SMALL = 4  # so few layers are not worth another ranking
+
 
 @dataclass(frozen=True)
 class Found:
@@ -47,22 +50,60 @@ def bisect(order: Sequence[str], revert: str, trial: Trial, start: Setting, most
     return Found(beginning(length), True)
 
 
-def relax(found: Found, candidates: Sequence[str], steps: Sequence[str], trial: Trial) -> Found:
-    """Does less to each of the candidates in turn, as long as the goal is reached: nothing at all, or the cheapest step that
-    suffices.
+def refine(found: Found, rank: Rank, revert: str, trial: Trial, start: Setting) -> Found:
+    """Tries to get by with fewer layers: keeps the first half of those reverted, ranks the others anew, and bisects again.
+
+    The first ranking is that of the fully quantized model; what the rest costs once the worst layers are gone is another matter.
+    """
+    while found.reached:
+        changed = [layer for layer in found.setting if layer not in start]
+        if len(changed) < SMALL:
+            break
+        half = {**start, **{layer: found.setting[layer] for layer in changed[: len(changed) // 2]}}
+        better = bisect(rank(half), revert, trial, half, len(changed) - len(changed) // 2 - 1)
+        if not better.reached:
+            break
+        found = better
+    return found
+
+
+def relax(found: Found, order: Sequence[str], steps: Sequence[str], trial: Trial, start: Setting) -> Found:
+    """Does less to the layers, as long as the goal is reached: nothing at all, or the cheapest step that suffices.
+
+    Put back are, in this order: as many at once as the goal allows, by bisection; then single ones, until PATIENCE of them
+    in a row miss the goal. Only those that cannot be put back are repaired.
 
     Args:
-      candidates: layers, the one whose revert is estimated to gain least first.
+      order: the layers, those first that cost least when they are put back.
       steps: what can be done to a layer, cheapest first; the last is what was done.
+      start: what is done to a layer that is put back.
     """
-    setting = dict(found.setting)
-    for layer in candidates:
-        less: dict[str, str] = {name: step for name, step in setting.items() if name != layer}
-        for step in ("", *steps[: steps.index(setting[layer])]):
-            tried = {**less, layer: step} if step else less
-            why = f"{layer}: {step}" if step else f"{layer} put back"
-            if trial(tried, why) <= 0:
-                setting = tried
+
+    def without(setting: Setting, layers: Sequence[str]) -> dict[str, str]:
+        kept = {name: step for name, step in setting.items() if name not in layers}
+        return {**kept, **{name: start[name] for name in layers if name in start}}
+
+    setting, good, bad = dict(found.setting), 0, len(order) + 1
+    count = 1
+    while good < len(order) and bad - good > 1:
+        if trial(without(setting, order[:count]), f"{count} put back: {', '.join(order[:count])}") <= 0:
+            good = count
+        else:
+            bad = count
+        count = min(2 * good, len(order)) if bad > len(order) else (good + bad) // 2
+    setting = without(setting, order[:good])
+    left, failures = list(order[good:]), 0
+    for layer in left:
+        if failures == PATIENCE:
+            break
+        if trial(without(setting, [layer]), f"{layer} put back") <= 0:
+            setting, failures = without(setting, [layer]), 0
+        else:
+            failures += 1
+    for layer in left:
+        for step in steps[: steps.index(setting[layer])] if layer in setting and setting[layer] in steps else ():
+            if trial({**setting, layer: step}, f"{layer}: {step}") <= 0:
+                setting[layer] = step
                 break
     return Found(setting, True)
 

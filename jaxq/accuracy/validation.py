@@ -27,6 +27,8 @@ LABEL_KEYS = ("label", "labels", "target", "targets")
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 PROBED = 4  # items on which the user's function is called twice
 
+EXACT, QUANTIZED = "exact", "quantized"  # roles of models whose outputs are compared
+
 Scores = dict[str, Score]
 
 
@@ -56,15 +58,17 @@ class Validation(Protocol):
 
     Attributes:
       directions: metric -> whether higher is better.
+      seen: the roles that have been evaluated.
     """
 
     directions: Mapping[str, bool]
+    seen: Mapping[str, Any]
 
-    def evaluate(self, model: Runnable) -> Scores:
-        """The metrics of a model on all of the data."""
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
+        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered."""
 
-    def pool(self, exact: Model, quantized: Model, part: float) -> Pool:
-        """The first part of the samples, with what quantization does to them."""
+    def pool(self, part: float = 1.0) -> Pool:
+        """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -132,12 +136,15 @@ class MetricValidation:
     batch_size: int | None = None
     _kept: list[Labelled] | None = None
     _targets: dict[int, list[Any]] = field(default_factory=dict)  # sample -> what each metric refers to
+    _outputs: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # sample -> those of the float model
+    _moved: dict[int, float] = field(default_factory=dict)  # sample -> how far quantization moves its outputs
+    seen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def directions(self) -> Mapping[str, bool]:
         return {metric.name: metric.higher_is_better for metric in self.metrics}
 
-    def evaluate(self, model: Runnable) -> Scores:
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
 
         Raises:
@@ -145,16 +152,32 @@ class MetricValidation:
           CalibrationError: there are no samples.
         """
         records: dict[int, list[Any]] = {}
+        outputs_of: dict[int, dict[str, np.ndarray]] = {}
+        moved: dict[int, float] = {}
+        room = MOST_BYTES
+        before = self._outputs if role == QUANTIZED else {}
         for labelled in self.batches():
             for number, target, outputs in self.outputs(model, labelled):
                 targets = self.targets(number, target, labelled)
                 records[number] = [
                     metric.measure(outputs, wanted) for metric, wanted in zip(self.metrics, targets, strict=True)
                 ]
+                if number in before:
+                    moved[number] = float(distances(_stacked(outputs), _stacked(before[number]))[0])
+                elif role == EXACT and room > 0:
+                    outputs_of[number] = outputs
+                    room -= sum(value.nbytes for value in outputs.values())
         ordered = [records[number] for number in sorted(records)]
-        return {
+        scores = {
             metric.name: metric.combine([each[place] for each in ordered]) for place, metric in enumerate(self.metrics)
         }
+        if role == EXACT:
+            self._outputs = outputs_of
+        if role == QUANTIZED:
+            self._moved = moved
+        if role:
+            self.seen[role] = scores[self.metrics[0].name].samples
+        return scores
 
     def targets(self, number: int, target: Any, labelled: Labelled) -> list[Any]:
         """What each metric compares the outputs of a sample with."""
@@ -214,29 +237,32 @@ class MetricValidation:
         if not targets:
             raise CalibrationError("the validation data is empty; at least one sample is needed")
 
-    def pool(self, exact: Model, quantized: Model, part: float = 1.0) -> Pool:
+    def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; hurt most is what loses most of the first metric, and among equals what moves furthest."""
-        pool = Pool()
+        before, after = self.seen[EXACT], self.seen[QUANTIZED]
+        sign = 1 if self.metrics[0].higher_is_better else -1
+        comparable = before is not None and after is not None and len(before) == len(after)
         found: dict[int, tuple[float, float, dict[str, Any]]] = {}
-        first = self.metrics[0]
-        size = 0
+        room = MOST_BYTES
         for labelled in self.batches():
             fixed = {name: literal.array for name, literal in labelled.static.items()}
-            pairs = zip(self.outputs(exact, labelled), self.outputs(quantized, labelled), strict=True)
-            for row, ((number, target, before), (_, _, after)) in enumerate(pairs):
-                wanted = self.targets(number, target, labelled)[0]
-                losses = [first.combine([first.measure(each, wanted)]).value for each in (before, after)]
-                moved = distances({k: v[None] for k, v in after.items()}, {k: v[None] for k, v in before.items()})
+            for row in np.flatnonzero(np.asarray(labelled.batch.real)):
+                number = int(np.asarray(labelled.batch.number)[row])
                 feed = {name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()} | fixed
-                lost = (losses[0] - losses[1]) * (1 if first.higher_is_better else -1)
-                found[number] = (lost, float(moved[0]), feed)
-                size += sum(value.nbytes for value in feed.values())
-            if size > MOST_BYTES:
+                lost = sign * float(before[number] - after[number]) if comparable else 0.0
+                found[number] = (lost, self._moved.get(number, 0.0), feed)
+                room -= sum(value.nbytes for value in feed.values())
+            if room < 0:
                 break
-        return _filled(pool, [found[number] for number in sorted(found)], part)
+        return _filled([found[number] for number in sorted(found)], part)
 
 
-def _filled(pool: Pool, rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:
+def _stacked(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[None] for name, value in outputs.items()}
+
+
+def _filled(rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:
+    pool = Pool()
     rows = rows[: max(1, math.ceil(part * len(rows)))]
     pool.feeds = [feed for _, _, feed in rows]
     order = sorted(range(len(rows)), key=lambda number: rows[number][:2])  # least hurt first
@@ -339,15 +365,20 @@ class FunctionValidation:
     def __init__(self, function: Callable[[Any, Iterable[Any]], Any], dataset: Dataset):
         self.function, self.dataset = function, dataset
         self._count: int | None = None
+        self.seen: dict[str, tuple[Watched, Score]] = {}
 
-    def evaluate(self, model: Runnable) -> Scores:
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
 
         Raises:
           ConfigError: the function fails, or what it returns is no number.
           CalibrationError: the data is empty, or can be passed over only once.
         """
-        return {"validation_fn": self._call(model, self._items())}
+        if not role:
+            return {"validation_fn": self._call(model, self._items())}
+        watched = Watched(model)
+        self.seen[role] = (watched, self._call(watched, self._items()))
+        return {"validation_fn": self.seen[role][1]}
 
     def _call(self, model: Runnable, items: Iterable[Any]) -> Score:
         try:
@@ -373,10 +404,10 @@ class FunctionValidation:
             raise CalibrationError("the validation data is empty; at least one sample is needed")
         self._count = count
 
-    def pool(self, exact: Model, quantized: Model, part: float = 1.0) -> Pool:
+    def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; found by watching the calls of the model inside of the function."""
-        watched = [Watched(exact), Watched(quantized)]
-        scores = [self._call(each, self._items()) for each in watched]
+        watched, scores = zip(*(self.seen[role] for role in (EXACT, QUANTIZED)), strict=True)
+        exact = watched[0]
         rows: list[tuple[float, float, dict[str, Any]]] = []
         for (feed, before), (other, after) in zip(*(each.calls for each in watched), strict=False):
             same = _digest(feed) == _digest(other)
@@ -392,7 +423,7 @@ class FunctionValidation:
         lost = [score.samples for score in scores]
         if lost[0] is not None and lost[1] is not None and len(lost[0]) == len(lost[1]) == len(rows):
             rows = [(float(a - b), moved, feed) for a, b, (_, moved, feed) in zip(lost[0], lost[1], rows, strict=True)]
-        return _filled(Pool(), rows, part)
+        return _filled(rows, part)
 
     def warn_of_noise(self, model: Runnable) -> None:
         """Warns if the function gives another value when it is called again, on a few items."""
