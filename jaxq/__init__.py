@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxq.accuracy.control import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
     from jaxq.algorithms.calibration import RangeEstimator
+    from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
         AccuracyError,
@@ -66,6 +67,7 @@ _HOME = {
     "RangeEstimator": "algorithms.calibration",
     "RuntimeMissingError": "errors",
     "UnsupportedOpError": "errors",
+    "compress_weights": "compress",
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
@@ -96,6 +98,7 @@ __all__ = [
     "RangeEstimator",
     "RuntimeMissingError",
     "UnsupportedOpError",
+    "compress_weights",
     "from_flax",
     "load",
     "quantize",

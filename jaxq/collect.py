@@ -79,11 +79,12 @@ def collect(
       CalibrationError: there are no samples.
     """
     requests = _requests(needs)
+    graph, params, encodings = model.program
     states: Any = None
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
-        states = _step(model.graph, static, requests, states, model.device_params, dict(model.encodings), batch)
+        states = _step(graph, static, requests, states, params, encodings, batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
     found = jax.device_get(states)
@@ -188,9 +189,8 @@ def tensor_shapes(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(
-        lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], model.device_params, dict(inputs)
-    )
+    params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}
+    jax.eval_shape(lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
     return shapes
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jaxq.errors import InputError
+from jaxq.execute import traced_params
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
@@ -79,7 +80,10 @@ class OnnxModule(nnx.Module):
             model.metadata,
         )
         self.params = nnx.Dict(
-            {key(name): variable_type(name, value, statistics)(value) for name, value in model.device_params.items()}
+            {
+                key(name): variable_type(name, value, statistics)(value)
+                for name, value in traced_params(model.params).items()
+            }
         )
         self.encodings = nnx.Dict(
             {key(name): Encoding(jax.tree.map(jnp.asarray, each)) for name, each in model.encodings.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,19 @@ import numpy as np
 from jaxq.errors import InputError, did_you_mean
 from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
-from jaxq.quantizer import QuantParams
+from jaxq.ops.layout import lay_out
+from jaxq.quantizer import QuantParams, transposed
+
+
+class Program(NamedTuple):
+    """What runs for a model: all numbers as JAX arrays, each weight in the order of axes in which this platform reads it.
+
+    The order is a matter of speed between the three alone (`jaxq.ops.layout`): what `Model` says is in ONNX's order.
+    """
+
+    graph: Graph
+    params: dict[str, jax.Array]
+    encodings: dict[str, QuantParams]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +58,17 @@ class Model:
         return {name: self.graph.types.get(name, TensorType("float32")) for name in self.graph.outputs}
 
     @functools.cached_property
-    def device_params(self) -> dict[str, jax.Array]:
-        """The params as JAX arrays, made on first use."""
+    def program(self) -> Program:
+        """What runs when the model is called, made on first use."""
+        graph, order = lay_out(self.graph, self.params)
+        params = {
+            name: np.transpose(value, order[name]) if name in order else value for name, value in self.params.items()
+        }
+        encodings = {
+            name: transposed(each, order[name]) if name in order else each for name, each in self.encodings.items()
+        }
         with jax.ensure_compile_time_eval():  # first used inside of someone's jit, they must outlive its trace
-            return traced_params(self.params)
+            return Program(graph, traced_params(params), encodings)
 
     def __call__(self, inputs: Any) -> dict[str, Any]:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
@@ -61,7 +80,8 @@ class Model:
           InputError: names, ranks, shapes or dtypes do not fit.
         """
         static, traced = split_static(self.graph, self.feed(inputs))
-        outputs = run(self.graph, static, self.device_params, dict(self.encodings), traced)
+        graph, params, encodings = self.program
+        outputs = run(graph, static, params, encodings, traced)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
 
     def _declared(self, name: str, value: Any) -> Any:

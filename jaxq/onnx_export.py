@@ -23,6 +23,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
+from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
 from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize
@@ -51,7 +52,9 @@ INTEGERS = tuple(
 FLOATS = {grid.mantissa: (jnp.dtype(grid.name), 19) for grid in (E4M3, E5M2)}
 
 
-def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+def save(
+    model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None, matmul_nbits: bool = False
+) -> None:
     """Writes the model as ONNX; with encodings, as QDQ ONNX that runtimes execute in integers.
 
     The file appears complete or not at all: it is written beside the target and renamed.
@@ -61,14 +64,16 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
       path: the file to write; an existing one is replaced.
       external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB, and for a model that was read
         from a file which did.
+      matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
 
     Raises:
       ConfigError: the path cannot be written.
-      ModelError: the result is not valid ONNX (a defect of jaxq; nothing is written).
+      ModelError: there is nothing to write as MatMulNBits; the result is not valid ONNX (a defect of jaxq; nothing is
+        written).
     """
     target = Path(path)
     check_writable(target)
-    written = to_ir(model)
+    written = to_ir(to_matmul_nbits(model) if matmul_nbits else model)
     if any(output.shape is None for output in written.graph.outputs):
         ShapeInferencePass()(written)  # a file must say at least the rank of its outputs; some that are read do not
     if external_data is None:

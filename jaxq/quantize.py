@@ -192,9 +192,9 @@ class Options:
             raise ConfigError(f"target = {target!r}; {known}")
         check_integer("subset_size", subset_size, at_least=1)
         chosen = TARGETS[target]
-        preset_found = _member(Preset, "preset", preset or chosen.default_preset)
-        kind = None if model_type is None else _member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
-        estimator = _member(RangeEstimator, "range_estimator", range_estimator)
+        preset_found = member(Preset, "preset", preset or chosen.default_preset)
+        kind = None if model_type is None else member(ModelType, "model_type", model_type) is ModelType.TRANSFORMER
+        estimator = member(RangeEstimator, "range_estimator", range_estimator)
         return cls(preset_found, chosen, kind, int(subset_size), estimator, bias_correction)
 
     def record(self, seed: int, ignored: Iterable[str]) -> dict[str, str]:
@@ -221,7 +221,12 @@ def check_integer(key: str, value: object, *, at_least: int) -> None:
         raise ConfigError(f"{key} = {value!r}; expected an integer of at least {at_least}")
 
 
-def _member(kind: Any, key: str, value: str) -> Any:
+def member(kind: Any, key: str, value: str) -> Any:
+    """The member of an enumeration that `value` is, or names.
+
+    Raises:
+      ConfigError: there is none; the message lists them, and names the nearest.
+    """
     try:
         return kind(value)
     except ValueError:

@@ -195,6 +195,11 @@ def dequantize(q: jax.Array, params: QuantParams) -> jax.Array:
     return (q - spread(zero_point, q.shape)) * spread(scale, q.shape)
 
 
+def transposed(params: QuantParams, axes: tuple[int, ...]) -> QuantParams:
+    """The quantizer of `x.transpose(axes)`, from that of x."""
+    return replace(params, scale=params.scale.transpose(axes), zero_point=params.zero_point.transpose(axes))
+
+
 def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     """x on the quantizer's grid, in x's own dtype; x itself where the quantizer is off."""
     rounded = dequantize(quantize(x.astype(jnp.float32), params), params).astype(x.dtype)

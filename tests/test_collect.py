@@ -113,7 +113,7 @@ def test_statistics_are_those_of_the_tensors_themselves(model):
     found = collect(model, [needs_of(model)], FEEDS, batch_size=4)[0]
     for number, feed in enumerate(FEEDS[:2]):
         values = {}
-        execute(model.graph, model.device_params, {"image": jax.numpy.asarray(feed["image"])}, carry=None,
+        execute(model.program.graph, model.program.params, {"image": jax.numpy.asarray(feed["image"])}, carry=None,
                 tap=lambda name, value, carry, values=values: (values.update({name: value}) or value, carry))  # fmt: skip
         for name, (seen, shape) in found.items():
             assert shape.counts.sum() <= COUNT * values[name].size
@@ -153,9 +153,9 @@ def test_only_the_states_leave_the_device(model, monkeypatch):
     assert [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sent] == [state_bytes]
 
     static, batch = next(iter(batches(model, FEEDS, 2)))
-    requests = FrozenDict({WATCHED: tuple(needs)})
+    requests, program = FrozenDict({WATCHED: tuple(needs)}), model.program
     results = jax.eval_shape(
-        lambda states, batch: _step(model.graph, static, requests, states, model.device_params, {}, batch),
+        lambda states, batch: _step(program.graph, static, requests, states, program.params, {}, batch),
         [WATCHED.init(len(needs))], batch,
     )  # fmt: skip
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) == state_bytes

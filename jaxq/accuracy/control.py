@@ -24,7 +24,6 @@ from jaxq.accuracy.options import (
     Ranking,
     Search,
     check_drop,
-    member,
 )
 from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept, Step
@@ -39,7 +38,7 @@ from jaxq.model import Model, check_feed
 from jaxq.onnx_export import save
 from jaxq.onnx_import import Source
 from jaxq.placement import IgnoredScope
-from jaxq.quantize import ModelType, Options, Prepared, Preset, check_integer, prepare
+from jaxq.quantize import ModelType, Options, Prepared, Preset, check_integer, member, prepare
 
 GRADIENT_SUBSET, EXACT_SUBSET = 32, 300  # samples to rank on
 
@@ -316,8 +315,8 @@ class Control:
                     raise ConfigError(f"{name} of the float model is {value}; there is nothing to compare with")
                 if value < 0 and isinstance(self.validation, FunctionValidation):
                     self.note(
-                        f"{name} of the float model is negative ({value:g}): higher still counts as better, and a relative drop is "
-                        "taken of its absolute value"
+                        f"{name} of the float model is negative ({value:g}): higher still counts as better, and a relative drop "
+                        "is taken of its absolute value"
                     )
             self.state.baseline = baseline
             self.state.save()

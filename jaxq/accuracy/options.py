@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, WEIGHTS, WIDE
 from jaxq.errors import ConfigError, did_you_mean
+from jaxq.quantize import member
 
 
 class DropType(StrEnum):
@@ -172,15 +173,6 @@ class AdvancedAccuracyRestorerParameters:
         chosen = {step for name in self.repairs for step in REPAIRS[name]}
         last = STEPS[-1] if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
         return (*(step for step in STEPS[:-1] if step in chosen and step != last), last)
-
-
-def member(kind: Any, key: str, value: Any) -> Any:
-    """The member of an enumeration that `value` is or names; ConfigError with the nearest name otherwise."""
-    try:
-        return kind(value)
-    except ValueError:
-        known = [each.value for each in kind]
-        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
 
 
 def check_drop(max_drop: Any, drop_type: DropType) -> float:

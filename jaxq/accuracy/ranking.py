@@ -59,9 +59,9 @@ class Ranker:
         over the quantizers that go with it. The first `confirm` layers are then measured by themselves, and put in order.
         """
         slopes = self._slopes(setting)
-        now = self._names(setting)
+        now = self.space.parts(setting).changed
         gains = {
-            layer: sum(slopes.get(name, 0.0) for name in now - self._names({**setting, layer: self.step}))
+            layer: sum(slopes[name] for name in now - self.space.parts({**setting, layer: self.step}).changed)
             for layer in self._left(setting)
         }
         order = sorted(gains, key=lambda layer: -gains[layer])
@@ -98,10 +98,10 @@ class Ranker:
 
     def divergence(self, setting: Setting) -> float:
         """The mean divergence of a setting over the samples."""
-        model = self.space.candidate(setting)
+        graph, params, encodings = self.space.candidate(setting).program
         total, count = 0.0, 0
         for static, batch, reference in self.batches():
-            found = run_samples(model.graph, static, model.device_params, dict(model.encodings), dict(batch.inputs))
+            found = run_samples(graph, static, params, encodings, dict(batch.inputs))
             real = np.asarray(batch.real)
             total += float(distances(jax.device_get(found), reference)[real].sum())
             count += int(real.sum())
@@ -110,35 +110,27 @@ class Ranker:
     def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
         """The samples in batches, with the outputs of the float model."""
         if self._batches is None:
-            model = self.float_model
-            size = self.batch_size or _fitting(self)
+            graph, params, encodings = self.float_model.program
             self._batches = []
-            for static, batch in batches(model, self.feeds, size):
-                found = run_samples(model.graph, static, model.device_params, dict(model.encodings), dict(batch.inputs))
+            for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
+                found = run_samples(graph, static, params, encodings, dict(batch.inputs))
                 self._batches.append((static, batch, jax.device_get(found)))
         return self._batches
 
     # ----------------------------------------------------------------------------------------------------- the gradient
 
-    def _names(self, setting: Setting) -> frozenset[str]:
-        """Every quantizer that is on: switches and params."""
-        parts = self.space.parts(setting)
-        return parts.switches | parts.rounded
-
     def _slopes(self, setting: Setting) -> dict[str, float]:
-        """d divergence / d alpha of every quantizer that is on."""
-        parts = self.space.parts(setting)
-        model = self.space.candidate(setting)
-        exact = self.float_model.device_params
-        names = sorted(model.encodings.keys() | (model.params.keys() & parts.encodings.keys()))
-        blended = {name: model.device_params[name] for name in names if name in model.params}
-        alpha = {name: np.float32(name in parts.switches or name in parts.rounded) for name in names}
+        """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
+        now, most = self.space.parts(setting).changed, self.space.parts({}).changed
+        graph, params, encodings = self.space.candidate(setting).program
+        exact = self.float_model.program.params
+        names = sorted(encodings.keys() | most)
+        blended = {name: params[name] for name in names if name in params}
+        alpha = {name: np.float32(name in now) for name in names}
         total: dict[str, float] = dict.fromkeys(names, 0.0)
         count = 0
         for static, batch, reference in track(self.batches(), "ranking"):
-            slopes = _gradient(
-                model.graph, static, alpha, dict(exact), blended, dict(model.encodings), batch, reference
-            )
+            slopes = _gradient(graph, static, alpha, exact, blended, encodings, batch, reference)
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(np.nan_to_num(slope, nan=0.0, posinf=1e30, neginf=-1e30))
             count += int(np.asarray(batch.real).sum())

@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxq.accuracy.switches import Switches, add_switches, sources
 from jaxq.algorithms.bias_correction import bias_sites
 from jaxq.algorithms.calibration import with_biases
-from jaxq.graph import Graph
+from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
 from jaxq.placement import Plan
-from jaxq.quantizer import IntType, QuantParams, fake_quantize
+from jaxq.quantizer import IntType, QuantParams, fake_quantize, spread
 from jaxq.ranges import Range, asymmetric_params
 
 FLOAT = "float"  # the layer is as it was
@@ -33,8 +32,6 @@ ESTIMATORS = {f"range estimator {name}": name for name in ("mse", "mean_minmax",
 STEPS = (*ESTIMATORS, UNCORRECTED, WIDE, WEIGHTS, FLOAT)  # in the order of what they cost at run time
 
 Setting = Mapping[str, str]  # layer -> one of STEPS
-
-_rounded = jax.jit(fake_quantize)
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,15 @@ class Parts:
 
     plan: Plan
     switches: frozenset[str]  # of activations, that are on
-    params: Mapping[str, jax.Array]  # in float
+    params: Mapping[str, Any]  # in float
     rounded: frozenset[str]  # params that are rounded
+    moved: frozenset[str]  # biases that are corrected
     encodings: Mapping[str, QuantParams]  # by tensor of the float graph, or param
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Everything that sets the model apart from the float one: switches, and params."""
+        return self.switches | self.rounded | self.moved
 
 
 class Space:
@@ -110,9 +113,7 @@ class Space:
             for site in bias_sites(base.plan.graph, base.exact, [node])
             if site.bias in base.corrected
         }
-        self._exact = {name: jnp.asarray(value) for name, value in Model(base.graph, base.exact).device_params.items()}
-        self._corrected = {name: jnp.asarray(value) for name, value in base.corrected.items()}
-        self._cache: dict[tuple[str, bytes, bool], jax.Array] = {}
+        self._cache: dict[tuple[str, bytes, bool], np.ndarray] = {}
         self._plans: dict[frozenset[str], Plan] = {}
 
     # ------------------------------------------------------------------------------------------------- what a setting means
@@ -128,7 +129,7 @@ class Space:
             for bias, node in self._biases.items()
             if (node in integer or done.get(node) == WEIGHTS) and done.get(node) != UNCORRECTED
         }
-        params = {name: self._corrected[name] if name in moved else value for name, value in self._exact.items()}
+        params = {name: self.base.corrected[name] if name in moved else each for name, each in self.base.exact.items()}
         activations, wide = self._activations(setting)
         weights = {weight.name for weight in plan.weights} | kept
         encodings = {**activations, **{name: self.base.weights[name] for name in weights if name in self.base.weights}}
@@ -136,12 +137,12 @@ class Space:
         biases = [replace(bias, activation=own[bias.activation]) for bias in plan.biases]
         # 16 bits make the unit of a bias so small that int32 would not hold it: such a bias stays in float.
         biases = [bias for bias in biases if bias.activation in activations and bias.activation not in wide]
-        encodings = with_biases(encodings, {name: params[name] for name in params}, tuple(biases))
+        encodings = with_biases(encodings, params, tuple(biases))
         rounded = frozenset(name for name in encodings if name in params)
         on = frozenset(
             name for name in self.switches.on(plan) if self.switches.tensors[name] in activations
         )  # what no sample ever made has no range
-        return Parts(plan, on, params, rounded, encodings)
+        return Parts(plan, on, params, rounded, frozenset(moved), encodings)
 
     def _plan(self, ignored: Iterable[str]) -> Plan:
         key = frozenset(ignored)
@@ -177,7 +178,7 @@ class Space:
     def float_model(self) -> Model:
         """The same program with every quantizer off."""
         parts = self.parts({})
-        return Model(self.switches.graph, self._exact, self._switched(parts, frozenset()))
+        return Model(self.switches.graph, self.base.exact, self._switched(parts, frozenset()))
 
     def _switched(self, parts: Parts, on: frozenset[str]) -> dict[str, QuantParams]:
         return {
@@ -186,10 +187,10 @@ class Space:
             if tensor in parts.encodings
         }
 
-    def _round(self, name: str, value: jax.Array, encoding: QuantParams) -> jax.Array:
-        key = (name, np.asarray(encoding.scale).tobytes(), value is self._corrected.get(name))
+    def _round(self, name: str, value: Any, encoding: QuantParams) -> np.ndarray:
+        key = (name, np.asarray(encoding.scale).tobytes(), value is self.base.corrected.get(name))
         if key not in self._cache:
-            self._cache[key] = _rounded(value, encoding)
+            self._cache[key] = rounded(np.asarray(value), encoding)
         return self._cache[key]
 
     def final(self, setting: Setting, metadata: Mapping[str, str] | None = None) -> Model:
@@ -198,14 +199,7 @@ class Space:
         own = sources(self.base.graph, parts.plan)
         encodings = {name: parts.encodings[tensor] for name, tensor in own.items() if tensor in parts.encodings}
         encodings |= {name: parts.encodings[name] for name in parts.rounded}
-        params = {name: np.asarray(value) for name, value in parts.params.items()}
-        known = {name: value for name, value in self.base.exact.items() if name not in self.base.corrected}
-        return Model(
-            parts.plan.graph,
-            params | known,  # as they came: 64-bit integers, and arrays mapped from a file
-            encodings,
-            type(Model(self.base.graph, {}).metadata)({**self.base.metadata, **(metadata or {})}),
-        )
+        return Model(parts.plan.graph, parts.params, encodings, FrozenDict({**self.base.metadata, **(metadata or {})}))
 
     # ---------------------------------------------------------------------------------------------------------- counting
 
@@ -218,6 +212,18 @@ class Space:
     def weight_layers(self) -> int:
         """How many layers with weights there are."""
         return sum(bool(layer.weights) for layer in self.layers.values())
+
+
+def rounded(value: np.ndarray, encoding: QuantParams) -> np.ndarray:
+    """`fake_quantize` of a param, on integer grids in numpy: nothing is compiled for it, whatever the number of shapes."""
+    if encoding.mantissa is not None:
+        return np.asarray(fake_quantize(jnp.asarray(value), encoding))
+    scale, zero_point = (spread(np.asarray(each), value.shape) for each in (encoding.scale, encoding.zero_point))
+    zero = zero_point.astype(np.float32)
+    grid = np.clip(
+        np.rint(value.astype(np.float32) / scale) + zero, np.float32(encoding.qmin), np.float32(encoding.qmax)
+    )
+    return ((grid - zero) * scale).astype(value.dtype)
 
 
 def widened(encoding: QuantParams) -> QuantParams:

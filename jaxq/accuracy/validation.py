@@ -193,9 +193,8 @@ class MetricValidation:
         real = np.flatnonzero(np.asarray(labelled.batch.real))
         numbers = np.asarray(labelled.batch.number)
         if isinstance(model, Model):
-            found = run_samples(
-                model.graph, labelled.static, model.device_params, dict(model.encodings), dict(labelled.batch.inputs)
-            )
+            graph, params, encodings = model.program
+            found = run_samples(graph, labelled.static, params, encodings, dict(labelled.batch.inputs))
             stacked = jax.device_get(found)
             rows = [{name: stacked[name][row] for name in model.graph.outputs} for row in real]
         else:

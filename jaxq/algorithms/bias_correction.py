@@ -55,20 +55,21 @@ class BiasCorrection:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        graph, params, encodings = model.program
         totals: dict[str, np.ndarray] = {}
         count = 0
         for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
-            shifts = _shifts(model.graph, static, self.sites, model.device_params, dict(model.encodings), batch)
+            shifts = _shifts(graph, static, self.sites, params, encodings, batch)
             real = int(batch.real.sum())
             for name, shift in jax.device_get(shifts).items():
                 totals[name] = totals.get(name, 0.0) + shift.astype(np.float64) * real
             count += real
-        params = dict(model.params)
+        changed = dict(model.params)
         for site in self.sites:
             if site.output in totals:
-                moved = np.asarray(params[site.bias], np.float64) + totals[site.output] / count
-                params[site.bias] = moved.astype(params[site.bias].dtype)
-        return model.replace(params=params)
+                moved = np.asarray(changed[site.bias], np.float64) + totals[site.output] / count
+                changed[site.bias] = moved.astype(changed[site.bias].dtype)
+        return model.replace(params=changed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,15 +1,16 @@
 """Convolutions. How one is computed is chosen here, by platform, and nowhere else.
 
-On GPU and TPU a convolution is the plain XLA one. XLA's CPU convolutions are slow where they need not be, so on CPU data and
-kernel are laid out channels-last inside the operator, 1x1 kernels become matrix products and depthwise kernels a sum of
-shifted multiply-adds (`tools/bench_convolution.py` measures all of them). All variants have the signature of
-`plain_convolution` and are tested against it.
+On GPU and TPU a convolution is the plain XLA one. XLA's CPU convolutions are slow where they need not be, so on CPU data are
+laid out channels-last inside the operator and kernels as [*size, I / group, O], 1x1 kernels become matrix products and
+depthwise ones a sum of shifted multiply-adds (`tools/bench_convolution.py` measures all of them). Every variant is tested
+against the plain one.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import op, platform, wider
+from jaxq.ops.layout import LAID_OUT
 from jaxq.ops.spatial import Window, check_axes, per_channel, resolve_pads, sliding_window
 
-Convolution = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
+Variant = Callable[[jax.Array, jax.Array, Window, int], jax.Array]
 
 
 @op("Conv", since=1)
@@ -27,8 +29,19 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape
     window = sliding_window(
         x.shape[2:], kernel_shape or w.shape[2:], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad
     )
-    check_kernel(x, w, window, group)
+    check_kernel(x, w.shape, window, group)
     y = convolve(x, w, window, group)
+    return y if b is None else y + per_channel(b, y.ndim)
+
+
+@op("Conv", since=1, domain=LAID_OUT)
+def conv_laid_out(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape=(), pads=(), strides=()):
+    """The same with a kernel [*size, I / group, O], which `jaxq.ops.layout` has put into that order beforehand."""
+    window = sliding_window(
+        x.shape[2:], kernel_shape or w.shape[:-2], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad
+    )
+    check_kernel(x, (w.shape[-1], w.shape[-2], *w.shape[:-2]), window, group)
+    y = cpu_convolution(x, jnp.asarray(w), window, group)
     return y if b is None else y + per_channel(b, y.ndim)
 
 
@@ -140,11 +153,11 @@ def phased_transpose(x, w, strides, dilations, crops, output, group: int) -> jax
     return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), (0, 0, 0), *cut])
 
 
-def check_kernel(x, w, window: Window, group: int) -> None:
-    """Raises ModelError when the kernel [O, I / group, ...] does not fit the data [N, I, ...]."""
-    if w.shape[1:] != (x.shape[1] // group, *window.size) or x.shape[1] % group or w.shape[0] % group:
+def check_kernel(x, shape: tuple[int, ...], window: Window, group: int) -> None:
+    """Raises ModelError when a kernel of shape [O, I / group, ...] does not fit the data [N, I, ...]."""
+    if shape[1:] != (x.shape[1] // group, *window.size) or x.shape[1] % group or shape[0] % group:
         raise ModelError(
-            f"a kernel of shape {list(w.shape)} does not fit input channels {x.shape[1]}, group {group}, "
+            f"a kernel of shape {list(shape)} does not fit input channels {x.shape[1]}, group {group}, "
             f"kernel_shape {list(window.size)}"
         )
 
@@ -153,20 +166,7 @@ def convolve(x: jax.Array, w: jax.Array, window: Window, group: int = 1) -> jax.
     """x [N, I, ...] with kernel w [O, I / group, ...], by the variant that is fast on the platform: [N, O, ...]."""
     if platform() != "cpu":
         return plain_convolution(x, w, window, group)
-    # CPUs compute in no less than 32 bit; the sums of the variants below are then rounded once.
-    wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-    y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
-    return y.astype(x.dtype)
-
-
-def cpu_variant(x: jax.Array, window: Window, group: int) -> Convolution:
-    """The variant that is fast on CPU; measured by tools/bench_convolution.py."""
-    if group == 1:
-        pointwise = all(size == 1 for size in window.size)
-        return pointwise_convolution if pointwise else channels_last_convolution
-    if group == x.shape[1]:
-        return depthwise_convolution
-    return grouped_convolution
+    return cpu_convolution(x, jnp.transpose(w, (*range(2, w.ndim), 1, 0)), window, group)
 
 
 def plain_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
@@ -176,64 +176,94 @@ def plain_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) ->
     )
 
 
+# --------------------------------------------------------------------------------- on CPU; kernels are [*size, I / group, O]
+
+
+def cpu_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    # CPUs compute in no less than 32 bit; the sums of the variants are then rounded once.
+    wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
+    return fusion_border(y).astype(x.dtype)
+
+
+def fusion_border(y: jax.Array) -> jax.Array:
+    """y itself, in an operation that XLA's CPU compiler keeps and does not take into a reduction.
+
+    A sum or maximum over what chains of convolutions give (a global pooling, the gradient of a bias) would otherwise be one
+    loop with all of them inside, computed anew for each part of it: the last stage of ResNet-18 took 47 ms instead of 8.
+    """
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        return y
+    kind = jnp.finfo(y.dtype)
+    return lax.reduce_precision(y, kind.nexp, kind.nmant)
+
+
+# Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data.
+FEW_TERMS = 32
+# Groups are taken together until a block has this many channels: the zeros between them cost less than more calls.
+BLOCK_CHANNELS = 32
+
+
+def cpu_variant(x: jax.Array, window: Window, group: int) -> Variant:
+    """The variant that is fast on CPU; measured by tools/bench_convolution.py."""
+    channels, cells = x.shape[1], math.prod(window.size)
+    if group == 1:
+        few = channels * cells <= FEW_TERMS and math.prod(window.strides) > 1
+        return patch_convolution if cells == 1 or few else channels_last_convolution
+    return depthwise_convolution if group == channels else grouped_convolution
+
+
 def channels_last_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
-    """XLA's convolution with data [N, ..., I] and kernel [..., I, O]."""
+    """XLA's convolution of data [N, ..., I]."""
     last, spatial = window.rank + 1, tuple(range(1, window.rank + 1))
-    layout = lax.ConvDimensionNumbers((0, last, *spatial), (last, last - 1, *range(window.rank)), (0, last, *spatial))
     y = lax.conv_general_dilated(
         to_channels_last(x),
-        jnp.transpose(w, (*range(2, w.ndim), 1, 0)),
+        w,
         window.strides,
         window.padding,
         rhs_dilation=window.dilations,
         feature_group_count=group,
-        dimension_numbers=layout,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, last, *spatial), (last, last - 1, *range(window.rank)), (0, last, *spatial)
+        ),
     )
     return to_channels_first(y)
 
 
-def pointwise_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
-    """A kernel of size 1 as a matrix product over the channels."""
-    x = pad(to_channels_last(x), window)
-    x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1))
-    return to_channels_first(x @ jnp.reshape(w, w.shape[:2]).T)
+def patch_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    """One matrix product: the cells that each window covers, side by side, times the kernel."""
+    cells = [part for _, part in shifted(to_channels_last(x), window)]
+    patches = cells[0] if len(cells) == 1 else jnp.concatenate(cells, axis=-1)
+    return to_channels_first(patches @ jnp.reshape(w, (-1, w.shape[-1])))
 
 
 def depthwise_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
-    """One input channel a group: the sum over the kernel's positions of a shifted input times a weight per channel."""
+    """One input channel a group: the sum over the kernel's cells of a shifted input times a weight per channel."""
     x = to_channels_last(x)
-    if w.shape[0] != group:  # channel multiplier
-        x = jnp.repeat(x, w.shape[0] // group, axis=-1)
-    kernel = jnp.transpose(w[:, 0], (*range(1, window.rank + 1), 0))
-    terms = (cells * kernel[offset] for offset, cells in shifted(x, window))
+    if w.shape[-1] != group:  # channel multiplier
+        x = jnp.repeat(x, w.shape[-1] // group, axis=-1)
+    terms = (cells * w[*offset, 0] for offset, cells in shifted(x, window))
     return to_channels_first(sum(terms, start=next(terms)))
 
 
 def grouped_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
-    """Each group by itself."""
-    parts = zip(jnp.split(x, group, axis=1), jnp.split(w, group, axis=0), strict=True)
-    return jnp.concatenate([convolve(data, kernel, window) for data, kernel in parts], axis=1)
+    """A convolution for each block of neighbouring groups, with zeros in the kernel between them."""
+    size, outputs = w.shape[-2], w.shape[-1] // group
+    together = max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * size <= BLOCK_CHANNELS))
+    parts = jnp.reshape(w, (*window.size, 1, size, group // together, together, outputs))
+    diagonal = jnp.reshape(jnp.eye(together, dtype=w.dtype), (together, 1, 1, together, 1))
+    spread = jnp.reshape(parts * diagonal, (*window.size, together * size, -1))
+    blocks = zip(*(jnp.split(each, group // together, axis) for each, axis in ((x, 1), (spread, -1))), strict=True)
+    return jnp.concatenate([cpu_convolution(data, kernel, window, 1) for data, kernel in blocks], axis=1)
 
 
-def shifted(x: jax.Array, window: Window, fill: float = 0.0):
-    """For each position in the kernel, its index and the cells of x [N, ..., C] that it meets: [N, *window.output, C].
-
-    Strided slices are slow on CPU; x is split into phases once (every s-th cell, from 0, 1, ..., s - 1), of which each
-    position takes a dense slice.
-    """
+def shifted(x: jax.Array, window: Window, fill: float = 0.0) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+    """For each cell of the kernel, its index and the cells of x [N, ..., C] that it meets: [N, *window.output, C]."""
     x = pad(x, window, fill)
-    strides = window.strides
-    if any(stride > 1 for stride in strides):
-        whole = [-length % stride for length, stride in zip(x.shape[1:-1], strides, strict=True)]
-        x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((0, extra, 0) for extra in whole), (0, 0, 0)))
-    split = [axis for length, stride in zip(x.shape[1:-1], strides, strict=True) for axis in (length // stride, stride)]
-    phases = jnp.reshape(x, (x.shape[0], *split, x.shape[-1]))
     for offset in itertools.product(*map(range, window.size)):
-        index: list[int | slice] = [slice(None)]
-        for position, dilation, stride, count in zip(offset, window.dilations, strides, window.output, strict=True):
-            start, phase = divmod(position * dilation, stride)
-            index += [slice(start, start + count), phase]
-        yield offset, phases[tuple(index)]
+        start = [position * dilation for position, dilation in zip(offset, window.dilations, strict=True)]
+        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, window.output, window.strides, strict=True)]
+        yield offset, lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *window.strides, 1))
 
 
 def pad(x: jax.Array, window: Window, fill: float = 0.0) -> jax.Array:

@@ -218,7 +218,7 @@ def deform_conv(
     Source: Zhu et al., Deformable ConvNets v2, arXiv:1811.11168, equation 1.
     """
     window = sliding_window(x.shape[2:], kernel_shape or w.shape[2:], strides=strides, dilations=dilations, pads=pads)
-    check_kernel(x, w, window, group)
+    check_kernel(x, w.shape, window, group)
     rank, cells, images = window.rank, int(np.prod(window.size)), x.shape[0]
     shift = jnp.reshape(offset, (images * offset_group, cells, rank, *window.output))
     steps = np.stack(np.meshgrid(*map(np.arange, window.size), indexing="ij"), axis=-1).reshape(cells, rank)

@@ -30,6 +30,18 @@ class Window:
     def rank(self) -> int:
         return len(self.size)
 
+    def along(self, axis: int) -> Window:
+        """The same window over one spatial axis alone."""
+        here = slice(axis, axis + 1)
+        return Window(
+            self.size[here],
+            self.strides[here],
+            self.dilations[here],
+            self.pads[here],
+            self.output[here],
+            self.padding[here],
+        )
+
     @property
     def extents(self) -> tuple[int, ...]:
         """Distance from the first to the last cell of a window, plus one."""

@@ -55,13 +55,14 @@ def channel_means(model: Model, name: str, axis: int = 1) -> np.ndarray:
         return value, carry
 
     feed = {"image": jax.numpy.asarray(IMAGES)}
-    quantize = quantizing(model.encodings)
+    graph, params, encodings = model.program
+    quantize = quantizing(encodings)
 
     def tap(each, value, carry):
         watch(each, value, carry)
         return quantize(each, value, carry)
 
-    execute(model.graph, model.device_params, feed, tap=tap)
+    execute(graph, params, feed, tap=tap)
     value = np.asarray(found[name])
     return value.mean(tuple(each for each in range(value.ndim) if each != axis % value.ndim))
 

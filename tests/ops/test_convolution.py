@@ -90,7 +90,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(data, kernel, a
 
 VARIANTS = {
     "plain": convolution.channels_last_convolution,
-    "1x1 with padding": convolution.pointwise_convolution,
+    "1x1 with padding": convolution.patch_convolution,
     "depthwise": convolution.depthwise_convolution,
     "depthwise, channel multiplier": convolution.depthwise_convolution,
     "grouped": convolution.grouped_convolution,

@@ -1,0 +1,254 @@
+"""Weight-only compression: a float model in, the same model with the weights of its matrix products in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRounding, output_error, second_moment
+from jaxq.collect import collect
+from jaxq.errors import ConfigError, ModelError
+from jaxq.graph import Graph
+from jaxq.model import Model
+from jaxq.onnx_import import Source, load
+from jaxq.placement import IgnoredScope
+from jaxq.quantize import Samples, check_integer, member, refuse_quantized
+from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
+
+SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two
+
+
+class CompressWeightsMode(StrEnum):
+    """Bits of the weights, and whether zero is in the middle of the grid."""
+
+    INT8_SYM = "int8_sym"
+    INT8_ASYM = "int8_asym"
+    INT4_SYM = "int4_sym"
+    INT4_ASYM = "int4_asym"
+
+
+class BackupMode(StrEnum):
+    """What the layers get that are not worth, or do not stand, the mode's bits."""
+
+    NONE = "none"
+    INT8_SYM = "int8_sym"
+    INT8_ASYM = "int8_asym"
+
+
+class GroupSizeFallbackMode(StrEnum):
+    """What becomes of a layer whose input channels do not divide into groups."""
+
+    ERROR = "error"
+    IGNORE = "ignore"  # it gets the backup mode
+    ADJUST = "adjust"  # it gets the largest group that does divide, not below 32, else the backup mode
+
+
+def compress_weights(
+    model: Source,
+    *,
+    mode: CompressWeightsMode | str = CompressWeightsMode.INT8_ASYM,
+    ratio: float = 1.0,
+    group_size: int | None = None,
+    ignored_scope: IgnoredScope | None = None,
+    all_layers: bool = False,
+    dataset: Iterable[Any] | None = None,
+    subset_size: int = 128,
+    gptq: bool = False,
+    backup_mode: BackupMode | str = BackupMode.INT8_ASYM,
+    group_size_fallback_mode: GroupSizeFallbackMode | str = GroupSizeFallbackMode.ADJUST,
+    batch_size: int | None = None,
+) -> Model:
+    """Compresses the weights of MatMul, Gemm and embeddings (Gather); activations stay in float.
+
+    Names follow `nncf.compress_weights`. Departures: groups that do not divide are adjusted rather than refused; which layers
+    keep more bits (`ratio`) is decided by the squared error that the layer's output would have.
+
+    Args:
+      model: path, `onnx.ModelProto` or `Model`, in float.
+      mode: "int8_asym", "int8_sym" (one scale a channel), "int4_sym" or "int4_asym" (in groups).
+      ratio: for 4 bits, the share of the weights that get them; the most sensitive layers get the backup mode.
+      group_size: for 4 bits, input channels that share a scale; -1: all; None: 128.
+      ignored_scope: nodes whose weights stay in float.
+      all_layers: give 4 bits to embeddings and to the last matrix product too.
+      dataset: samples, for `gptq` and for measuring sensitivity; see `quantize`.
+      subset_size: how many of them are used.
+      gptq: round by GPTQ (arXiv:2210.17323) instead of to nearest.
+      backup_mode: for layers that do not get 4 bits.
+      group_size_fallback_mode: for layers that do not divide into groups.
+      batch_size: samples run at a time, None to choose.
+
+    Returns:
+      A `Model` whose calls simulate the rounded weights; `jaxq.save` writes them as integers behind (blocked)
+      DequantizeLinear, which ONNX Runtime runs as MatMulNBits.
+
+    Raises:
+      ModelError: the model is quantized already, or has no such weights.
+      ConfigError: options are wrong or contradict each other.
+      CalibrationError, InputError: the samples are empty, not finite or do not fit.
+    """
+    chosen = member(CompressWeightsMode, "mode", mode)
+    backup = member(BackupMode, "backup_mode", backup_mode)
+    fallback = member(GroupSizeFallbackMode, "group_size_fallback_mode", group_size_fallback_mode)
+    group = checked_group_size(chosen, group_size)
+    check_sensible(chosen, ratio, subset_size, gptq, dataset)
+    model = load(model)
+    refuse_quantized(model)
+    ignored = (ignored_scope or IgnoredScope()).select(model.graph)
+    sites = compression_sites(model.graph, model.params, ignored)
+    if not sites:
+        raise ModelError(
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+        )
+    samples = () if dataset is None else Samples(model, dataset, subset_size)
+    primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(sites)
+    wanted = {site.param: scheme_of(model, site, chosen, group, fallback) for site in primary}
+    narrow = insensitive(model, primary, wanted, ratio, samples, batch_size)
+    final = {name: scheme for name, scheme in wanted.items() if scheme is not None and name in narrow}
+    if backup is not BackupMode.NONE:
+        spare = CompressWeightsMode(backup.value)
+        final |= {s.param: per_channel(s, spare) for s in sites if s.param not in final}
+    steps: list[Algorithm] = [WeightRounding(final)]
+    if gptq:
+        steps.append(GPTQ(tuple(site for site in sites if site.data and site.param in final), final))
+    done = run_pipeline(steps, model, samples, batch_size)
+    record = {"jaxq.compress_weights": chosen.value, "jaxq.group_size": str(group), "jaxq.gptq": str(gptq).lower()}
+    return done.replace(metadata=done.metadata | record)
+
+
+FOUR_BITS = (CompressWeightsMode.INT4_SYM, CompressWeightsMode.INT4_ASYM)
+GRIDS = {
+    CompressWeightsMode.INT8_SYM: IntType(8, narrow=True),
+    CompressWeightsMode.INT8_ASYM: IntType(8, signed=False),
+    CompressWeightsMode.INT4_SYM: IntType(4),
+    CompressWeightsMode.INT4_ASYM: IntType(4, signed=False),
+}
+
+
+def checked_group_size(mode: CompressWeightsMode, group_size: int | None) -> int:
+    """Input channels to a scale; -1 for all of them."""
+    if mode not in FOUR_BITS:
+        if group_size not in (None, -1):
+            raise ConfigError(
+                f"group_size = {group_size!r} with mode {mode.value!r}, which has one scale a channel; leave it out"
+            )
+        return -1
+    if group_size in (None, -1):
+        return 128 if group_size is None else -1
+    check_integer("group_size", group_size, at_least=2)
+    assert group_size is not None
+    return int(group_size)
+
+
+def check_sensible(
+    mode: CompressWeightsMode, ratio: float, subset_size: int, gptq: bool, dataset: Iterable[Any] | None
+) -> None:
+    """Refuses options that contradict each other.
+
+    Raises:
+      ConfigError: says which, and what to do.
+    """
+    check_integer("subset_size", subset_size, at_least=1)
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= ratio <= 1:
+        raise ConfigError(f"ratio = {ratio!r}; expected a share of the weights between 0 and 1")
+    if ratio != 1 and mode not in FOUR_BITS:
+        raise ConfigError(f"ratio = {ratio} with mode {mode.value!r}: a mix needs a mode of 4 bits")
+    if gptq and dataset is None:
+        raise ConfigError("gptq needs a dataset: it looks at the inputs of each layer")
+
+
+def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable[str]) -> tuple[CompressionSite, ...]:
+    """The weights of MatMul, Gemm and Gather, each once, in the order of the graph; not those that an ignored node reads too."""
+    kept = frozenset(ignored)
+    spared = {name for _, node in graph.walk() if node.name in kept for name in node.inputs}
+    found: dict[str, CompressionSite] = {}
+    for _, node in graph.walk():
+        if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
+            continue
+        weight, data = (node.inputs[0], "") if node.op == "Gather" else (node.inputs[1], node.inputs[0])
+        value = params.get(weight)
+        plain = value is not None and value.ndim == 2 and value.dtype == "float32" and data not in params
+        if not plain or weight in spared or node.attributes.get("axis", 0) or node.attributes.get("transA", 0):
+            continue
+        axis = 1 if node.op == "Gather" or node.attributes.get("transB", 0) else 0
+        site = CompressionSite(weight, axis, data)
+        if found.setdefault(weight, site).axis != axis:
+            del found[weight]  # summed over along both of its axes: no grouping serves both
+            spared.add(weight)
+    return tuple(found.values())
+
+
+def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]:
+    """All but the embeddings and the last matrix product, where few bits cost most."""
+    products = [site for site in sites if site.data]
+    return tuple(products[:-1])
+
+
+def per_channel(site: CompressionSite, mode: CompressWeightsMode) -> Scheme:
+    """One scale for each output channel (of an embedding: for each row)."""
+    symmetric = mode in (CompressWeightsMode.INT8_SYM, CompressWeightsMode.INT4_SYM)
+    return Scheme(GRIDS[mode], symmetric, PerAxis(1 - site.axis))
+
+
+def scheme_of(
+    model: Model, site: CompressionSite, mode: CompressWeightsMode, group: int, fallback: GroupSizeFallbackMode
+) -> Scheme | None:
+    """How a weight is quantized in a mode; None if it does not divide into groups and may stay out.
+
+    Raises:
+      ConfigError: it does not divide, and that is to be an error.
+    """
+    plain = per_channel(site, mode)
+    if group == -1:
+        return plain
+    length = model.params[site.param].shape[site.axis]
+    if length % group == 0:
+        return replace(plain, granularity=PerBlock(site.axis, group))
+    if fallback is GroupSizeFallbackMode.ERROR:
+        raise ConfigError(
+            f"the {length} input channels of weight {site.param!r} do not divide into groups of {group}; choose another "
+            "group_size, or group_size_fallback_mode='adjust'"
+        )
+    smaller = largest_group(length, group)
+    if fallback is GroupSizeFallbackMode.IGNORE or smaller is None:
+        return None
+    return replace(plain, granularity=PerBlock(site.axis, smaller))
+
+
+def largest_group(length: int, limit: int) -> int | None:
+    """The largest power of two below `limit`, and not below 32, that divides `length`."""
+    sizes = [1 << power for power in range(limit.bit_length(), 0, -1) if SMALLEST_GROUP <= 1 << power < limit]
+    return next((size for size in sizes if length % size == 0), None)
+
+
+def insensitive(
+    model: Model,
+    sites: Sequence[CompressionSite],
+    schemes: Mapping[str, Scheme | None],
+    ratio: float,
+    samples: Iterable[Mapping[str, Any]],
+    batch_size: int | None,
+) -> set[str]:
+    """The params, least sensitive first, that together are at most `ratio` of the weights of these sites."""
+    usable = [(site, scheme) for site in sites if (scheme := schemes[site.param]) is not None]
+    if ratio == 1:
+        return {site.param for site, _ in usable}
+    needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site, _ in usable}
+    moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples else {}
+    errors = {
+        site.param: output_error(np.asarray(model.params[site.param]), scheme, site.axis, moments.get(site.data))
+        for site, scheme in usable
+    }
+    room = ratio * sum(model.params[site.param].size for site in sites)
+    chosen: set[str] = set()
+    for name in sorted(errors, key=lambda each: (errors[each], each)):
+        room -= model.params[name].size
+        if room < 0:
+            break
+        chosen.add(name)
+    return chosen

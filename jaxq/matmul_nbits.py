@@ -1,0 +1,129 @@
+"""Matrix products with weights in groups of few bits, as ONNX Runtime's own operator MatMulNBits.
+
+The standard form, a blocked DequantizeLinear before a MatMul, says the same; ONNX Runtime merges it when it loads the file. This
+form is for runtimes and versions that do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.errors import ModelError
+from jaxq.graph import FrozenDict, Graph, Node, map_nodes, tensor_names, unused_name
+from jaxq.model import Model
+from jaxq.quantizer import QuantParams, quantize
+
+MICROSOFT = "com.microsoft"
+SMALLEST_BLOCK = 16  # that the operator takes; blocks are powers of two
+
+
+def to_matmul_nbits(model: Model) -> Model:
+    """The model with every MatMul and Gemm that has a weight in blocks turned into com.microsoft's MatMulNBits.
+
+    Source: ONNX Runtime, ContribOperators.md, com.microsoft.MatMulNBits.
+
+    Raises:
+      ModelError: no weight has blocks that the operator takes (16 or a larger power of two, 4 or 8 bits).
+    """
+    readers: dict[str, int] = {}
+    for _, node in model.graph.walk():
+        for name in node.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    params, encodings = dict(model.params), dict(model.encodings)
+    taken = {*tensor_names(model.graph), *params}
+    packed: dict[str, tuple[str, ...]] = {}
+
+    def change(_: Graph, node: Node) -> tuple[Node, ...]:
+        weight = node.inputs[1] if node.op in ("MatMul", "Gemm") and not node.domain else ""
+        bias = node.inputs[2] if len(node.inputs) > 2 else ""
+        rank = np.ndim(model.params.get(bias, 0)) if bias else 1
+        if weight not in encodings or rank != 1 or not packs(node, model.params[weight].shape, encodings[weight]):
+            return (node,)
+        if weight not in packed:
+            operands = pack(rows_of(node, model.params[weight], encodings[weight]))
+            packed[weight] = tuple(unused_name(f"{weight}_{role}", taken) for role in operands)
+            params.update(zip(packed[weight], operands.values(), strict=True))
+        return (nbits_node(node, model.params[weight].shape, encodings[weight], packed[weight]),)
+
+    graph = map_nodes(model.graph, change)
+    if not packed:
+        raise ModelError(
+            "no weight can be written as MatMulNBits, which takes blocks of 16, 32, 64 ... along the summed axis; compress the "
+            "model first, e.g. compress_weights(model, mode='int4_sym', group_size=32)"
+        )
+    left = {name for _, node in graph.walk() for name in node.inputs}
+    for name in packed.keys() - left:
+        del params[name], encodings[name]
+    graph = replace(graph, opsets=FrozenDict({**graph.opsets, MICROSOFT: 1}))
+    return model.replace(graph=graph, params=params, encodings=encodings)
+
+
+def packs(node: Node, shape: tuple[int, ...], each: QuantParams) -> bool:
+    """Whether the operator can stand for this node: blocks along the summed axis, in a size that it takes."""
+    summed = int(bool(node.attributes.get("transB", 0)))
+    attributes = node.attributes
+    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
+    count = np.shape(each.scale)[summed] if len(shape) == 2 else 0
+    size = shape[summed] // count if count else 0
+    power = size >= SMALLEST_BLOCK and size & (size - 1) == 0
+    return plain and power and np.shape(each.scale)[1 - summed] == shape[1 - summed] and bits_of(each) in (4, 8)
+
+
+def bits_of(each: QuantParams) -> int:
+    """The bits of the grid."""
+    return (int(each.qmax) - int(each.qmin)).bit_length()
+
+
+def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Integers [N, K], scales [N, blocks] and zero points [N, blocks], all unsigned, and the bits."""
+    bits = bits_of(each)
+    shift = 1 << (bits - 1) if int(each.qmin) < 0 else 0
+    q = np.asarray(quantize(jnp.asarray(weight, jnp.float32), each)).astype(np.int32) + shift
+    scale, zero = np.asarray(each.scale), np.broadcast_to(np.asarray(each.zero_point) + shift, np.shape(each.scale))
+    turn = (lambda x: x) if node.attributes.get("transB", 0) else np.transpose
+    return turn(q), turn(scale), turn(zero), bits
+
+
+def pack(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> dict[str, np.ndarray]:
+    """The operands: bytes [N, blocks, block * bits / 8], scales [N * blocks], zero points in bytes; lowest bits first."""
+    q, scale, zero, bits = rows
+    blocks = q.reshape(len(q), scale.shape[1], -1)
+    return {
+        "packed": packed_bytes(blocks, bits),
+        "scales": np.ascontiguousarray(scale, np.float32).reshape(-1),
+        "zero_points": packed_bytes(zero, bits).reshape(-1),
+    }
+
+
+def packed_bytes(values: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of 4 or 8 bits along the last axis as bytes; an odd number of halves is filled up with zero."""
+    if bits == 8:
+        return values.astype(np.uint8)
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), values.dtype)], -1)
+    return (values[..., 0::2] | values[..., 1::2] << 4).astype(np.uint8)
+
+
+def nbits_node(node: Node, shape: tuple[int, ...], each: QuantParams, operands: tuple[str, ...]) -> Node:
+    """The MatMulNBits in place of a MatMul or Gemm."""
+    summed = int(bool(node.attributes.get("transB", 0)))
+    attributes: Mapping[str, Any] = {
+        "K": shape[summed],
+        "N": shape[1 - summed],
+        "bits": bits_of(each),
+        "block_size": shape[summed] // np.shape(each.scale)[summed],
+    }
+    bias = ("", node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else ()
+    return replace(
+        node,
+        op="MatMulNBits",
+        domain=MICROSOFT,
+        version=1,
+        inputs=(node.inputs[0], *operands, *bias),
+        attributes=FrozenDict(attributes),
+    )

@@ -1,0 +1,200 @@
+"""Weight-only compression: which weights, in how many bits, and what ONNX Runtime makes of the file."""
+
+import numpy as np
+import onnx
+import pytest
+from models import residual_network, run_onnx, smooth, transformer_block, written
+
+from jaxq.compress import compress_weights, compression_sites, largest_group
+from jaxq.errors import ConfigError, ModelError
+from jaxq.matmul_nbits import to_matmul_nbits
+from jaxq.onnx_export import save, to_proto
+from jaxq.onnx_import import load
+from jaxq.placement import IgnoredScope
+
+MODES = ["int8_sym", "int8_asym", "int4_sym", "int4_asym"]
+TEXT = """(int64[N, 5] ids) => (float[N, 5, 48] logits) {
+    x = Gather (table, ids)
+    h = MatMul (x, first)  a = Relu (h)  m = MatMul (a, second)  r = Add (m, x)
+    logits = MatMul (r, head) }"""
+
+
+def language_model() -> onnx.ModelProto:
+    random = np.random.default_rng(0)
+    shapes = {"table": (48, 64), "first": (64, 128), "second": (128, 64), "head": (64, 48)}
+    return written(TEXT, **{name: (random.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()})
+
+
+def ids(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"ids": np.random.default_rng(seed).integers(0, 48, (rows, 5))}
+
+
+def grids(model) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+    return {name: (int(p.qmin), int(p.qmax), np.shape(p.scale)) for name, p in model.encodings.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("all_layers", [False, True])
+def test_the_file_computes_what_the_model_simulates(mode, all_layers):
+    group = {} if mode.startswith("int8") else {"group_size": 32}
+    model = compress_weights(language_model(), mode=mode, all_layers=all_layers, **group)
+    proto = to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert not {each.name for each in proto.graph.initializer} & {"table", "first", "second", "head"}
+    found = run_onnx(proto, ids(3))["logits"]
+    np.testing.assert_allclose(found, model(ids(3))["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_and_the_last_product_keep_eight_bits():
+    found = grids(compress_weights(language_model(), mode="int4_sym", group_size=32))
+    assert found["first"] == (-8, 7, (2, 128))
+    assert found["second"] == (-8, 7, (4, 64))
+    assert found["table"] == (0, 255, (48, 1))
+    assert found["head"] == (0, 255, (1, 48))
+    everywhere = grids(compress_weights(language_model(), mode="int4_sym", group_size=32, all_layers=True))
+    assert everywhere["table"] == (-8, 7, (48, 2))
+    assert everywhere["head"] == (-8, 7, (2, 48))
+
+
+def test_without_a_backup_mode_they_stay_in_float():
+    assert grids(compress_weights(language_model(), mode="int4_asym", group_size=64, backup_mode="none")).keys() == {
+        "first",
+        "second",
+    }
+
+
+@pytest.mark.parametrize("exact, other", [("first", "second"), ("second", "first")])
+def test_a_ratio_leaves_the_layers_out_that_would_lose_most(exact, other):
+    proto = language_model()
+    (weight,) = [each for each in proto.graph.initializer if each.name == exact]
+    on_the_grid = np.random.default_rng(1).integers(0, 2, weight.dims).astype(np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(on_the_grid, exact))
+    for dataset in (None, [ids(4)]):
+        found = grids(compress_weights(proto, mode="int4_asym", group_size=32, ratio=0.5, dataset=dataset))
+        assert found[exact][:2] == (0, 15)
+        assert found[other][:2] == (0, 255)
+
+
+@pytest.mark.parametrize("group, shape", [(-1, (1, 128)), (64, (1, 128)), (32, (2, 128))])
+def test_a_group_is_of_the_size_asked_for(group, shape):
+    assert grids(compress_weights(language_model(), mode="int4_sym", group_size=group))["first"][2] == shape
+
+
+def test_a_group_that_does_not_divide_is_adjusted_ignored_or_refused():
+    asked = {"mode": "int4_sym", "group_size": 128}
+    assert grids(compress_weights(language_model(), **asked))["first"] == (-8, 7, (1, 128))
+    ignored = compress_weights(language_model(), **asked, group_size_fallback_mode="ignore")
+    assert grids(ignored)["first"] == (0, 255, (1, 128))
+    with pytest.raises(ConfigError, match="64 input channels of weight 'first' do not divide into groups of 128"):
+        compress_weights(language_model(), **asked, group_size_fallback_mode="error")
+
+
+def test_groups_are_adjusted_to_powers_of_two_of_at_least_32():
+    assert [largest_group(length, 128) for length in (192, 96, 160, 48, 100)] == [64, 32, 32, None, None]
+
+
+def test_gptq_is_closer_to_the_float_model_than_rounding():
+    model = load(language_model())
+    data = [ids(8, seed) for seed in range(8)]
+    exact = model(ids(16, 99))["logits"]
+    error = {}
+    for gptq in (False, True):
+        done = compress_weights(model, mode="int4_sym", group_size=32, dataset=data, gptq=gptq)
+        error[gptq] = float(((done(ids(16, 99))["logits"] - exact) ** 2).mean())
+    assert error[True] < 0.9 * error[False]
+
+
+def test_ignored_nodes_keep_their_weights():
+    found = compress_weights(language_model(), ignored_scope=IgnoredScope(types=["Gather"]))
+    assert found.encodings.keys() == {"first", "second", "head"}
+
+
+def test_a_weight_that_is_summed_over_along_both_axes_stays_in_float():
+    text = "(float[N, 4] x) => (float[N, 4] y) { h = MatMul (x, w)  y = Gemm <transB = 1> (h, w) }"
+    model = load(written(text, w=np.eye(4, dtype=np.float32)))
+    assert compression_sites(model.graph, model.params, ()) == ()
+
+
+def test_a_tied_embedding_is_compressed_once():
+    text = """(int64[N] ids) => (float[N, 6] y) { x = Gather (w, ids)  y = Gemm <transB = 1> (x, w) }"""
+    model = compress_weights(written(text, w=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)))
+    assert model.encodings["w"].scale.shape == (6, 1)
+    feed = {"ids": np.array([0, 5, 2])}
+    np.testing.assert_allclose(run_onnx(to_proto(model), feed)["y"], model(feed)["y"], rtol=1e-5)
+
+
+def test_the_file_says_how_it_was_made():
+    found = compress_weights(language_model(), mode="int4_sym", group_size=32).metadata
+    assert found["jaxq.compress_weights"] == "int4_sym"
+
+
+# ------------------------------------------------------------------------------------------------------ MatMulNBits
+
+
+@pytest.mark.parametrize("mode", ["int4_sym", "int4_asym"])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_matmul_nbits_computes_the_same(mode, op):
+    if op == "MatMul":
+        text, shape = "(float[N, 96] x) => (float[N, 10] y) { y = MatMul (x, w) }", (96, 10)
+    else:
+        text, shape = "(float[N, 96] x) => (float[N, 10] y) { y = Gemm <transB = 1> (x, w, b) }", (10, 96)
+    random = np.random.default_rng(0)
+    tensors = {"w": random.normal(size=shape).astype(np.float32)}
+    if op == "Gemm":
+        tensors["b"] = random.normal(size=10).astype(np.float32)
+    model = compress_weights(written(text, **tensors), mode=mode, group_size=32, all_layers=True)
+    proto = to_proto(to_matmul_nbits(model))
+    assert [node.op_type for node in proto.graph.node] == ["MatMulNBits"]
+    feed = {"x": smooth(5, 96)}
+    expected = model(feed)["y"]
+    np.testing.assert_allclose(run_onnx(proto, feed)["y"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(load(proto)(feed)["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_can_be_written_with_matmul_nbits(tmp_path):
+    model = compress_weights(language_model(), mode="int4_sym", group_size=32)
+    save(model, tmp_path / "small.onnx", matmul_nbits=True)
+    assert {node.op for node in load(tmp_path / "small.onnx").graph.nodes} >= {"MatMulNBits", "DequantizeLinear"}
+    found = run_onnx(str(tmp_path / "small.onnx"), ids(3))["logits"]
+    np.testing.assert_allclose(found, model(ids(3))["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_blocks_has_nothing_for_matmul_nbits():
+    with pytest.raises(ModelError, match="no weight can be written as MatMulNBits"):
+        to_matmul_nbits(compress_weights(residual_network()))
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mode": "int4"}, r"mode = 'int4'; expected one of .*did you mean 'int4_sym'"),
+        ({"mode": "int8_sym", "group_size": 64}, "group_size = 64 with mode 'int8_sym', which has one scale a channel"),
+        ({"mode": "int4_sym", "group_size": 0}, "group_size = 0; expected an integer of at least 2"),
+        ({"mode": "int4_sym", "ratio": 1.5}, "ratio = 1.5; expected a share of the weights between 0 and 1"),
+        ({"ratio": 0.5}, "ratio = 0.5 with mode 'int8_asym': a mix needs a mode of 4 bits"),
+        ({"gptq": True}, "gptq needs a dataset"),
+        ({"backup_mode": "int4_sym"}, "backup_mode = 'int4_sym'; expected one of"),
+        ({"subset_size": 0}, "subset_size = 0; expected an integer of at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        compress_weights(language_model(), **options)
+
+
+def test_a_model_without_matrix_products_is_refused():
+    with pytest.raises(ModelError, match="no weights to compress"):
+        compress_weights(written("(float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"))
+
+
+def test_a_compressed_model_is_not_compressed_again():
+    with pytest.raises(ModelError, match="already quantized"):
+        compress_weights(to_proto(compress_weights(transformer_block())))
+
+
+def test_convolutions_are_left_alone():
+    assert compress_weights(residual_network()).encodings.keys() == {"scores.weight"}
