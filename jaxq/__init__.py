@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from jaxq.accuracy.control import quantize_with_accuracy_control
+    from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
     from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.compress import compress_weights
@@ -71,7 +71,7 @@ _HOME = {
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
-    "quantize_with_accuracy_control": "accuracy.control",
+    "quantize_with_accuracy_control": "accuracy.front",
     "save": "onnx_export",
     "to_flax": "flax_module",
     "verify": "verify",

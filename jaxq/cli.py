@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxq import cli_accuracy as accuracy
 from jaxq import progress
 from jaxq.errors import ConfigError, JaxqError, JaxqWarning
 
@@ -295,6 +296,16 @@ def quantize(
         bool,
         typer.Option("--bias-correction/--no-bias-correction", help="Correct the mean error that rounding causes."),
     ] = True,
+    max_drop: accuracy.MaxDrop = None,
+    drop_type: accuracy.DropKind = "absolute",
+    metric: accuracy.MetricName = None,
+    val: accuracy.ValidationData = None,
+    ranking: accuracy.RankingKind = "gradient",
+    search: accuracy.SearchKind = "bisect",
+    repair: accuracy.Repairs = None,
+    time_budget: accuracy.TimeBudget = None,
+    max_iter_num: accuracy.MaxReverts = None,
+    work: accuracy.Work = None,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
     batch_size: Annotated[
         int | None,
@@ -320,9 +331,18 @@ def quantize(
 ) -> None:
     """Quantize a trained model to 8 bits.
 
-    It takes a few hundred samples, without labels.
+    It takes a few hundred samples, without labels. With --max-drop, as few layers as the accuracy demands stay in float; the exit
+    code is 3 if that is not enough, and the best model is written all the same.
     """
-    check_outputs({"-o": output, "--json": json_path, "--report": report}, {"MODEL": model, "--data": data})
+    choices = accuracy.AccuracyChoices(
+        max_drop=max_drop, drop_type=drop_type, metric=metric, val=val, ranking=ranking, search=search, repair=repair,
+        time_budget=time_budget, max_iter_num=max_iter_num, work=work,
+    )  # fmt: skip
+    if max_drop is None:
+        choices.refuse_unused()
+    check_outputs(
+        {"-o": output, "--json": json_path, "--report": report}, {"MODEL": model, "--data": data, "--val": val}
+    )
     if report is not None:
         from jaxq.report import require_extra
 
@@ -335,19 +355,26 @@ def quantize(
         started = time.perf_counter()
         loaded = load(model)
         images = image_options(resize, crop, mean, std, layout, color)
-        quantized = quantize(
-            loaded,
-            open_data(data, loaded, limit=subset_size, images=images),
-            preset=preset,
-            target=target,
-            subset_size=subset_size,
-            range_estimator=range_estimator,
-            bias_correction=bias_correction,
-            model_type=model_type,
-            ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
-            seed=seed,
-            batch_size=batch_size,
-        )
+        calibration = open_data(data, loaded, limit=subset_size, images=images)
+        options: dict[str, Any] = {
+            "preset": preset,
+            "target": target,
+            "subset_size": subset_size,
+            "range_estimator": range_estimator,
+            "bias_correction": bias_correction,
+            "model_type": model_type,
+            "ignored_scope": IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        found = None
+        if max_drop is None:
+            quantized = quantize(loaded, calibration, **options)
+        else:
+            validation = open_data(val or data, loaded, images=images, label=metric and "label")
+            quantized, found = accuracy.quantize_within(
+                choices, loaded, calibration, validation, output, options, quiet=quiet
+            )
         save(quantized, output)
         seconds = time.perf_counter() - started
     result = {
@@ -360,6 +387,8 @@ def quantize(
         "seconds": round(seconds, 3),
         "metadata": dict(quantized.metadata),
     }
+    if found is not None:
+        result["accuracy"] = found.to_dict()
     write_json(result, json_path)
     if report is not None:
         from jaxq.files import write_text
@@ -367,8 +396,12 @@ def quantize(
 
         write_text(report, quantized_page(quantized, output.name, result))
     if not quiet and json_path != "-":
+        if found is not None:
+            print(found.table())
         print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
         print(f"now check it: jaxq verify {shlex.quote(str(output))} --data {shlex.quote(data)}")
+    if found is not None and found.status != "reached":
+        raise typer.Exit(TARGET_MISSED)
 
 
 @app.command()

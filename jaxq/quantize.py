@@ -146,7 +146,7 @@ class Prepared:
 
     def record(self, seed: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data."""
-        return self.data.record() | self.options.record(seed, self.ignored)
+        return self.data.record(stacklevel=4) | self.options.record(seed, self.ignored)
 
 
 def prepare(source: Source, data: Iterable[Any], options: Options, scope: IgnoredScope) -> Prepared:
@@ -268,14 +268,14 @@ class Samples:
             return feed
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
 
-    def record(self) -> dict[str, str]:
+    def record(self, stacklevel: int = 3) -> dict[str, str]:
         """What the file says about the data; warns of what is suspicious about it."""
         assert self.hashed is not None, "the samples have been passed over"
         doubts = self.check.warnings()
         if self.hashed.count < FEW_SAMPLES <= self.limit:
             doubts.append(f"{self.hashed.count} calibration sample(s) are few; some hundred are usual")
         for doubt in doubts:
-            warnings.warn(doubt, JaxqWarning, stacklevel=3)
+            warnings.warn(doubt, JaxqWarning, stacklevel=stacklevel)
         return {"jaxq.calibration_samples": str(self.hashed.count), "jaxq.calibration_sha256": self.hashed.hexdigest}
 
 

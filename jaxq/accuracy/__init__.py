@@ -4,9 +4,10 @@
 |---|---|
 | `options` | what the search can be told |
 | `switches`, `space` | all candidate models as one program and choices of arrays |
-| `validation`, `goals` | what a candidate is worth, and what is enough |
+| `validation`, `by_metric`, `by_function`, `runtime` | what a candidate is worth |
+| `goals` | what is enough |
 | `ranking` | which layers cost most accuracy |
 | `search` | which of them to revert; knows no models |
 | `state`, `report` | what survives a kill, what the user reads |
-| `control` | `quantize_with_accuracy_control`, which wires them |
+| `base`, `control`, `front` | `quantize_with_accuracy_control`, which wires them |
 """

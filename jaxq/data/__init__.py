@@ -106,6 +106,7 @@ def open_data(
     *,
     limit: int | None = None,
     images: ImageOptions | None = None,
+    label: str | None = None,
 ) -> Dataset:
     """The data set that a name stands for.
 
@@ -120,6 +121,7 @@ def open_data(
       model: its inputs say what a sample looks like.
       limit: of a folder, at most this many files, evenly spread, so that one sorted by class gives every class.
       images: how images become inputs; for folders of images only.
+      label: a key of .npz files that is kept beside the inputs.
 
     Raises:
       CalibrationError: there are no data under that name, or they cannot be read; the message names the file.
@@ -133,9 +135,9 @@ def open_data(
         files, are_images = list_folder(path)
         if are_images:
             return Dataset(spread(files, limit), ImageReader.of(model.inputs, images or ImageOptions()))
-        loader = ArrayFiles(spread(files, limit), model.inputs)
+        loader = ArrayFiles(spread(files, limit), model.inputs, label)
     elif path.suffix.lower() in ARRAY_SUFFIXES and path.is_file():
-        loader = ArrayFile(path, model.inputs)
+        loader = ArrayFile(path, model.inputs, label)
     elif re.fullmatch(r"[^/\\:]+:\w+", text) and not path.exists():
         loader = _Called(text)
     else:

@@ -30,10 +30,11 @@ class ArrayFiles:
 
     paths: Sequence[Path]
     declared: Mapping[str, TensorType]
+    label: str | None = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for path in self.paths:
-            yield from ArrayFile(path, self.declared)
+            yield from ArrayFile(path, self.declared, self.label)
 
 
 class ArrayFile:
@@ -49,13 +50,16 @@ class ArrayFile:
     Args:
       path: the file. Keys of an .npz are input names, others are left out; an .npy does for a model with one input.
       declared: input name -> type.
+      label: a key that is kept beside the inputs, one row for each sample, or None.
 
     Raises:
       InputError: an input has no array, or one of another rank, or the numbers of samples differ.
       CalibrationError: the file is empty, damaged, or holds pickled objects.
     """
 
-    def __init__(self, path: Path, declared: Mapping[str, TensorType]):
+    def __init__(self, path: Path, declared: Mapping[str, TensorType], label: str | None = None):
+        if label is not None:
+            declared = {**declared, label: TensorType("any")}
         stored = _stored_arrays(path, declared)
         self._columns = {name: _Column(name, declared[name], array) for name, array in stored.items()}
         counts = {name: column.count() for name, column in self._columns.items()}
