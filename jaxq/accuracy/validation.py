@@ -51,8 +51,11 @@ class Validation(Protocol):
       seen: the roles that have been evaluated.
     """
 
-    directions: Mapping[str, bool]
-    seen: Mapping[str, Any]
+    @property
+    def directions(self) -> Mapping[str, bool]: ...
+
+    @property
+    def seen(self) -> Mapping[str, Any]: ...
 
     def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered."""
