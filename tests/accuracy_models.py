@@ -23,8 +23,7 @@ def chain(length: int = 3) -> onnx.ModelProto:
     x = net.input("image", ["N", 4, 6, 6])
     for number in range(length):
         x = net.node("Relu", [net.convolution(x, f"conv{number}", (4, 4))], f"relu{number}")
-    x = net.node("Flatten", [net.node("GlobalAveragePool", [x], "pooled")], "features")
-    net.dense(x, "scores", (4, 5))
+    net.dense(net.node("Flatten", [x], "features"), "scores", (144, 5))
     net.output("scores", ["N", 5])
     return net.proto()
 
