@@ -23,7 +23,8 @@ def main(steps: int = 20) -> None:
     with np.load(folder / "digits.npz") as file:
         images = file["calibration_image"].astype(np.float32) / 16
     model = jaxq.load(folder / "digits.onnx")
-    quantized = jaxq.quantize(model, jaxq.Dataset(images, lambda image: image[None]), bias_correction=False)
+    options = jaxq.AdvancedQuantizationParameters(disable_bias_correction=True)  # fine-tuning will do that
+    quantized = jaxq.quantize(model, jaxq.Dataset(images, lambda image: image[None]), advanced_parameters=options)
     wanted = model(images)["logits"]
 
     module = jaxq.to_flax(quantized)

@@ -21,7 +21,6 @@ from jaxq.version import __version__ as __version__
 if TYPE_CHECKING:
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
-    from jaxq.algorithms.calibration import RangeEstimator
     from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
@@ -37,41 +36,85 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UnsupportedOpError,
     )
+    from jaxq.estimators import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
     from jaxq.flax_module import from_flax, to_flax
     from jaxq.model import Model
     from jaxq.onnx_export import save
     from jaxq.onnx_import import load
-    from jaxq.placement import IgnoredScope
-    from jaxq.quantize import ModelType, Preset, quantize
+    from jaxq.options import (
+        AdvancedBiasCorrectionParameters,
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        ModelType,
+        Preset,
+        QuantizeOptions,
+        TargetDevice,
+    )
+    from jaxq.quantize import quantize
     from jaxq.quantizer import QuantParams
+    from jaxq.run import RunResult, run_config
+    from jaxq.schemes import (
+        FP8QuantizationParameters,
+        OverflowFix,
+        Override,
+        QuantizationParameters,
+        QuantizationScheme,
+        QuantizerPropagationRule,
+    )
+    from jaxq.scope import IgnoredScope, Operation, Subgraph
     from jaxq.verify import verify
 
 _HOME = {
     "AccuracyError": "errors",
     "AdvancedAccuracyRestorerParameters": "accuracy.options",
+    "AdvancedBiasCorrectionParameters": "options",
+    "AdvancedQuantizationParameters": "options",
+    "AdvancedSmoothQuantParameters": "options",
+    "AggregatorType": "estimators",
     "CalibrationError": "errors",
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
     "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
-    "IgnoredScope": "placement",
+    "FP8QuantizationParameters": "schemes",
+    "IgnoredScope": "scope",
     "InputError": "errors",
     "JaxqError": "errors",
     "JaxqWarning": "errors",
     "Model": "model",
     "ModelError": "errors",
-    "ModelType": "quantize",
-    "Preset": "quantize",
+    "ModelType": "options",
+    "Operation": "scope",
+    "OverflowFix": "schemes",
+    "Override": "schemes",
+    "Preset": "options",
     "QuantParams": "quantizer",
-    "RangeEstimator": "algorithms.calibration",
+    "QuantizationParameters": "schemes",
+    "QuantizationScheme": "schemes",
+    "QuantizeOptions": "options",
+    "QuantizerPropagationRule": "schemes",
+    "RangeEstimatorParameters": "estimators",
+    "RangeEstimatorParametersSet": "estimators",
+    "RunResult": "run",
     "RuntimeMissingError": "errors",
+    "StatisticsCollectorParameters": "estimators",
+    "StatisticsType": "estimators",
+    "Subgraph": "scope",
+    "TargetDevice": "options",
     "UnsupportedOpError": "errors",
     "compress_weights": "compress",
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
     "quantize_with_accuracy_control": "accuracy.front",
+    "run_config": "run",
     "save": "onnx_export",
     "to_flax": "flax_module",
     "verify": "verify",
@@ -80,12 +123,17 @@ _HOME = {
 __all__ = [
     "AccuracyError",
     "AdvancedAccuracyRestorerParameters",
+    "AdvancedBiasCorrectionParameters",
+    "AdvancedQuantizationParameters",
+    "AdvancedSmoothQuantParameters",
+    "AggregatorType",
     "CalibrationError",
     "ConfigError",
     "Dataset",
     "DeviceError",
     "DropType",
     "DynamicShapeError",
+    "FP8QuantizationParameters",
     "IgnoredScope",
     "InputError",
     "JaxqError",
@@ -93,16 +141,30 @@ __all__ = [
     "Model",
     "ModelError",
     "ModelType",
+    "Operation",
+    "OverflowFix",
+    "Override",
     "Preset",
     "QuantParams",
-    "RangeEstimator",
+    "QuantizationParameters",
+    "QuantizationScheme",
+    "QuantizeOptions",
+    "QuantizerPropagationRule",
+    "RangeEstimatorParameters",
+    "RangeEstimatorParametersSet",
+    "RunResult",
     "RuntimeMissingError",
+    "StatisticsCollectorParameters",
+    "StatisticsType",
+    "Subgraph",
+    "TargetDevice",
     "UnsupportedOpError",
     "compress_weights",
     "from_flax",
     "load",
     "quantize",
     "quantize_with_accuracy_control",
+    "run_config",
     "save",
     "to_flax",
     "verify",

@@ -4,7 +4,7 @@
     outputs = jaxq.backend.prepare(model).run([array, ...])
 
 Runs with true 64-bit types, and with float32 as precise as the device can. Inputs that decide shapes are part of the
-compilation key; a model whose inputs meet operators with data-dependent shapes is run operator by operator.
+compilation key; what follows operators with data-dependent shapes is run operator by operator (`jaxq.split`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from jaxq.errors import DeviceError, InputError, JaxqError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Literal
 from jaxq.model import Model, run
-from jaxq.onnx_import import NEWEST_OPSET, load
-from jaxq.passes import static_sources
+from jaxq.onnx_check import NEWEST_OPSET
+from jaxq.onnx_import import load
+from jaxq.split import run_tail, split
 
 PLATFORMS = {"CPU": "cpu", "CUDA": "gpu", "ROCM": "gpu", "TPU": "tpu"}
 
@@ -32,24 +33,25 @@ class JaxqRep(BackendRep):
 
     def __init__(self, model: Model, device: jax.Device):
         self.model, self.device = model, device
-        needed = static_sources(model.graph)
-        self.known = frozenset(name for name in model.graph.inputs if name in needed)
-        self.compiled = self.known <= set(model.graph.static_inputs)
         with jax.enable_x64(True):
             self.params = jax.device_put({name: np.asarray(value) for name, value in model.params.items()}, device)
 
     def run(self, inputs: Sequence[Any] | Mapping[str, Any], **_: Any) -> tuple[np.ndarray, ...]:
         """The outputs, in the order of the graph, of inputs given in the order of the graph or by name."""
         feed = self._feed(inputs)
-        static = {name: value for name, value in feed.items() if name in self.known or not is_numeric(value)}
+        graph = self.model.graph
+        traced = {name: value for name, value in feed.items() if name not in graph.static_inputs and is_numeric(value)}
+        static = {name: value for name, value in feed.items() if name not in traced}
         with jax.enable_x64(True), jax.default_device(self.device), jax.default_matmul_precision("float32"):
-            traced = {name: value for name, value in feed.items() if name not in static}
-            if self.compiled and traced:
-                key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
-                outputs = run(self.model.graph, key, self.params, {}, traced)
+            if not traced or not all(isinstance(value, np.ndarray) for value in static.values()):
+                outputs = execute(graph, self.params, {**jax.device_put(traced), **static})[0]
             else:
-                outputs = execute(self.model.graph, self.params, {**jax.device_put(traced), **static})[0]
-            return tuple(np.asarray(outputs[name]) for name in self.model.graph.outputs)
+                key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
+                parts = split(graph, self.params, key, traced)
+                outputs = run(parts.head, key, self.params, {}, traced)
+                if parts.tail is not None:
+                    outputs = run_tail(parts, self.params, {}, feed, outputs)
+            return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:
         names = self.model.graph.inputs
@@ -60,11 +62,18 @@ class JaxqRep(BackendRep):
                     f"the model has {len(names)} inputs ({', '.join(names)}), but {len(values)} were given"
                 )
             inputs = dict(zip(names, values, strict=True))
-        return {name: np.asarray(value) for name, value in inputs.items()}
+        return {name: jax.tree.map(np.asarray, as_list(value)) for name, value in inputs.items()}
 
 
-def is_numeric(value: np.ndarray) -> bool:
-    """Whether JAX has the element type: not strings, not the 6-bit floats."""
+def as_list(value: Any) -> Any:
+    """A sequence as our operators have it; anything else as it is."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether JAX has the value and its element type: not sequences, strings, the 6-bit floats."""
+    if not isinstance(value, np.ndarray):
+        return False
     return value.dtype.kind not in "OSU" and not value.dtype.name.startswith("float6_")
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from jaxq.errors import CalibrationError
 from jaxq.execute import chain, execute, quantizing
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
-from jaxq.model import Model, check_feed, split_static
+from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.quantizer import QuantParams
+from jaxq.split import split
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
@@ -39,23 +40,29 @@ class Batch(NamedTuple):
 
 
 def split_samples(
-    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = ()
+    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = (), axis: int | None = 0
 ) -> Iterator[dict[str, Any]]:
     """The samples in the items of a data set, as feeds of batch one.
 
-    An item is split along axis 0 if every (traced) input declares that axis as free and all of them agree on its size;
-    otherwise the item is one sample.
+    An item is split along `axis` if every (traced) input declares that axis as free and all of them agree on its size;
+    otherwise, or with an axis of None, the item is one sample.
     """
     free = [name for name, wanted in declared.items() if name not in static]
-    splittable = all(declared[name].shape and not isinstance((declared[name].shape or (1,))[0], int) for name in free)
+    splittable = axis is not None and all(_is_free(declared[name], axis) for name in free)
+    before = (slice(None),) * (axis or 0)
     for item in items:
         feed = check_feed(declared, item)
-        sizes = {feed[name].shape[0] for name in free} if splittable else set()
+        sizes = {feed[name].shape[axis] for name in free} if splittable else set()
         if len(sizes) != 1:
             yield feed
             continue
         for row in range(sizes.pop()):
-            yield {name: value if name in static else value[row : row + 1] for name, value in feed.items()}
+            part = (*before, slice(row, row + 1))
+            yield {name: value if name in static else value[part] for name, value in feed.items()}
+
+
+def _is_free(wanted: TensorType, axis: int) -> bool:
+    return wanted.shape is not None and len(wanted.shape) > axis and not isinstance(wanted.shape[axis], int)
 
 
 def collect(
@@ -84,7 +91,10 @@ def collect(
     for static, batch in batches(model, samples, batch_size):
         if states is None:
             states = [observer.init(len(names)) for observer, names in requests.items()]
-        states = _step(graph, static, requests, states, params, encodings, batch)
+        samples_seen = int(batch.number.max()) + 1
+        states = [observer.grow(state, samples_seen) for observer, state in zip(requests, states, strict=True)]
+        head = compiled_part(graph, params, static, batch)
+        states = _step(head, static, requests, states, params, encodings, batch)
     if states is None:
         raise CalibrationError("the calibration data is empty; at least one sample is needed")
     found = jax.device_get(states)
@@ -94,6 +104,12 @@ def collect(
         for row, name in enumerate(names)
     }
     return [{name: by_name[observer, name] for name, observer in need.items()} for need in needs]
+
+
+def compiled_part(graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], batch: Batch) -> Graph:
+    """The graph that is run on such a batch: without what the host does behind the compiled part (`jaxq.split`)."""
+    one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
+    return split(graph, params, static, one).head
 
 
 def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
@@ -137,7 +153,9 @@ def _step(
     for (observer, names), state in zip(requests.items(), states, strict=True):
         rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
         if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            measured = observer.measure([tensors[names[row]] for row in rows], batch.real)
+            measured = observer.measure(
+                [tensors[names[row]] for row in rows], index if observer.by_number else batch.real
+            )
             made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
             state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
         after.append(state)
@@ -156,6 +174,7 @@ def batches(
         key = (static, tuple((name, value.shape, value.dtype) for name, value in arrays.items()))
         if key not in sizes:
             sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))
+            warn_of_many_shapes(len(sizes), "the calibration")
         pending.setdefault(key, []).append((number, arrays))
         if len(pending[key]) == sizes[key]:
             yield static, _batch(pending.pop(key), sizes[key])
@@ -179,22 +198,23 @@ def fitting_batch(largest: int) -> int:
 
 
 def tensor_shapes(
-    model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]
+    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every traced tensor (inputs and params too) when the model runs on such inputs."""
+    """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     fixed = {name: literal.array for name, literal in static.items()}
+    head = split(model.graph, model.params, static, inputs).head
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
     params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}
-    jax.eval_shape(lambda p, x: execute(model.graph, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
     return shapes
 
 
-def largest_tensor(model: Model, static: Mapping[str, Literal], inputs: Mapping[str, Any]) -> int:
+def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:
     """Bytes of the largest activation of one sample."""
     shapes = tensor_shapes(model, static, inputs)
     return max((s.size * s.dtype.itemsize for name, s in shapes.items() if name not in model.params), default=1)

@@ -12,13 +12,15 @@ import numpy as np
 
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRounding, output_error, second_moment
+from jaxq.checks import check_integer, member
 from jaxq.collect import collect
+from jaxq.data.samples import Samples
 from jaxq.errors import ConfigError, ModelError
 from jaxq.graph import Graph
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
-from jaxq.quantize import Samples, check_integer, member, refuse_quantized
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
 
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two

@@ -1,14 +1,11 @@
-"""Which of JAX's platforms does the work, and what the process does for its speed."""
+"""Which of JAX's platforms does the work."""
 
 from __future__ import annotations
-
-import ctypes
 
 import jax
 
 from jaxq.errors import ConfigError, DeviceError, did_you_mean
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 PLATFORMS = ("cpu", "gpu", "tpu")
 EXTRAS = {
     "gpu": "`pip install 'jaxq[cuda]'` brings JAX for NVIDIA GPUs",
@@ -52,19 +49,3 @@ def available() -> str:
             continue
         found.append(f"{len(devices)} {platform} ({devices[0].device_kind})")
     return ", ".join(found)
-
-
-def keep_memory() -> bool:
-    """Keeps freed memory in this process instead of giving it back to the system; whether that could be arranged.
-
-    glibc maps each large block afresh and gives it back when it is freed, so that every intermediate tensor on CPU is paid
-    with page faults, which can take longer than the arithmetic on it (`tools/bench_forward.py --keep-memory`). This is what
-    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1` in the environment does. Only glibc is changed; a process that has it stays
-    as large as it ever was.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  # other C libraries have none
-        return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, -1))
-    except (OSError, AttributeError):
-        return False

@@ -22,6 +22,8 @@ from typing import Any
 class JaxqError(Exception):
     """Base class: `except JaxqError` catches everything that jaxq raises on purpose."""
 
+    located = False  # whether the message already begins with the node that is meant
+
 
 class ModelError(JaxqError):
     """The model is not one that jaxq can read or run."""
@@ -39,7 +41,7 @@ class InputError(JaxqError):
     """Arrays given to a model do not match its inputs in name, rank, shape or dtype."""
 
 
-class ConfigError(JaxqError):
+class ConfigError(JaxqError, ValueError):
     """An option or a combination of options is wrong."""
 
 

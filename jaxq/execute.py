@@ -5,6 +5,8 @@ The walk is pure Python over pure functions. Under `jax.jit` it disappears and X
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.bounds import Budget, check_traced
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
-from jaxq.graph import Graph, Node, captures
+from jaxq.graph import Graph, Node, TensorType, captures
+from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -30,6 +34,8 @@ def execute(
     *,
     tap: Tap | None = None,
     carry: Any = None,
+    postponed: dict[str, str] | None = None,
+    concrete: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Runs `graph` and returns its outputs by name, and the carry after the last tap.
 
@@ -40,14 +46,18 @@ def execute(
       tap: `tap(name, value, carry) -> (value, carry)` sees every traced tensor as it is made, params and inputs too,
         and may replace it. Tensors inside loops and traced branches are not shown.
       carry: what the first tap gets.
+      postponed: if given, a node that cannot be compiled is no error: its name and the reason are put in here, and so are all
+        nodes that depend on it. Outputs that they would make are left out.
+      concrete: whether every value is there and stays so: outside of any trace, all in numpy.
 
     Raises:
       ModelError: a node cannot run; the message names it with the shapes of its inputs.
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
-    walk = _Walk(graph, params, tap, carry)
+    budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
+    walk = _Walk(graph, params, tap, carry, budget, concrete)
     values = walk.tapped({**params, **inputs})
-    return walk.run(graph, values), walk.carry
+    return walk.run(graph, values, postponed), walk.carry
 
 
 def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
@@ -85,12 +95,14 @@ def chain(*taps: Tap | None) -> Tap | None:
 class Subgraph(NamedTuple):
     """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
 
-    `taps_allowed` says whether the call stands in the outer trace, so that statistics may leave it.
+    `concrete` says that all it reads is there, in numpy, so that each turn of a loop may run as it comes.
     """
 
     run: Callable[..., tuple[Any, ...]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    types: tuple[TensorType | None, ...]  # what the file declares of the outputs
+    concrete: bool = False
 
     def __call__(self, *values: Any, inlined: bool = False) -> tuple[Any, ...]:
         """Runs the body on positional values; `inlined=True` when it is run exactly once, in the outer trace."""
@@ -100,8 +112,11 @@ class Subgraph(NamedTuple):
 class _Walk:
     """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any):
+    def __init__(
+        self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, budget: Budget, concrete: bool
+    ):
         self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
+        self.budget, self.concrete = budget, concrete
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -112,20 +127,32 @@ class _Walk:
         value, self.carry = self.tap(name, value, self.carry)
         return value
 
-    def run(self, graph: Graph, outer: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, graph: Graph, outer: Mapping[str, Any], postponed: dict[str, str] | None = None) -> dict[str, Any]:
         """The outputs of `graph`; `outer` holds its inputs, the params, and for a subgraph all that it captures."""
         values = {**outer, **{name: literal.array for name, literal in graph.constants.items()}}
+        late: set[str] = set()  # tensors that postponed nodes would make
         for node in graph.nodes:
-            for name, value in zip(node.outputs, self.step(node, values), strict=False):
+            try:
+                if postponed is not None and (waits := late.intersection(node.inputs) or captures(node) & late):
+                    raise DynamicShapeError(f"{node}: it needs {min(waits)!r}, which comes later")
+                results = self.step(node, values)
+            except DynamicShapeError as error:
+                if postponed is None:
+                    raise
+                postponed[node.name] = str(error)
+                late.update(filter(None, node.outputs))
+                continue
+            for name, value in zip(node.outputs, results, strict=False):
                 if name:
                     values[name] = self.see(name, value)
-        missing = [name for name in graph.outputs if name not in values]
+        missing = [name for name in graph.outputs if name not in values and name not in late]
         if missing:
             raise ModelError(f"graph {graph.name!r}: no node makes its outputs {missing}")
-        return {name: values[name] for name in graph.outputs}
+        return {name: values[name] for name in graph.outputs if name not in late}
 
     def step(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs of one node."""
+        self.budget.visit()
         entry = find(node.op, node.domain, node.version)
         try:
             arguments = [values[name] if name else None for name in node.inputs]
@@ -137,30 +164,49 @@ class _Walk:
                 attributes[key] = self.subgraph(value, values)
         if "output_count" in entry.attributes:
             attributes["output_count"] = len(node.outputs)
+        if "seed" in entry.attributes:
+            attributes.setdefault("seed", zlib.crc32(node.name.encode()))
         static = all(value is None or is_static(value) for value in arguments) and not node.subgraphs
         try:
-            results = run_static(entry, arguments, attributes) if static else run_traced(entry, arguments, attributes)
+            if static:
+                results = run_static(entry, arguments, attributes, self.budget)
+            else:
+                results = run_traced(entry, arguments, attributes)
+                check_traced(results)
         except DynamicShapeError as error:
             raise DynamicShapeError(f"{node}: {error}{self.why_dynamic(entry, node, values)}") from None
         except JaxqError as error:
-            if not node.subgraphs:  # the inner node has already said where
-                error.args = (f"{node}: {error}",)
+            if not error.located:  # if it comes from a subgraph, the inner node has said where
+                error.args, error.located = (f"{node}: {error}",), True
             raise
         except Exception as error:
             shapes = [describe(value) for value in arguments]
-            raise ModelError(f"{node} cannot run on inputs {shapes}: {error}") from error
-        return results if isinstance(results, tuple) else (results,)
+            failed = ModelError(f"{node} cannot run on inputs {shapes}: {error or type(error).__name__}")
+            failed.located = True
+            raise failed from error
+        if self.concrete:
+            results = jax.tree.map(now, results)
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) < len(node.outputs):
+            raise ModelError(
+                f"{node} gives {len(results)} outputs, but names {len(node.outputs)}: {list(node.outputs)}"
+            )
+        return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
         def run(arguments: tuple[Any, ...], inlined: bool) -> tuple[Any, ...]:
-            given = dict(zip(graph.inputs, arguments, strict=False))
-            if inlined:
-                return tuple(self.run(graph, {**values, **given}).values())
+            if len(arguments) != len(graph.inputs):
+                raise ModelError(
+                    f"graph {graph.name!r} has {len(graph.inputs)} inputs {list(graph.inputs)}, but {len(arguments)} values"
+                )
+            given = dict(zip(graph.inputs, arguments, strict=True))
             # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            quiet = _Walk(self.graph, self.params, None, None)
-            return tuple(quiet.run(graph, {**values, **given}).values())
+            walk = self if inlined else _Walk(self.graph, self.params, None, None, self.budget, self.concrete)
+            results = walk.run(graph, {**values, **given})
+            return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 
-        return Subgraph(run, graph.inputs, graph.outputs)
+        types = tuple(map(graph.types.get, graph.outputs))
+        return Subgraph(run, graph.inputs, graph.outputs, types, self.concrete)
 
     def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
         """The chain of tensors from the operand that should be static back to where it became traced."""
@@ -178,18 +224,30 @@ class _Walk:
         return ""
 
 
-def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
-    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely."""
+def now(value: Any) -> Any:
+    """A value that is there as a numpy array; one that is traced (in the body of a compiled loop) as it is."""
+    return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any], budget: Budget) -> Any:
+    """Runs an operator on numpy arrays, now, in 64 bit; functions without a numpy body go through JAX, concretely.
+
+    Raises:
+      TooLarge: the result would be larger than what is left of the budget.
+    """
     with jax.ensure_compile_time_eval(), jax.enable_x64(True), np.errstate(all="ignore"):
-        return jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+        budget.check(entry, arguments, attributes)
+        results = jax.tree.map(np.asarray, entry.function(*arguments, **attributes))
+    budget.spend(arguments, results)
+    return results
 
 
 def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
     """Runs an operator in the current trace; static operands that are computed with must fit into 32 bit."""
     if runs_in_32_bit():
         for index, value in enumerate(arguments):
-            if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64) and not entry.needs_static(index):
-                arguments[index] = as_int32(value, entry.input_name(index))
+            if not entry.needs_static(index):
+                arguments[index] = jax.tree.map(functools.partial(narrowed, what=entry.input_name(index)), value)
     return entry.function(*arguments, **attributes)
 
 
@@ -212,6 +270,23 @@ def as_int32(value: np.ndarray, what: str, error: type[JaxqError] = ModelError) 
     return value.astype(np.int32)
 
 
+def narrowed(value: Any, what: str, error: type[JaxqError] = ModelError) -> Any:
+    """A numpy array of 64-bit integers as int32, after a range check; anything else as it is."""
+    wide = isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64)
+    return as_int32(value, what, error) if wide else value
+
+
+def fit_for_jax(value: Any, what: str) -> Any:
+    """A value that is to leave a compiled program, 64-bit integers as int32.
+
+    Raises:
+      ModelError: JAX has no such values (strings), or they do not fit.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        raise ModelError(f"{what} consists of strings, which JAX does not know; cut the graph before it")
+    return narrowed(value, what) if runs_in_32_bit() else value
+
+
 def describe(value: Any) -> str:
     """dtype and shape of a value, for messages."""
     return (
@@ -224,14 +299,19 @@ def describe(value: Any) -> str:
 
 
 def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit."""
-    narrow = runs_in_32_bit()
-    return {
-        name: jnp.asarray(as_int32(np.asarray(value), f"initializer {name!r}"))
-        if narrow and value.dtype in (np.int64, np.uint64)
-        else jnp.asarray(value)
-        for name, value in params.items()
-    }
+    """Params as JAX arrays, 64-bit integers range-checked and narrowed when JAX runs in 32 bit.
+
+    Params that lie in a mapped file are read one at a time: at no moment are they in memory twice.
+    """
+    narrow, placed = runs_in_32_bit(), {}
+    for name, value in params.items():
+        if narrow and value.dtype in (np.int64, np.uint64):
+            value = as_int32(np.asarray(value), f"initializer {name!r}")
+        placed[name] = jnp.asarray(value)
+        if is_mapped(value):
+            placed[name].block_until_ready()
+            forget_pages(value)
+    return placed
 
 
 __all__ = ["Subgraph", "Tap", "as_int32", "captures", "chain", "execute", "observing", "quantizing", "traced_params"]

@@ -56,6 +56,53 @@ def fold_bias_add(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return _merge_into_producer(graph, params, "Add", merge)
 
 
+def merge_matrix_bias(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """MatMul by a matrix, then Add of a vector, where the input is known to have rank 2: one Gemm.
+
+    ONNX Runtime does the same before it looks for integer kernels, and then misses them: quantizers were put around a MatMul.
+    """
+    numbers, merged, dropped = dict(params), {}, set()
+    for add in graph.nodes if graph.opsets.get("", 17) >= 7 else ():  # older ones do not broadcast by themselves
+        product = next((graph.producers[name] for name in add.inputs if name in graph.producers), None)
+        if add.op != "Add" or add.domain or product is None or product.op != "MatMul" or product.domain:
+            continue
+        matrix, made = product.inputs[1], product.outputs[0]
+        vector = next((name for name in add.inputs if name != made), made)
+        if not (
+            owned(graph, params, matrix) and owned(graph, params, vector) and has_rank_two(graph, product.inputs[0])
+        ):
+            continue
+        shape, width = np.shape(params[vector]), np.shape(params[matrix])[-1:]
+        if len(graph.consumers[made]) > 1 or made in graph.outputs or np.ndim(params[matrix]) != 2:
+            continue
+        if shape not in (width, (1, *width)):
+            continue
+        numbers[vector] = np.asarray(params[vector]).reshape(width)
+        operands = (product.inputs[0], matrix, vector)
+        merged[add.name] = Node("Gemm", operands, add.outputs, name=product.name, version=product.version)
+        dropped.add(product.name)
+    if not merged:
+        return graph, params
+    nodes = tuple(merged.get(node.name, node) for node in graph.nodes if node.name not in dropped)
+    return replace(graph, nodes=nodes), numbers
+
+
+def has_rank_two(graph: Graph, name: str) -> bool:
+    """Whether the tensor is known to be a matrix: declared, flattened or reshaped so, or made by a Gemm, or pointwise of one."""
+    declared = graph.types.get(name)
+    if declared is not None and declared.shape is not None:
+        return len(declared.shape) == 2
+    node = graph.producers.get(name)
+    if node is None or node.domain:
+        return False
+    if node.op in ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Dropout", "Identity"):
+        return has_rank_two(graph, node.inputs[0])
+    if node.op == "Reshape":
+        sizes = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        return sizes is not None and sizes.array.size == 2
+    return node.op in ("Flatten", "Gemm")
+
+
 def scale_and_shift(
     graph: Graph, before: Node, node: Node, factor: np.ndarray, shift: np.ndarray, numbers: dict[str, Any]
 ) -> Node | None:
@@ -164,4 +211,4 @@ def owned(graph: Graph, params: Mapping[str, Any], name: str) -> bool:
     return name in params and len(graph.consumers[name]) == 1 and name not in graph.outputs
 
 
-fuse = until_stable(fold_batch_normalization, fold_bias_add, clean)
+fuse = until_stable(fold_batch_normalization, fold_bias_add, merge_matrix_bias, clean)

@@ -76,14 +76,18 @@ def _dtype(name: str) -> np.dtype:
 
 @dataclass(frozen=True)
 class TensorType:
-    """What the file declares of a tensor: dtype name, and per dimension a size, a symbol, or None; shape None: unknown."""
+    """What the file declares of a tensor: dtype name, and per dimension a size, a symbol, or None; shape None: unknown.
+
+    `within` names what holds the tensor, from the outside in: () or some of "optional" and "sequence".
+    """
 
     dtype: str
     shape: tuple[int | str | None, ...] | None = None
+    within: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         dims = "unknown rank" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.dtype}[{dims}]"
+        return "".join(f"{each} of " for each in self.within) + f"{self.dtype}[{dims}]"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxq.errors import InputError, did_you_mean
-from jaxq.execute import as_int32, execute, quantizing, runs_in_32_bit, traced_params
+from jaxq.errors import InputError, JaxqWarning, did_you_mean
+from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.ops.layout import lay_out
 from jaxq.quantizer import QuantParams, transposed
+from jaxq.split import run_tail, split
+
+MANY_SHAPES = 9  # distinct ones, from which on the user hears that each is compiled anew
 
 
 class Program(NamedTuple):
@@ -40,12 +44,14 @@ class Model:
       params: tensor name -> array (numpy, possibly memory-mapped, or JAX), of the graph and its subgraphs.
       encodings: tensor name -> QuantParams; empty for a float model.
       metadata: text that travels with the file (ONNX metadata_props).
+      folded: name of a node of the file that is not in the graph -> the node that makes its result now, or "".
     """
 
     graph: Graph
     params: Mapping[str, Any]
     encodings: Mapping[str, QuantParams] = field(default_factory=dict)
     metadata: FrozenDict[str, str] = field(default_factory=FrozenDict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, TensorType]:
@@ -74,21 +80,53 @@ class Model:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
 
         Returns:
-          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays).
+          {output name: array}, dtypes as the file declares them (64-bit ones as numpy arrays, and all of a model with a tail,
+          see `jaxq.split`); a sequence is a list, an empty optional None.
 
         Raises:
           InputError: names, ranks, shapes or dtypes do not fit.
         """
-        static, traced = split_static(self.graph, self.feed(inputs))
+        feed = self.feed(inputs)
+        static, traced = split_static(self.graph, feed)
+        self._note_shapes((static, *map(np.shape, jax.tree.leaves(traced))))
         graph, params, encodings = self.program
-        outputs = run(graph, static, params, encodings, traced)
+        parts = split(graph, params, static, traced)
+        outputs = run(parts.head, static, params, encodings, traced)
+        if parts.tail is not None:
+            outputs = run_tail(parts, params, encodings, feed, outputs)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
+
+    @functools.cached_property
+    def _seen_shapes(self) -> set[Any]:
+        return set()
+
+    def _note_shapes(self, key: tuple[Any, ...]) -> None:
+        if key not in self._seen_shapes:
+            self._seen_shapes.add(key)
+            warn_of_many_shapes(len(self._seen_shapes), "this model")
 
     def _declared(self, name: str, value: Any) -> Any:
         wanted = self.graph.types.get(name)
-        if wanted is None or isinstance(value, jax.core.Tracer) or value.dtype.name == wanted.dtype:
+        if wanted is None or not hasattr(value, "dtype") or isinstance(value, jax.core.Tracer):
+            return value  # a sequence, an optional, or inside of someone's trace
+        if value.dtype.name == wanted.dtype:
             return value
         return np.asarray(value).astype(wanted.dtype) if wanted.dtype in ("int64", "uint64", "float64") else value
+
+    def head(self, inputs: Any) -> Model:
+        """The part that is compiled, for inputs like these: the whole model, unless it has results whose shapes depend on values.
+
+        Its outputs are the outputs of the model that it makes and the tensors that the rest of the model reads.
+        """
+        static, traced = split_static(self.graph, self.feed(inputs))
+        return self.replace(graph=split(self.graph, self.params, static, traced).head)
+
+    def made_on_host(self, inputs: Any) -> frozenset[str]:
+        """The outputs whose shapes depend on values, for inputs like these: made behind the compiled part."""
+        static, traced = split_static(self.graph, self.feed(inputs))
+        parts = split(self.graph, self.params, static, traced)
+        late = set() if parts.tail is None else {name for node in parts.tail.nodes for name in node.outputs}
+        return frozenset(late.intersection(self.graph.outputs))
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """One batch as {input name: array}, checked against the declared inputs.
@@ -113,7 +151,8 @@ def run(
 ) -> dict[str, Any]:
     """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
     fixed = {name: literal.array for name, literal in static.items()}
-    return execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))[0]
+    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))
+    return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
 
 
 def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:
@@ -122,9 +161,18 @@ def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str,
     traced = {name: value for name, value in feed.items() if name not in static}
     if runs_in_32_bit():
         for name, value in traced.items():
-            if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
-                traced[name] = as_int32(value, f"input {name!r}", InputError)
+            traced[name] = jax.tree.map(functools.partial(narrowed, what=f"input {name!r}", error=InputError), value)
     return static, traced
+
+
+def warn_of_many_shapes(count: int, where: str) -> None:
+    """Warns once, when the number of distinct input shapes (or values of static inputs) grows past what is usual."""
+    if count == MANY_SHAPES:
+        message = (
+            f"{where} has now seen {count} distinct input shapes (or values of inputs that decide shapes), and each is compiled "
+            "anew; pad, crop or resize the inputs to a few sizes, e.g. lengths to multiples of 64"
+        )
+        warnings.warn(message, JaxqWarning, stacklevel=4)
 
 
 def check_feed(declared: Mapping[str, TensorType], inputs: Any) -> dict[str, Any]:
@@ -150,6 +198,9 @@ def check_feed(declared: Mapping[str, TensorType], inputs: Any) -> dict[str, Any
     for name, wanted in declared.items():
         if name not in feed:
             raise InputError(f"input {name!r} ({wanted}) is missing; given were {sorted(feed)}")
+        if wanted.within and (feed[name] is None or isinstance(feed[name], (list, tuple))):
+            feed[name] = None if feed[name] is None else [np.asarray(each) for each in feed[name]]
+            continue
         if not isinstance(feed[name], jax.Array):
             feed[name] = np.asarray(feed[name])
         _check_value(name, wanted, feed[name])
@@ -171,7 +222,19 @@ def _check_value(name: str, wanted: TensorType, value: Any) -> None:
         if isinstance(size, int) and size != given:
             raise InputError(
                 f"input {name!r} is {wanted}, but {got} was given: axis {axis} must be {size}, not {given}"
+                f"{layout_hint(wanted.shape, value.shape)}"
             )
+
+
+def layout_hint(wanted: Sequence[Any] | None, given: Sequence[Any]) -> str:
+    """What to do if an array of rank 4 fits an input with its channel axis at the other place; else ""."""
+    if wanted is None or len(wanted) != 4 or len(given) != 4:
+        return ""
+    for name, model, permutation in (("NHWC", "NCHW", (0, 3, 1, 2)), ("NCHW", "NHWC", (0, 2, 3, 1))):
+        sizes = [given[axis] for axis in permutation]
+        if all(not isinstance(size, int) or size == here for size, here in zip(wanted[1:], sizes[1:], strict=True)):
+            return f"; it looks like {name} where the model takes {model}: give array.transpose{permutation}"
+    return ""
 
 
 def _listing(declared: Mapping[str, TensorType]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Observer(NamedTuple):
@@ -26,12 +27,17 @@ class Observer(NamedTuple):
       update: `update(state, measurement, index) -> state`; index [B] int32 is the number of each sample in the data, beyond all
         for padding.
       merge: `merge(a, b) -> state`, for states that saw different samples.
+      grow: `grow(state, samples) -> state` with room for that many samples, where the state has a place for each; called outside
+        of the compiled step, which compiles again for the larger state.
+      by_number: `measure` gets the samples' numbers in the data, `index` as in `update`, in place of `real`.
     """
 
     init: Callable[[int], Any]
     measure: Callable[[Sequence[jax.Array], jax.Array], Any]
     update: Callable[[Any, Any, jax.Array], Any]
     merge: Callable[[Any, Any], Any]
+    grow: Callable[[Any, int], Any] = lambda state, samples: state
+    by_number: bool = False
 
 
 class Extremes(NamedTuple):
@@ -41,15 +47,19 @@ class Extremes(NamedTuple):
     high: Any  # float32 [T, capacity]
 
 
-@functools.cache
-def extremes(capacity: int) -> Observer:
-    """The smallest and the largest value in each of `capacity` samples: 8 bytes a sample and tensor.
+ROOM = 1024  # samples that a state has places for at first, at most
 
-    Infinities and NaN in the tensor show in the state, so that they can be reported.
+
+@functools.cache
+def extremes(capacity: int = ROOM) -> Observer:
+    """The smallest and the largest value in each sample: 8 bytes a sample and tensor.
+
+    There is room for min(capacity, ROOM) samples at first, and twice as many whenever it is full. Infinities and NaN in the
+    tensor show in the state, so that they can be reported.
     """
 
     def init(count: int) -> Extremes:
-        return Extremes(*(jnp.full((count, capacity), jnp.nan, jnp.float32) for _ in range(2)))
+        return Extremes(*(jnp.full((count, min(capacity, ROOM)), jnp.nan, jnp.float32) for _ in range(2)))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Extremes:
         # NaN would read as "not seen": it is reported as infinity, which is as unusable. Zero stands in for an empty tensor.
@@ -67,9 +77,112 @@ def extremes(capacity: int) -> Observer:
         )
 
     def merge(a: Extremes, b: Extremes) -> Extremes:
-        return Extremes(jnp.where(jnp.isnan(a.low), b.low, a.low), jnp.where(jnp.isnan(a.high), b.high, a.high))
+        return Extremes(*map(_joined, a, b))
 
-    return Observer(init, measure, update, merge)
+    def grow(state: Extremes, samples: int) -> Extremes:
+        return Extremes(*(_grown(each, samples) for each in state))
+
+    return Observer(init, measure, update, merge, grow)
+
+
+def _grown(values: jax.Array, samples: int) -> jax.Array:
+    """values [T, places, ...] with as many more places, doubled until they are enough; NaN in the new ones."""
+    places = max(values.shape[1], 1)
+    while places < samples:
+        places *= 2
+    if places == values.shape[1]:
+        return values
+    return jnp.pad(
+        values, ((0, 0), (0, places - values.shape[1]), *[(0, 0)] * (values.ndim - 2)), constant_values=jnp.nan
+    )
+
+
+def _joined(a: jax.Array, b: jax.Array) -> jax.Array:
+    """What either has seen of each sample."""
+    a, b = _grown(a, b.shape[1]), _grown(b, a.shape[1])
+    return jnp.where(jnp.isnan(a), b, a)
+
+
+class SampleStatistic(NamedTuple):
+    """One number from each sample: `kind` is "min", "max", "abs_max", "mean", "quantile" or "abs_quantile".
+
+    `probability` is that of a quantile, from 0 to 1; linear between neighbours, as in numpy.
+    """
+
+    kind: str
+    probability: float = 0.0
+
+
+@functools.cache
+def sample_statistics(
+    statistics: tuple[SampleStatistic, ...], capacity: int = ROOM, channels: int | None = None, axis: int = 1
+) -> Observer:
+    """Statistics of each sample, float32 [T, samples, statistics(, channels)]; NaN where a sample has not been seen.
+
+    With `channels`, of each of that many channels, which lie along `axis` of a sample's tensor. It has room as `extremes`
+    has, 4 bytes for each statistic (and channel), sample and tensor.
+    """
+    tail = (len(statistics),) if channels is None else (len(statistics), channels)
+
+    def init(count: int) -> jax.Array:
+        return jnp.full((count, min(capacity, ROOM), *tail), jnp.nan, jnp.float32)
+
+    def one(x: jax.Array) -> jax.Array:
+        if not x.size:
+            return jnp.zeros((x.shape[0], *tail), jnp.float32)
+        if channels is None:
+            rows = _rows(x)
+        else:
+            kept = axis % (x.ndim - 1) + 1
+            rows = jnp.moveaxis(x, kept, 1).reshape(x.shape[0], channels, -1).astype(jnp.float32)
+        return jnp.stack([_of_rows(rows, each) for each in statistics], axis=1)
+
+    def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
+        return jnp.stack([one(x) for x in tensors])
+
+    def update(state: jax.Array, measured: jax.Array, index: jax.Array) -> jax.Array:
+        return state.at[:, index].set(measured, mode="drop")
+
+    return Observer(init, measure, update, _joined, _grown)
+
+
+def _of_rows(rows: jax.Array, statistic: SampleStatistic) -> jax.Array:
+    """The statistic of rows [..., elements] -> [...]."""
+    kind, probability = statistic
+    if kind.startswith("abs_"):
+        rows, kind = jnp.abs(rows), kind.removeprefix("abs_")
+    if kind == "quantile":
+        return upper_quantile(rows, 1 - probability) if probability >= 0.5 else -upper_quantile(-rows, probability)
+    reduced: jax.Array = getattr(rows, kind)(-1)  # min, max or mean
+    return reduced
+
+
+def upper_quantile(rows: jax.Array, outlier: float) -> jax.Array:
+    """The (1 - outlier)-quantile of rows [..., elements], linear between neighbours as in numpy -> [...]."""
+    count = rows.shape[-1]
+    place = (count - 1) * outlier
+    below = min(math.floor(place), count - 1)
+    top = _largest(rows, min(below + 2, count))
+    upper, lower = top[..., below], top[..., min(below + 1, count - 1)]
+    return upper + (lower - upper) * np.float32(place - below)
+
+
+def _largest(rows: jax.Array, k: int) -> jax.Array:
+    """The k largest of rows [..., elements], the largest first -> [..., k].
+
+    They lie in the k columns with the largest maxima, if the row is cut into pieces that stand below each other. So one cheap
+    pass leaves about 2 * sqrt(k * elements) values to be ordered.
+    """
+    count = rows.shape[-1]
+    height = math.isqrt(count // k)
+    if height < 4:
+        return jax.lax.top_k(rows, k)[0]
+    width = -(-count // height)
+    padding = [(0, 0)] * (rows.ndim - 1) + [(0, height * width - count)]
+    table = jnp.pad(rows, padding, constant_values=-jnp.inf).reshape(*rows.shape[:-1], height, width)
+    columns = jax.lax.top_k(table.max(-2), k)[1]
+    taken = jnp.take_along_axis(table, columns[..., None, :], axis=-1)
+    return jax.lax.top_k(taken.reshape(*rows.shape[:-1], height * k), k)[0]
 
 
 class ChannelExtremes(NamedTuple):
@@ -108,63 +221,92 @@ def channel_extremes(channels: int, axis: int) -> Observer:
 BINS = 4096  # of a histogram, over [-2**exponent, 2**exponent)
 SAMPLED = 1 << 14  # elements of a tensor and sample that are counted: every k-th one of a larger tensor
 SMALLEST_EXPONENT = -126
+INT32_MAX = np.iinfo(np.int32).max  # the number of padding, beyond all samples
 
 
 class Histogram(NamedTuple):
-    """How often values fall into each of BINS equal bins over [-2**exponent, 2**exponent); exact zeros are not counted."""
+    """How often values fall into each of BINS equal bins over [-2**exponent, 2**exponent), and how many are exactly zero.
 
-    counts: Any  # int32 [T, BINS]
+    Counts stop at 2**31 - 1. With folds, the tensor's axis is followed by one of that length in `counts` and `zeros`.
+    """
+
+    counts: Any  # int32 [T, BINS]; zeros are not among them
     exponent: Any  # int32 [T]: the least with every |x| that was counted below 2**exponent
+    zeros: Any  # int32 [T]
 
 
 @functools.cache
-def histogram() -> Observer:
+def histogram(folds: int | None = None) -> Observer:
     """A histogram over all samples that needs no range beforehand.
 
     Its range is a power of two. When a larger value comes, bins are merged two by two, which is exact: the result is the same
     as if the final range had been known, whatever the order of the samples. The resolution is 2**exponent / 2048, that is
-    between 1/2048 and 1/1024 of the largest absolute value. Zeros, which every grid represents exactly, are left out. Of
+    between 1/2048 and 1/1024 of the largest absolute value. Zeros, which every grid represents exactly, are counted apart. Of
     tensors with more than SAMPLED elements a sample, evenly spread ones are counted; `extremes` sees all.
+
+    With `folds`, sample number i is counted in histogram i % folds of the tensor; all have one exponent.
     """
+    parts = 1 if folds is None else folds
+    width = BINS + 1  # one bin more for what is not counted: zeros, padding
 
     def init(count: int) -> Histogram:
-        return Histogram(jnp.zeros((count, BINS), jnp.int32), jnp.full((count,), SMALLEST_EXPONENT, jnp.int32))
+        lead = (count,) if folds is None else (count, folds)
+        return Histogram(
+            jnp.zeros((*lead, BINS), jnp.int32),
+            jnp.full((count,), SMALLEST_EXPONENT, jnp.int32),
+            jnp.zeros(lead, jnp.int32),
+        )
 
-    def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Histogram:
-        x = jnp.stack([_spread(each) for each in tensors])  # [T, B, SAMPLED]
-        x = jnp.where(real[None, :, None] & jnp.isfinite(x), x, 0)
-        exponent = jnp.maximum(jnp.frexp(jnp.abs(x).max((1, 2)))[1], SMALLEST_EXPONENT).astype(jnp.int32)
+    def measure(tensors: Sequence[jax.Array], real_or_index: jax.Array) -> Histogram:
+        if folds is None:
+            real, fold = real_or_index, jnp.zeros(real_or_index.shape, jnp.int32)
+        else:
+            real, fold = real_or_index < INT32_MAX, real_or_index % folds
+        rows = [_spread(x) for x in tensors]
+        rows = [jnp.where(real[:, None] & jnp.isfinite(x), x, 0) for x in rows]
+        largest = jnp.stack([jnp.abs(x).max(initial=0.0) for x in rows])
+        exponent = jnp.maximum(jnp.frexp(largest)[1], SMALLEST_EXPONENT).astype(jnp.int32)
         # Two factors, since 2**-exponent itself may be too large for a float.
         half, rest = jnp.ldexp(1.0, -(exponent // 2)), jnp.ldexp(1.0, -(exponent - exponent // 2))
-        scaled = x * half[:, None, None] * rest[:, None, None] * (BINS // 2)  # exact: powers of two
-        place = jnp.floor(scaled).astype(jnp.int32)
-        place = jnp.where(
-            x < 0, jnp.minimum(place, -1), place
-        )  # so small a part of the largest value that it became zero
-        bins = jnp.where(x == 0, BINS, place + BINS // 2)  # one bin more for the zeros
-        table = jnp.arange(len(tensors), dtype=jnp.int32)[:, None, None] * (BINS + 1) + bins
-        counts = (
-            jnp.zeros((len(tensors) * (BINS + 1),), jnp.int32).at[table.reshape(-1)].add(1, mode="promise_in_bounds")
-        )
-        return Histogram(counts.reshape(-1, BINS + 1)[:, :BINS], exponent)
+        tables = []
+        for row, x in enumerate(rows):
+            place = jnp.floor(x * half[row] * rest[row] * (BINS // 2)).astype(jnp.int32)  # exact: powers of two
+            place = jnp.where(
+                x < 0, jnp.minimum(place, -1), place
+            )  # so small a part of the largest that it became zero
+            place = jnp.where(x == 0, BINS, place + BINS // 2) + (fold * width)[:, None]
+            # One table at a time: a fusion that puts 70 tensors' places together asks for each element whose it is.
+            table = jnp.zeros((parts * width,), jnp.int32)
+            tables.append(table.at[place.reshape(-1)].add(1, mode="promise_in_bounds"))
+        counts = jnp.stack(tables).reshape(-1, parts, width)[:, :, :BINS]
+        in_fold = real[None] & (fold[None] == jnp.arange(parts, dtype=jnp.int32)[:, None])
+        elements = np.array([x.shape[1] for x in rows], np.int32)
+        zeros = elements[:, None] * in_fold.sum(1, dtype=jnp.int32)[None] - counts.sum(-1)
+        return Histogram(counts[:, 0] if folds is None else counts, exponent, zeros[:, 0] if folds is None else zeros)
 
     def update(state: Histogram, measured: Histogram, index: jax.Array) -> Histogram:
         return merge(state, measured)
 
     def merge(a: Histogram, b: Histogram) -> Histogram:
         exponent = jnp.maximum(a.exponent, b.exponent)
-        return Histogram(_widened(a, exponent) + _widened(b, exponent), exponent)
+        counts = _saturating(_widened(a.counts, a.exponent, exponent), _widened(b.counts, b.exponent, exponent))
+        return Histogram(counts, exponent, _saturating(a.zeros, b.zeros))
 
-    return Observer(init, measure, update, merge)
+    return Observer(init, measure, update, merge, by_number=folds is not None)
+
+
+def _saturating(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sum of two int32 counts, which stops at the largest int32."""
+    return a + jnp.minimum(b, INT32_MAX - a)
 
 
 @jax.vmap
-def _widened(state: Histogram, exponent: jax.Array) -> jax.Array:
-    """The counts over the range of a larger exponent."""
+def _widened(counts: jax.Array, exponent: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The counts [..., BINS] over the range of a larger exponent."""
     middle = BINS // 2
-    shift = jnp.minimum(exponent - state.exponent, 31)
+    shift = jnp.minimum(wanted - exponent, 31)
     target = ((jnp.arange(BINS, dtype=jnp.int32) - middle) >> shift) + middle
-    return jnp.zeros((BINS,), jnp.int32).at[target].add(state.counts)
+    return jnp.zeros_like(counts).at[..., target].add(counts)
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -179,23 +321,29 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def _spread(x: jax.Array) -> jax.Array:
-    """At most SAMPLED elements of each sample of x [B, ...], on a regular grid, as float32 [B, SAMPLED], padded with zeros."""
+    """At most SAMPLED elements of each sample of x [B, ...], on a regular grid, as float32 [B, elements]."""
     steps = [1] * x.ndim
     shape = list(x.shape)
     while math.prod(shape[1:]) > SAMPLED:  # thin out the longest axis, in odd steps: even ones may follow a pattern
         axis = max(range(1, x.ndim), key=lambda each: shape[each])
         steps[axis] += 2
         shape[axis] = -(-x.shape[axis] // steps[axis])
-    taken = jax.lax.slice(x, [0] * x.ndim, x.shape, steps).reshape(x.shape[0], -1).astype(jnp.float32)
-    return jnp.pad(taken, ((0, 0), (0, SAMPLED - taken.shape[1])))
+    return jax.lax.slice(x, [0] * x.ndim, x.shape, steps).reshape(x.shape[0], -1).astype(jnp.float32)
 
 
 @functools.cache
 def both(first: Observer, second: Observer) -> Observer:
     """Two statistics of the same tensors; the state is the pair of their states."""
+    by_number = first.by_number or second.by_number
+
+    def measure(observer: Observer, tensors: Sequence[jax.Array], given: jax.Array) -> Any:
+        return observer.measure(tensors, given < INT32_MAX if by_number and not observer.by_number else given)
+
     return Observer(
         lambda count: (first.init(count), second.init(count)),
-        lambda tensors, real: (first.measure(tensors, real), second.measure(tensors, real)),
+        lambda tensors, given: (measure(first, tensors, given), measure(second, tensors, given)),
         lambda state, seen, index: (first.update(state[0], seen[0], index), second.update(state[1], seen[1], index)),
         lambda a, b: (first.merge(a[0], b[0]), second.merge(a[1], b[1])),
+        lambda state, samples: (first.grow(state[0], samples), second.grow(state[1], samples)),
+        by_number,
     )

@@ -6,7 +6,6 @@ Names of inputs, outputs and float tensors stay.
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,10 +22,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from jaxq.errors import ConfigError, ModelError
 from jaxq.files import check_writable
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, tensor_names, unused_name
+from jaxq.mapped import forget_pages, is_mapped
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
-from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize
+from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize_array
 from jaxq.version import __version__
 
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
@@ -83,7 +83,10 @@ def save(
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
             draft = Path(folder) / target.name
-            ir.save(written, draft, external_data=f"{target.name}.data" if external_data else None)
+            if external_data:
+                save_external(written, draft, f"{target.name}.data")
+            else:
+                ir.save(written, draft)
             onnx.checker.check_model(os.fspath(draft))
             if external_data:
                 Path(f"{draft}.data").replace(f"{target}.data")
@@ -96,16 +99,25 @@ def save(
         ) from error
 
 
-def is_mapped(array: Any) -> bool:
-    """Whether an array lies in a file that is mapped into memory: external data that nothing has changed."""
-    while isinstance(array, (np.ndarray, memoryview)):
-        array = array.base if isinstance(array, np.ndarray) else array.obj
-    return isinstance(array, mmap.mmap)
+def save_external(model: ir.Model, path: Path, data: str) -> None:
+    """Writes the model with its tensors in a second file, one after the other: none stays in memory for it."""
+    before: list[Any] = []
+
+    def next_tensor(tensor: Any, _: Any) -> None:
+        while before:
+            forget_pages(before.pop())
+        before.append(tensor.raw)
+
+    ir.save(model, path, external_data=data, callback=next_tensor)
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
     """The model as an `onnx.ModelProto`, for models below 2 GiB."""
-    return ir.to_proto(to_ir(model))
+    written = to_ir(model)
+    try:
+        return ir.to_proto(written)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"the model cannot be written as ONNX: {error}") from error
 
 
 def to_ir(model: Model) -> ir.Model:
@@ -221,9 +233,9 @@ class _Qdq:
         each, value = self.encodings[name], self.params.pop(name)
         dtype, _ = storage(each)
         operands, attributes = self.operands(name, dtype, np.shape(value))
-        self.params[self.name(name, "quantized")] = np.asarray(quantize(jnp.asarray(value, jnp.float32), each)).astype(
-            dtype
-        )
+        integers = quantize_array(np.asarray(value), each).astype(dtype)
+        forget_pages(value)
+        self.params[self.name(name, "quantized")] = integers
         yield self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), name, name, attributes)
 
     def node(
@@ -310,13 +322,13 @@ class _Writer:
             initializer = ir.val(name, const_value=tensor(name, array))
             values[name] = initializer
             initializers.append(initializer)
-        nodes = [self.node(node, values) for node in graph.nodes]
+        nodes = [self.node(node, values, graph.types) for node in graph.nodes]
         made = {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
         outputs = []
         for name in graph.outputs:
             if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
                 node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
-                nodes.append(self.node(node, values))
+                nodes.append(self.node(node, values, graph.types))
                 name = node.outputs[0]
             outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
@@ -333,17 +345,17 @@ class _Writer:
     def declare(self, value: ir.Value, declared: TensorType | None) -> None:
         if declared is None or value.type is not None:
             return
-        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype)))
+        value.type = ir_type(declared)
         if declared.shape is not None:
             value.shape = ir.Shape(declared.shape)
 
-    def node(self, node: Node, values: dict[str, ir.Value]) -> ir.Node:
+    def node(self, node: Node, values: dict[str, ir.Value], types: Mapping[str, TensorType]) -> ir.Node:
         written = ir.Node(
             node.domain,
             node.op,
             [values[name] if name else None for name in node.inputs],
             [self.attribute(key, value, values) for key, value in node.attributes.items()],
-            outputs=[ir.Value(name=name) for name in node.outputs],
+            outputs=[self.value(name, types) for name in node.outputs],
             name=node.name,
         )
         values.update((name, value) for name, value in zip(node.outputs, written.outputs, strict=True) if name)
@@ -354,9 +366,21 @@ class _Writer:
             return ir.AttrGraph(key, self.graph(value, values, top=False))
         if isinstance(value, Literal):
             return ir.AttrTensor(key, tensor(key, value.array))
+        if isinstance(value, TensorType):
+            shape = None if value.shape is None else ir.Shape(value.shape)
+            return ir.Attr(key, ir.AttributeType.TYPE_PROTO, ir.TypeAndShape(ir_type(value), shape))
         if isinstance(value, tuple) and not value:
             return ir.AttrInt64s(key, [])
         return ir.convenience.convert_attribute(key, value)
+
+
+def ir_type(declared: TensorType) -> Any:
+    """The type that a file declares, as `onnx_ir` has it."""
+    string = declared.dtype == "object"
+    kind: Any = ir.TensorType(ir.DataType.STRING if string else ir.DataType.from_numpy(np.dtype(declared.dtype)))
+    for each in reversed(declared.within):
+        kind = ir.SequenceType(kind) if each == "sequence" else ir.OptionalType(kind)
+    return kind
 
 
 def tensor(name: str, array: Any) -> Any:

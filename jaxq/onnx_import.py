@@ -20,10 +20,10 @@ from onnx_ir.passes.common import InlinePass
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, unused_name
 from jaxq.model import Model
-from jaxq.ops import find
+from jaxq.onnx_check import check_nodes, check_proto, check_tensor, sort, standard_domain
 from jaxq.passes import clean, lift_constants
+from jaxq.scope import stand_ins
 
-NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
 LARGEST_LITERAL = 1 << 16  # elements; integer initializers up to this are structure, larger ones are params
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | Model
@@ -41,49 +41,57 @@ def load(source: Source) -> Model:
     if isinstance(source, Model):
         return source
     model = read(source)
-    opsets = {_domain(domain): version for domain, version in model.opset_imports.items()}
-    check_opsets(opsets)
+    opsets = {standard_domain(domain): version for domain, version in model.opset_imports.items()}
     reader = _Reader(opsets)
     graph = reader.graph(model.graph, model.graph.name or "graph")
-    refuse_unsupported(graph)
+    for name in graph.inputs:
+        if name not in graph.types:
+            raise ModelError(
+                f"input {name!r} is not declared as a tensor with an element type; jaxq takes arrays alone"
+            )
+    check_nodes(graph)
     graph, params = lift_constants(graph, reader.params, LARGEST_LITERAL)
+    whole = graph
     graph, params = clean(graph, params)
     metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
-    return Model(graph, params, metadata=FrozenDict(metadata))
+    return Model(graph, params, metadata=FrozenDict(metadata), folded=stand_ins(whole, graph))
 
 
 def read(source: Source) -> ir.Model:
     """The file as `onnx_ir` sees it, functions inlined, every external tensor checked to lie beside the model."""
     where = f"{os.fspath(source)!r}" if isinstance(source, (str, os.PathLike)) else "the model"
     try:
-        if isinstance(source, (str, os.PathLike)):
-            model = _read_file(Path(source))
-        else:
-            proto = onnx.ModelProto.FromString(source) if isinstance(source, bytes) else source
-            if not isinstance(proto, onnx.ModelProto):
-                raise ModelError(
-                    f"cannot load a {type(source).__name__}; give a path, an onnx.ModelProto, bytes or a Model"
-                )
-            model = ir.from_proto(proto)
-        if not model.graph.outputs:
+        proto, folder = read_proto(source)
+        if not proto.graph.output:
             raise ModelError(f"{where} holds no graph with outputs; it is not an ONNX model, or it is damaged")
+        check_proto(proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, folder)
         for graph in (model.graph, *model.graph.subgraphs()):
             for value in graph.initializers.values():
-                check_external(value.const_value, where)
+                check_tensor(value.const_value, where)
         if model.functions:
             InlinePass()(model)
         for graph in (model.graph, *model.graph.subgraphs()):
-            graph.sort()
+            sort(graph)
     except ModelError:
         raise
     except DecodeError:
         raise ModelError(f"{where} is not an ONNX file, or it is truncated (its protobuf cannot be parsed)") from None
     except Exception as error:  # onnx_ir raises many kinds; each means that the file is not a valid model
-        raise ModelError(f"{where} is not a valid ONNX model: {error}") from error
+        raise ModelError(f"{where} is not a valid ONNX model: {innermost(error)}") from error
     return model
 
 
-def _read_file(path: Path) -> ir.Model:
+def read_proto(source: Any) -> tuple[onnx.ModelProto, Path]:
+    """The model as protobuf, without external data, and the folder which those are in."""
+    if isinstance(source, onnx.ModelProto):
+        return source, Path()
+    if isinstance(source, bytes):
+        return onnx.ModelProto.FromString(source), Path()
+    if not isinstance(source, (str, os.PathLike)):
+        raise ModelError(f"cannot load a {type(source).__name__}; give a path, an onnx.ModelProto, bytes or a Model")
+    path = Path(source)
     if not path.exists():
         near = [other.name for other in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
         there = f" (the folder holds {', '.join(sorted(near)[:5])})" if near else ""
@@ -92,55 +100,14 @@ def _read_file(path: Path) -> ir.Model:
         raise ModelError(f"{os.fspath(path)!r} is a folder; give the .onnx file in it")
     if path.stat().st_size == 0:
         raise ModelError(f"{os.fspath(path)!r} is empty (0 bytes)")
-    return ir.load(path)
+    return onnx.load(path, load_external_data=False), path.parent
 
 
-def check_external(tensor: Any, where: str) -> None:
-    """Refuses external data that is missing, too short, or outside of the model's folder."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return
-    folder = Path(tensor.base_dir or ".").resolve()
-    file = (folder / tensor.location).resolve()
-    name = f"{where}: tensor {tensor.name!r} has its data in {os.fspath(tensor.location)!r}"
-    if Path(tensor.location).is_absolute() or not file.is_relative_to(folder):
-        raise ModelError(f"{name}, outside of the model's folder; this is refused. Move the data file beside the model")
-    if not file.is_file():
-        raise ModelError(f"{name}, which is missing; copy it beside the model")
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if file.stat().st_size < end:
-        raise ModelError(f"{name}, which ends at byte {file.stat().st_size} but byte {end} is needed; it is truncated")
-
-
-def check_opsets(opsets: Mapping[str, int]) -> None:
-    """Refuses a standard opset that does not exist."""
-    version = opsets.get("")
-    if version is not None and not 1 <= version <= NEWEST_OPSET:
-        raise ModelError(
-            f"the model imports opset {version} of ONNX's standard operators; known are 1 to {NEWEST_OPSET}"
-        )
-
-
-def refuse_unsupported(graph: Graph) -> None:
-    """One error with every operator that has no implementation, and the nodes that use it."""
-    missing: dict[str, list[str]] = {}
-    for _, node in graph.walk():
-        try:
-            entry = find(node.op, node.domain, node.version)
-        except UnsupportedOpError as error:
-            missing.setdefault(str(error), []).append(node.name)
-            continue
-        unknown = set(node.attributes) - entry.attributes
-        if unknown:
-            raise ModelError(
-                f"{node}: attribute {sorted(unknown)[0]!r} is not one of {node.op}'s: {sorted(entry.attributes)}"
-            )
-    if missing:
-        lines = [f"  {message}: {len(names)} node(s), first {names[0]!r}" for message, names in missing.items()]
-        raise UnsupportedOpError("the model uses operators that jaxq does not implement:\n" + "\n".join(lines))
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+def innermost(error: BaseException) -> BaseException:
+    """The error at the end of a chain of causes: `onnx_ir` wraps what is wrong into where its code was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class _Reader:
@@ -166,11 +133,9 @@ class _Reader:
                 if value.name:
                     self.new(value)
         nodes = tuple(node for each in source for node in self.node(each))
-        outputs = tuple(self.name(value) for value in source.outputs)
+        outputs = tuple(self.name(value, f"an output of graph {name!r}") for value in source.outputs)
         values = [*source.inputs, *source.outputs, *(value for each in source for value in each.outputs)]
-        types = {
-            self.names[value]: tensor_type(value) for value in values if value in self.names and value.type is not None
-        }
+        types = {self.names[value]: tensor_type(value.type, value.shape) for value in values if value in self.names}
         return Graph(
             nodes=nodes,
             inputs=tuple(self.names[value] for value in inputs),
@@ -185,22 +150,24 @@ class _Reader:
         self.names[value] = unused_name(value.name or "tensor", self.taken)
         return self.names[value]
 
-    def name(self, value: ir.Value | None) -> str:
+    def name(self, value: ir.Value | None, reader: str) -> str:
         if value is None:
             return ""
         if value not in self.names:
-            raise ModelError(f"tensor {value.name!r} is read but nothing makes it: no input, initializer or node")
+            raise ModelError(
+                f"tensor {value.name!r} is read but nothing makes it: no input, initializer or node. It is {reader}"
+            )
         return self.names[value]
 
     def node(self, source: ir.Node) -> Iterable[Node]:
-        domain = _domain(source.domain)
+        domain = standard_domain(source.domain)
         if source.op_type == "Constant" and domain == "":
             value = constant_value(source)
             if value is not None:
                 self.params[self.names[source.outputs[0]]] = value
                 return
         name = unused_name(source.name or f"{source.op_type}", self.node_names)
-        inputs = tuple(self.name(value) for value in source.inputs)
+        inputs = tuple(self.name(value, f"an input of node {name!r} ({source.op_type})") for value in source.inputs)
         attributes = {key: self.attribute(each, name) for key, each in source.attributes.items()}
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
@@ -224,6 +191,8 @@ class _Reader:
             return source.value
         if kind in (ir.AttributeType.FLOATS, ir.AttributeType.INTS, ir.AttributeType.STRINGS):
             return tuple(source.value)
+        if kind == ir.AttributeType.TYPE_PROTO:
+            return tensor_type(source.value.type, source.value.shape)
         raise UnsupportedOpError(
             f"node {node!r}: attribute {source.name!r} is of kind {kind.name}, which is not implemented"
         )
@@ -245,16 +214,28 @@ def constant_value(node: ir.Node) -> np.ndarray | None:
 
 def tensor_array(tensor: Any) -> np.ndarray:
     """The numpy view of an `onnx_ir` tensor; external data is mapped, not read."""
-    check_external(tensor, "the model")
-    return np.asarray(tensor.numpy())
+    check_tensor(tensor, "the model")
+    try:
+        value = np.asarray(tensor.numpy())
+        if tensor.dtype == ir.DataType.STRING:
+            return np.array([_text(item) for item in value.reshape(-1)], object).reshape(value.shape)
+        return value
+    except Exception as error:
+        raise ModelError(f"the data of tensor {tensor.name!r} are damaged: {error}") from error
 
 
-def tensor_type(value: ir.Value) -> TensorType | None:
-    """What the file declares of a tensor; None for sequences and optionals."""
-    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+def _text(item: bytes | str) -> str:
+    return item.decode() if isinstance(item, bytes) else str(item)
+
+
+def tensor_type(kind: Any, shape: ir.Shape | None) -> TensorType | None:
+    """What the file declares of a value; None where it does not say enough."""
+    within: list[str] = []
+    while isinstance(kind, (ir.SequenceType, ir.OptionalType)):
+        within.append("sequence" if isinstance(kind, ir.SequenceType) else "optional")
+        kind = kind.elem_type
+    if not isinstance(kind, ir.TensorType) or kind.dtype == ir.DataType.UNDEFINED:
         return None
-    shape = None
-    if value.shape is not None:
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    dtype = "object" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
-    return TensorType(dtype, shape)
+    dims = None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+    dtype = "object" if kind.dtype == ir.DataType.STRING else kind.dtype.numpy().name
+    return TensorType(dtype, dims, tuple(within))

@@ -5,16 +5,17 @@ If nothing changes, a pass returns the same objects. Passes that need no numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from jaxq.bounds import Budget
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
-from jaxq.graph import FrozenDict, Graph, Literal, Node, captures, map_nodes
-from jaxq.ops import find
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
+from jaxq.ops import MOST_BYTES, TooLarge, find
 
 Params = Mapping[str, Any]
 Pass = Callable[[Graph, Params], tuple[Graph, Params]]
@@ -53,51 +54,75 @@ def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, P
     """Decides which initializers are structure (`graph.constants`) and which are numbers (params).
 
     Structure is: whatever a static operand (axes, sizes, scales of Resize, branch conditions) is computed from, integers and
-    booleans of up to `largest` elements, and scalars. All other floats are params. Integer graph inputs of rank 0 or 1
-    from which a static operand is computed become `graph.static_inputs`.
+    booleans of up to `largest` elements, scalars, and strings. All other floats are params. Graph inputs of rank 0 or 1
+    from which a static operand is computed, and strings, become `graph.static_inputs`.
     """
-    needed = static_sources(graph)
+    scalars = [name for name in graph.inputs if may_be_static(graph.types.get(name))]
+    needed = static_sources(graph, given_data(graph, set(graph.inputs).difference(scalars)))
     lifted = {}
     for name, value in params.items():
         small = value.size <= largest
         eight_bit = value.dtype.itemsize == 1 and value.dtype.kind != "b"  # weights of an already quantized model
         integer = value.dtype.kind in "iubO" and not (eight_bit and value.ndim > 1)
-        if small and (name in needed or integer or value.ndim == 0):
+        if value.dtype.kind == "O" or (small and (name in needed or integer or value.ndim == 0)):
             lifted[name] = Literal.of(value)
-    static = tuple(
-        name
-        for name in graph.inputs
-        if name in needed
-        and name in graph.types
-        and (graph.types[name].dtype.startswith(("int", "uint", "bool")))
-        and (graph.types[name].shape is None or len(graph.types[name].shape or ()) <= 1)
-    )
+    strings = {name for name in graph.inputs if name in graph.types and graph.types[name].dtype == "object"}
+    static = tuple(name for name in graph.inputs if name in strings or (name in scalars and name in needed))
     if not lifted and static == graph.static_inputs:
         return graph, params
     kept = {name: value for name, value in params.items() if name not in lifted}
     return replace(graph, constants=graph.constants | lifted, static_inputs=static), kept
 
 
-def static_sources(graph: Graph) -> set[str]:
-    """Every tensor that a static operand is computed from, not looking through Shape and Size."""
+def may_be_static(declared: TensorType | None) -> bool:
+    """Whether a graph input may hold sizes, axes, scales or a switch.
+
+    That is: integers or booleans of rank 0 or 1, or of unknown rank; and floats of rank 0 or 1 of a fixed small size.
+    """
+    if declared is None or declared.within:
+        return False
+    shape = declared.shape
+    if declared.dtype.startswith(("int", "uint", "bool")):
+        return shape is None or len(shape) <= 1
+    return shape is not None and len(shape) <= 1 and all(isinstance(size, int) and size <= 8 for size in shape)
+
+
+def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
+    """Every tensor of the graph that depends on the values of `inputs`, which includes them."""
+    data = set(inputs)
+    for node in graph.nodes:
+        if node.op not in ("Shape", "Size") and not data.isdisjoint({*node.inputs, *captures(node)}):
+            data.update(filter(None, node.outputs))
+    return data
+
+
+def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]:
+    """Every tensor that a static operand is computed from, not looking through Shape and Size.
+
+    With `data`, the tensors that are not known anyway: not looking beyond these, nor at nodes that need one of them.
+    """
     producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
+        producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
-    pending = [
-        name
-        for _, node in graph.walk()
-        for index, name in enumerate(node.inputs)
-        if name and find(node.op, node.domain, node.version).needs_static(index)
-    ]
+    pending = []
+    for _, node in graph.walk():
+        entry = find(node.op, node.domain, node.version)
+        operands = [name for index, name in enumerate(node.inputs) if name and entry.needs_static(index)]
+        if data is None and node.op == "Loop":  # its own condition, which decides the number of turns
+            operands += [sub.outputs[0] for sub in node.subgraphs]
+        if data is None or not (entry.data_dependent or any(name in data for name in operands)):
+            pending.extend(operands)
     while pending:
         name = pending.pop()
-        if name in needed:
+        if name in needed or (data is not None and name in data):
             continue
         needed.add(name)
-        node = producers.get(name)
-        if node is not None and node.op not in ("Shape", "Size"):
-            pending.extend(source for source in node.inputs if source)
-            pending.extend(captures(node))
-            for sub in node.subgraphs:
+        maker = producers.get(name)
+        if maker is not None and maker.op not in ("Shape", "Size"):
+            pending.extend(source for source in maker.inputs if source)
+            pending.extend(captures(maker))
+            for sub in maker.subgraphs:
                 pending.extend(sub.outputs)
     return needed
 
@@ -112,10 +137,11 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     numbers: dict[str, Any] = dict(params)
     uses = {name: len(places) for name, places in graph.consumers.items()}
     renamed: dict[str, str] = {}
+    budget = Budget(MOST_BYTES + 4 * sum(value.nbytes for value in params.values()))
     nodes = []
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) if renamed else node
-        results = _fold(node, constants, numbers)
+        results = _fold(node, constants, numbers, budget)
         if results is None:
             nodes.append(node)
             continue
@@ -139,7 +165,7 @@ def fold_constants(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return replace(graph, nodes=tuple(nodes), constants=FrozenDict(constants)), numbers
 
 
-def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[np.ndarray] | None:
+def _fold(node: Node, constants: Mapping[str, Literal], params: Params, budget: Budget) -> list[np.ndarray] | None:
     """The node's results if all of its inputs are known, else None."""
     if node.op in NEVER_FOLDED or node.subgraphs:
         return None
@@ -154,13 +180,17 @@ def _fold(node: Node, constants: Mapping[str, Literal], params: Params) -> list[
     if "output_count" in entry.attributes:
         attributes["output_count"] = len(node.outputs)
     try:
-        results = run_static(entry, arguments, attributes)
+        results = run_static(entry, arguments, attributes, budget)
     except JaxqError as error:
+        if isinstance(error, TooLarge) and any(name in params for name in node.inputs):
+            return None
         error.args = (f"{node}: {error}",)
         raise
     except Exception:  # whatever is wrong is reported, with its shapes, when the node is run
         return None
     results = list(results) if isinstance(results, tuple) else [results]
+    if not all(isinstance(value, np.ndarray) for value in results):  # a sequence is structure, and costs nothing
+        return None
     grown = sum(value.nbytes for value in results) > 2 * sum(a.nbytes for a in arguments if a is not None) + (1 << 20)
     weights = any(name in params for name in node.inputs)
     return None if grown and weights else results

@@ -59,18 +59,26 @@ def spread(parameter: Any, shape: tuple[int, ...]) -> Any:
 
 @dataclass(frozen=True)
 class IntType:
-    """An integer grid: `bits` wide, signed or not; `narrow` leaves out the lowest level (-128 of int8)."""
+    """An integer grid: `bits` wide, signed or not; `narrow` leaves out the lowest level (-128 of int8).
+
+    `levels` are the lowest and the highest integer, where these are others than the type's.
+    """
 
     bits: int
     signed: bool = True
     narrow: bool = False
+    levels: tuple[int, int] | None = None
 
     @property
     def qmin(self) -> int:
+        if self.levels is not None:
+            return self.levels[0]
         return (-(1 << (self.bits - 1)) if self.signed else 0) + self.narrow
 
     @property
     def qmax(self) -> int:
+        if self.levels is not None:
+            return self.levels[1]
         return (1 << (self.bits - self.signed)) - 1
 
 
@@ -107,11 +115,13 @@ class Scheme:
       grid: the integers, or the floating-point numbers, that it is rounded to.
       symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
       granularity: one scale for the tensor, one for each index of an axis, or one for each block.
+      centered: symmetric, with zero in the middle even where nothing is negative.
     """
 
     grid: Grid
     symmetric: bool = True
     granularity: Granularity = PerTensor()
+    centered: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -204,3 +214,21 @@ def fake_quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     """x on the quantizer's grid, in x's own dtype; x itself where the quantizer is off."""
     rounded = dequantize(quantize(x.astype(jnp.float32), params), params).astype(x.dtype)
     return jnp.where(params.enabled, rounded, x)
+
+
+def quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
+    """`quantize` of a weight, in numpy: the same integers as float32 values, with nothing to compile for each shape."""
+    if params.mantissa is not None:  # floating-point grids are rare: no second version of them
+        return np.asarray(quantize(jnp.asarray(x, jnp.float32), params))
+    with np.errstate(all="ignore"):
+        shifted = np.round(np.asarray(x, np.float32) / spread(np.asarray(params.scale, np.float32), x.shape))
+    shifted += spread(np.asarray(params.zero_point, np.float32), x.shape)
+    return np.clip(shifted, np.float32(params.qmin), np.float32(params.qmax))
+
+
+def fake_quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
+    """`fake_quantize` of a weight, in numpy."""
+    if not np.asarray(params.enabled):
+        return x
+    q = quantize_array(x, params) - spread(np.asarray(params.zero_point, np.float32), x.shape)
+    return (q * spread(np.asarray(params.scale, np.float32), x.shape)).astype(x.dtype)

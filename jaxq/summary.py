@@ -11,12 +11,16 @@ import jax
 import numpy as np
 
 from jaxq.collect import tensor_shapes
-from jaxq.errors import ConfigError, JaxqError, did_you_mean
+from jaxq.errors import JaxqError
 from jaxq.fusion import fuse
-from jaxq.graph import Literal, Node
+from jaxq.graph import FrozenDict, Literal, Node
+from jaxq.lint import Finding, lint
 from jaxq.model import Model
-from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
-from jaxq.targets import TARGETS, Target
+from jaxq.patterns import graphs, is_depthwise
+from jaxq.placement import Plan, place_quantizers, quantized_nodes
+from jaxq.schemes import rule_for
+from jaxq.split import split
+from jaxq.targets import Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
@@ -27,8 +31,9 @@ MOVES = "moves integers"
 NO_FLOATS = "shapes, integers, or a branch not taken"
 NO_KERNEL = "float: no integer kernel"
 FLOAT_AROUND = "float: what it moves stays float"
-TRANSFORMER = "float: kept so in transformers"
+LEFT = "float: {}"  # and why, as the plan says it
 NO_READER = "float: nothing in integers follows"
+ON_HOST = "float: on the host, since shapes depend on values"
 NO_FIT = "float: its data or weights are constant, computed, or not float32"
 
 QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
@@ -46,6 +51,7 @@ class Summary:
       quantized: whether it holds QuantizeLinear or DequantizeLinear.
       fates: operator -> what becomes of its nodes -> how many; empty for a model that is quantized already.
       metadata: what the file says about itself.
+      findings: of a quantized model, what the target would refuse or leave slow.
     """
 
     inputs: Mapping[str, str]
@@ -57,6 +63,7 @@ class Summary:
     quantized: bool
     fates: Mapping[str, Mapping[str, int]]
     metadata: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, for JSON."""
@@ -69,8 +76,7 @@ def summarize(model: Model, target: str) -> Summary:
     Raises:
       ConfigError: there is no such target.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target = {target!r}; known: {', '.join(sorted(TARGETS))}{did_you_mean(target, TARGETS)}")
+    wanted = find_target(target)
     operators = Counter(node.op for _, node in model.graph.walk())
     quantized = bool(quantized_nodes(model.graph))
     sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
@@ -82,8 +88,9 @@ def summarize(model: Model, target: str) -> Summary:
         parameter_count=sum(count for count, _ in sizes),
         parameter_bytes=sum(count * itemsize for count, itemsize in sizes),
         quantized=quantized,
-        fates={} if quantized else count_fates(model, TARGETS[target]),
+        fates={} if quantized else count_fates(model, wanted),
         metadata=dict(model.metadata),
+        findings=lint(model, wanted) if quantized else (),
     )
 
 
@@ -91,18 +98,28 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
     """Operator -> what becomes of its nodes (one of the words above) -> how many."""
     graph, params = fuse(model.graph, model.params)
     fused = model.replace(graph=graph, params=params)
-    dtypes = guess_dtypes(fused)
-    plan = place_quantizers(graph, params, dtypes, target)
+    dtypes, on_host = guess_run(fused)
+    plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
     left = {node.name: node for _, node in graph.walk()}
     producers = {name: node for node in left.values() for name in node.outputs}
     found: dict[str, Counter[str]] = {}
     for _, node in model.graph.walk():
-        fate = fate_of(left[node.name], plan, target, dtypes, producers) if node.name in left else FOLDED
+        if node.name in on_host:
+            fate = ON_HOST
+        else:
+            fate = fate_of(left[node.name], plan, params, target, dtypes, producers) if node.name in left else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
 
 
-def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], producers: Mapping[str, Node]) -> str:
+def fate_of(
+    node: Node,
+    plan: Plan,
+    params: Mapping[str, Any],
+    target: Target,
+    dtypes: Mapping[str, str],
+    producers: Mapping[str, Node],
+) -> str:
     """What becomes of a node of the graph that the plan was made for."""
     if node.name in plan.nodes:
         return INTEGER
@@ -113,28 +130,36 @@ def fate_of(node: Node, plan: Plan, target: Target, dtypes: Mapping[str, str], p
         return MERGED
     if node.op in target.same_scale:
         return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
-    rule = target.rules.get(node.op)
+    if node.name in plan.left:
+        return LEFT.format(plan.left[node.name])
+    rule = rule_for(target, node.op, depthwise=is_depthwise(node, params)) or target.other
     if rule is None:
         return NO_KERNEL
-    if is_transformer(plan.graph) and node.op in target.transformer_float:
-        return TRANSFORMER
-    return NO_READER if rule.body_only else NO_FIT
+    constants = {*params, *(name for each in graphs(plan.graph) for name in each.constants)}
+    varying = [name for name in node.inputs if name and name not in constants]
+    needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
+    return NO_FIT if len(varying) < needed or not rule.body_only else NO_READER
 
 
-def guess_dtypes(model: Model) -> dict[str, str]:
-    """Tensor name -> dtype name, as far as one can tell without data: sizes the model leaves free are guessed."""
+def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:
+    """(tensor name -> dtype name, names of the nodes that the host runs), as far as one can tell without data.
+
+    Sizes that the model leaves free are guessed.
+    """
     for size in TRIED_SIZES:
         static, inputs = _guess_inputs(model, size)
         try:
-            return {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+            shapes = tensor_shapes(model, static, inputs)
+            on_host = split(model.graph, model.params, static, inputs).host_nodes
+            return {name: shape.dtype.name for name, shape in shapes.items()}, on_host
         except JaxqError:
             continue
     made = (name for _, node in model.graph.walk() for name in node.outputs if name)
     declared = {name: each.dtype for name, each in model.graph.types.items()}
-    return dict.fromkeys([*model.params, *made], "float32") | declared
+    return dict.fromkeys([*model.params, *made], "float32") | declared, frozenset()
 
 
-def _guess_inputs(model: Model, size: int) -> tuple[dict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
+def _guess_inputs(model: Model, size: int) -> tuple[FrozenDict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
     """Inputs with a batch of one and `size` in place of every other free dimension; static ones are zeros."""
     static: dict[str, Literal] = {}
     inputs: dict[str, jax.ShapeDtypeStruct] = {}
@@ -147,4 +172,4 @@ def _guess_inputs(model: Model, size: int) -> tuple[dict[str, Literal], dict[str
             static[name] = Literal.of(np.zeros(shape, wanted.dtype))
         else:
             inputs[name] = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(wanted.dtype))
-    return static, inputs
+    return FrozenDict(static), inputs

@@ -13,8 +13,8 @@ from models import Network, smooth
 import jaxq
 from jaxq.accuracy.base import quantize_once
 from jaxq.accuracy.space import Base, Space
-from jaxq.algorithms.calibration import RangeEstimator
-from jaxq.quantize import Options, Prepared, prepare
+from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
+from jaxq.pipeline import Prepared, prepare
 
 
 def chain(length: int = 3) -> onnx.ModelProto:
@@ -45,21 +45,20 @@ def accuracy(model: Any, items: Any) -> tuple[float, list[float]]:
     return float(np.mean(right)), right
 
 
-def prepared(model: onnx.ModelProto, feeds: list[Any], **changes: Any) -> Prepared:
-    options: dict[str, Any] = {
-        "preset": None, "target": "onnxruntime", "subset_size": 100, "range_estimator": "minmax", "bias_correction": True,
-        "model_type": None, **changes,
-    }  # fmt: skip
-    return prepare(model, feeds, Options.of(**options), jaxq.IgnoredScope())
+MINMAX = AdvancedQuantizationParameters(activations_range_estimator_params="minmax")
 
 
-def base_of(model: onnx.ModelProto, feeds: list[Any], *others: RangeEstimator, **changes: Any) -> Base:
-    return quantize_once(prepared(model, feeds, **changes), (RangeEstimator.MINMAX, *others), 0, None)
+def prepared(model: onnx.ModelProto, feeds: list[Any]) -> Prepared:
+    return prepare(model, feeds, QuantizeOptions(advanced_parameters=MINMAX))
+
+
+def base_of(model: onnx.ModelProto, feeds: list[Any], *others: str) -> Base:
+    return quantize_once(prepared(model, feeds), others)
 
 
 @functools.cache
 def chain_space() -> Space:
-    return Space(base_of(chain(), images(12), RangeEstimator.MSE))
+    return Space(base_of(chain(), images(12), "mse"))
 
 
 def ruined(base: Base, node: str) -> Base:

@@ -73,7 +73,7 @@ def test_json_on_standard_output_is_all_that_stands_there(digits, tmp_path, caps
     assert result["float_bytes"] > result["quantized_bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert result["metadata"]["jaxq.preset"] == "performance"
     assert result["metadata"]["jaxq.ignored"] == "classifier"
-    assert result["metadata"]["jaxq.seed"] == "7"
+    assert json.loads(result["metadata"]["jaxq.options"])["seed"] == 7
     assert result["metadata"]["jaxq.calibration_samples"] == "12"
 
 
@@ -90,6 +90,44 @@ def test_the_same_command_writes_the_same_file(digits, tmp_path):
     for name in ("one.onnx", "two.onnx"):
         assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / name), "-q"]) == 0
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_a_command_that_is_written_down_does_the_same_again(digits, tmp_path):
+    config = tmp_path / "config.json"
+    options = [
+        "--ignore",
+        "classifier",
+        "--range-estimator",
+        "minmax",
+        "--bias-correction",
+        "full",
+        "--save-config",
+        str(config),
+    ]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options, "-q"]) == 0
+    assert cli.main(["run", str(config), "-o", str(tmp_path / "again"), "-q"]) == 0
+    assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
+
+
+def test_run_says_what_it_wrote_and_gives_it_as_json(digits, tmp_path, capsys):
+    (tmp_path / "job.json").write_text(
+        json.dumps({"model": str(digits / "digits.onnx"), "data": str(digits / "few.npz")})
+    )
+    assert cli.main(["run", str(tmp_path / "job.json"), "-o", str(tmp_path)]) == 0
+    assert re.search(r"digits\.onnx: \d+ weights and biases, \d+ activations quantized, in", capsys.readouterr().out)
+    assert cli.main(["run", str(tmp_path / "job.json"), "-o", str(tmp_path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "digits.onnx")
+
+
+def test_run_prints_the_schema(capsys):
+    assert cli.main(["run", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "jaxq configuration"
+
+
+@pytest.mark.parametrize("arguments", [[], ["job.json"]])
+def test_run_without_its_arguments_says_how_it_is_called(arguments, capsys):
+    assert cli.main(["run", *arguments]) == 2
+    assert capsys.readouterr().err.endswith("is missing; write `jaxq run CONFIG.json -o FOLDER`\n")
 
 
 def test_images_are_taken_from_a_folder(digits, tmp_path):
@@ -128,7 +166,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["quantize"], ["inspect"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["quantize"], ["run"], ["inspect"], ["verify"], ["demo"]])
 def test_help_is_there_for_every_command(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "Usage: jaxq" in capsys.readouterr().out
@@ -256,8 +294,11 @@ def with_value(value: float) -> np.ndarray:
 BAD_DATA = {
     "another key": ({"images": with_value(0)}, "no array for the model's input 'image' .*did you mean 'images'"),
     "another rank": ({"image": with_value(0)[:, 0, 0, 0]}, r"shape \[12\], but input 'image' is float32\[N, 1, 8, 8\]"),
-    "another shape": ({"image": with_value(0)[..., :7]}, r"float32\[1, 1, 8, 7\] was given: axis 3 must be 8, not 7"),
-    "another dtype": ({"image": with_value(0).astype(np.float64)}, "float64.* was given; convert it"),
+    "another shape": (
+        {"image": with_value(0)[..., :7]},
+        r"key 'image' of .*data.npz' is float32\[12, 1, 8, 7\], .*: axis 3 must be 8, not 7",
+    ),
+    "another dtype": ({"image": with_value(0).astype(np.float64)}, "key 'image' of .* is float64.*; convert it"),
     "no samples": ({"image": with_value(0)[:0]}, "no samples"),
     "NaN": ({"image": with_value(np.nan)}, "sample 3 .*input 'image' holds NaN"),
     "infinity": ({"image": with_value(np.inf)}, "sample 3 .*input 'image' holds infinity"),
@@ -300,9 +341,12 @@ BAD_USE = {
     "ignored pattern": (["--ignore-pattern", "nothing.*"], "matches no node"),
     "no pattern": (["--ignore-pattern", "stem/("], "is not a regular expression"),
     "target": (["--target", "onnxrutime"], "did you mean 'onnxruntime'"),
-    "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed'"),
+    "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed', 'accuracy'"),
     "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
     "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
+    "axis": (["--batch-axis", "first"], "'first' is neither the number of an axis nor none"),
+    "range estimator": (["--range-estimator", "min_max"], "'min_max'; .*did you mean 'minmax'"),
+    "bias correction": (["--bias-correction", "slow"], "'--bias-correction'.*'fast', 'full', 'off'"),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
     "image options": (["--resize", "256"], "resize = 256 is for a folder of images"),
     "option of a later release": (["--max-drop", "0.01"], "No such option: --max-drop"),
@@ -354,7 +398,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(digits, tmp_path, capsys,
 
     monkeypatch.setattr(sys.modules["jaxq.quantize"], "quantize", interrupt)
     assert cli.main(["quantize", *paths(digits), "-o", str(tmp_path / "out.onnx")]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted: the command was stopped before its end\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,9 +413,12 @@ def test_a_defect_of_jaxq_shows_itself(digits, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------- the cache
 
-COMPILE = (
-    "from jaxq.cli import use_compilation_cache; use_compilation_cache(); import jax; jax.jit(lambda x: x + 1)(1.0)"
-)
+COMPILE = """
+from jaxq.commands.session import use_compilation_cache
+use_compilation_cache()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+"""
 
 
 @pytest.mark.parametrize(

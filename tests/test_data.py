@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq.data import Dataset, ImageOptions, list_folder, open_data, spread
-from jaxq.errors import CalibrationError, ConfigError, JaxqError
+from jaxq.data import Dataset, ImageOptions, open_data
+from jaxq.data.named import list_folder, spread
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqError, JaxqWarning
 from jaxq.graph import FrozenDict, Graph, TensorType
 from jaxq.model import Model
 
@@ -28,7 +29,7 @@ def test_dataset_gives_the_items_of_its_loader_each_time():
     assert list(data) == list(data) == [1, 2, 3]
 
 
-def test_dataset_applies_transform_fn():
+def test_dataset_applies_transform_func():
     assert list(Dataset([(1, "a"), (2, "b")], lambda item: item[0])) == [1, 2]
 
 
@@ -72,13 +73,64 @@ def test_dataset_refuses_what_is_no_iterable_of_batches(loader, message):
 
 def test_dataset_refuses_a_transform_that_cannot_be_called():
     with pytest.raises(ConfigError, match="cannot be called"):
-        Dataset([1], transform_fn="first")
+        Dataset([1], transform_func="first")
 
 
-def test_an_error_in_transform_fn_says_for_which_item():
+def test_an_error_in_transform_func_says_for_which_item():
     with pytest.raises(ZeroDivisionError) as error:
         list(Dataset([1, 0], lambda item: 1 / item))
     assert "item 1" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("axis", [-1, True, "0", 1.0])
+def test_dataset_refuses_what_is_no_axis(axis):
+    with pytest.raises(ConfigError, match=r"batch_axis = .*; expected the number of an axis"):
+        Dataset([1], batch_axis=axis)
+
+
+def test_a_sample_of_the_items_is_drawn_by_its_seed():
+    data = Dataset(list(range(100)), lambda item: -item)
+    some = list(data.sample(10, seed=0))
+    assert some == sorted(some, reverse=True) == list(data.sample(10, seed=0))
+    assert len(set(some)) == 10
+    assert set(some) != {-item for item in range(10)}
+    assert some != list(data.sample(10, seed=1))
+    assert list(data.sample(200, seed=0)) == list(data)
+
+
+def test_a_sample_is_drawn_from_a_source_of_unknown_length_too():
+    class Source:
+        def __iter__(self):
+            return iter(range(100))
+
+    assert list(Dataset(Source()).sample(10, seed=3)) == list(Dataset(list(range(100))).sample(10, seed=3))
+
+
+def shapes(data: Dataset, model: Model) -> list[tuple[int, ...]]:
+    return [feed["x"].shape for feed in data.feeds(model)]
+
+
+def test_an_item_is_split_along_the_batch_axis():
+    sound = model_with(x=TensorType("float32", ("time", "N", 4)))
+    item = np.zeros((5, 2, 4), np.float32)
+    assert shapes(Dataset([item]), sound) == [(1, 2, 4)] * 5
+    assert shapes(Dataset([item], batch_axis=1), sound) == [(5, 1, 4)] * 2
+    assert shapes(Dataset([item], batch_axis=None), sound) == [(5, 2, 4)]
+    assert shapes(Dataset([item], batch_axis=2), sound) == [(5, 2, 4)]  # an axis of one size holds no samples
+
+
+def test_one_batch_in_place_of_batches_is_an_error_that_says_so():
+    message = r"its rank is 3, not 4\. The data set is one array, \[5, 3, 8, 8\], whose 5 rows .*: \[array\]"
+    with pytest.raises(InputError, match=message):
+        list(Dataset(np.zeros((5, 3, 8, 8), np.float32)).feeds(IMAGE))
+
+
+def test_channels_at_the_other_end_are_an_error_that_says_how_to_turn_them():
+    message = (
+        r"axis 1 must be 3, not 8; it looks like NHWC where the model takes NCHW: give array\.transpose\(0, 3, 1, 2\)"
+    )
+    with pytest.raises(InputError, match=message):
+        list(Dataset([np.zeros((5, 8, 8, 3), np.float32)]).feeds(IMAGE))
 
 
 # ------------------------------------------------------------------------------------------------------- DATA, by name
@@ -118,7 +170,7 @@ def test_hidden_files_are_left_out(tmp_path):
     (tmp_path / ".git").mkdir()
     for name in (".git/x.npy", "._1.npy", "1.npy"):
         np.save(tmp_path / name, np.zeros(4, np.float32))
-    assert list_folder(tmp_path) == ([tmp_path / "1.npy"], False)
+    assert list_folder(tmp_path) == [tmp_path / "1.npy"]
 
 
 @pytest.fixture
@@ -201,3 +253,64 @@ def test_image_options_without_images_are_refused(tmp_path):
     np.savez(tmp_path / "samples.npz", x=np.zeros((1, 4), np.float32))
     with pytest.raises(ConfigError, match=r"resize = 256, layout = NCHW is for a folder of images"):
         open_data(tmp_path / "samples.npz", VECTOR, images=ImageOptions(resize=256, layout="NCHW"))
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    """Twelve pictures; the red of each is its number."""
+    pillow = pytest.importorskip("PIL.Image")
+    for number in range(12):
+        pillow.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    return tmp_path
+
+
+def reds(data: Dataset) -> list[int]:
+    return [int(item["image"][0, 0, 0, 0]) for item in data]
+
+
+def test_a_pattern_and_a_list_name_images(folder_of_images):
+    (folder_of_images / "some.txt").write_text("11.png\n\n02.png\n")
+    plain = ImageOptions(mean=(0.0,))
+    assert reds(open_data(folder_of_images / "0[0-3].png", IMAGE, images=plain)) == [0, 1, 2, 3]
+    assert reds(open_data(folder_of_images / "some.txt", IMAGE, images=plain)) == [11, 2]
+
+
+def test_a_list_of_files_that_are_not_there_is_refused(tmp_path):
+    (tmp_path / "some.txt").write_text("nowhere.png\n")
+    with pytest.raises(CalibrationError, match=r"some.txt' lists .*nowhere.png', which does not exist"):
+        open_data(tmp_path / "some.txt", IMAGE)
+    with pytest.raises(CalibrationError, match="it holds nothing"):
+        open_data(tmp_path / "*.png", IMAGE)
+
+
+def test_images_are_drawn_by_a_seed_or_evenly_spread(folder_of_images):
+    plain = ImageOptions(mean=(0.0,))
+    assert reds(open_data(folder_of_images, IMAGE, limit=3, images=plain)) == [0, 4, 8]
+    drawn = reds(open_data(folder_of_images, IMAGE, limit=3, images=plain, seed=1))
+    assert len(drawn) == 3
+    assert drawn == reds(open_data(folder_of_images, IMAGE, limit=3, images=plain, seed=1)) != [0, 4, 8]
+
+
+def test_pictures_without_normalization_are_used_with_a_warning(folder_of_images):
+    with pytest.warns(JaxqWarning, match="pixels from 0 to 255, since neither mean nor std is set"):
+        open_data(folder_of_images, IMAGE)
+
+
+def test_a_file_is_one_sample_where_no_axis_counts_samples(tmp_path):
+    np.savez(tmp_path / "samples.npz", x=np.zeros((3, 4), np.float32))
+    assert shapes(open_data(tmp_path / "samples.npz", VECTOR), VECTOR) == [(1, 4)] * 3
+    assert shapes(open_data(tmp_path / "samples.npz", VECTOR, batch_axis=None), VECTOR) == [(3, 4)]
+
+
+BAD_ARRAYS = {
+    "dtype": (np.zeros((3, 4)), r"key 'x' of '.*npz' is float64\[3, 4\], but input 'x' is float32\[N, 4\]; convert it"),
+    "size": (np.zeros((3, 5), np.float32), r"key 'x' of '.*npz' is float32\[3, 5\], .*: axis 1 must be 4, not 5"),
+    "rank": (np.zeros((3, 1, 1, 4), np.float32), r"key 'x' of '.*npz' has shape \[3, 1, 1, 4\], .* its rank must be 2"),
+}
+
+
+@pytest.mark.parametrize("array, message", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_an_array_that_does_not_fit_is_refused_with_its_place_in_the_file(tmp_path, array, message):
+    np.savez(tmp_path / "samples.npz", x=array)
+    with pytest.raises(InputError, match=message):
+        open_data(tmp_path / "samples.npz", VECTOR)

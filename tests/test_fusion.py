@@ -179,3 +179,29 @@ def test_the_weights_of_the_model_given_are_not_changed():
     fuse(model.graph, model.params)
     for name, value in before.items():
         np.testing.assert_array_equal(model.params[name], value)
+
+
+def product_and_sum(shape, *, reshape: bool, bias=(4,)):
+    net = Network(seed=1)
+    x = net.input("x", shape)
+    if reshape:
+        x = net.node("Reshape", [x, net.constant("flat", [-1, 6], np.int64)], "rows")
+    product = net.node("MatMul", [x, net.weight("w", 6, 4)], "product")
+    net.output(net.node("Add", [net.constant("b", smooth(*bias)), product], "y"), [None] * max(len(shape), 2))
+    return load(net.proto())
+
+
+@pytest.mark.parametrize("bias", [(4,), (1, 4)])
+@pytest.mark.parametrize("shape, reshape", [((3, 6), False), ((3, 2, 3), True)])
+def test_a_product_of_matrices_and_a_sum_become_one_gemm(shape, reshape, bias):
+    model = product_and_sum(shape, reshape=reshape, bias=bias)
+    graph, params = fuse(model.graph, model.params)
+    assert [node.op for node in graph.nodes] == ["Reshape", "Gemm"][not reshape :]
+    feed = {"x": smooth(*shape)}
+    found = model.replace(graph=graph, params=params)(feed)["y"]
+    np.testing.assert_allclose(found, model(feed)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_of_higher_rank_stays_a_matmul():
+    model = product_and_sum((2, 3, 6), reshape=False)
+    assert [node.op for node in fuse(model.graph, model.params)[0].nodes] == ["MatMul", "Add"]

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import branching_network, free_size_network, residual_network, run_onnx, smooth
+from models import branching_network, free_size_network, residual_network, run_onnx, smooth, written
 
 import jaxq.model
-from jaxq.errors import InputError
+from jaxq.errors import InputError, ModelError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict
 from jaxq.model import Model, check_feed, split_static
@@ -146,3 +146,40 @@ def test_models_of_batch_one_and_of_free_batch_agree():
         np.testing.assert_array_equal(fixed(feed)["scores"], free(feed)["scores"])
     with pytest.raises(InputError, match="axis 0 must be 1, not 2"):
         fixed(IMAGE)
+
+
+def test_64_bit_integers_are_refused_or_true_but_never_wrong():
+    model = load(written("(int64[N] x) => (int64[N] y) { y = Add (x, x) }"))
+    large = np.array([2**40, -(2**40)])
+    with pytest.raises(InputError, match=r"input 'x' holds the 64-bit value .* jax.enable_x64"):
+        model({"x": large})
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(model({"x": large})["y"], 2 * large)
+    constant = load(written("(int64[N] x) => (int64[N] y) { y = Add (x, c) }", c=np.int64(2**40)))
+    with pytest.raises(ModelError, match="64-bit value 1099511627776"):
+        constant({"x": large // 2**40})
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(constant({"x": large // 2**40})["y"], [2**40 + 1, 2**40 - 1])
+
+
+@pytest.mark.parametrize(
+    "declared, value, made",
+    [
+        ("int64[1] k", np.array([2]), "y, i = TopK (x, k)"),
+        ("int64 k", np.array(2), "z = Constant <value_ints = [0]> () s = Unsqueeze (k, z) y, i = TopK (x, s)"),
+        ("int64[2] k", np.array([2, -1]), "y = Reshape (x, k)"),
+        ("int64[1] k", np.array([8]), "y = Resize <axes = [0]> (x, , , k)"),
+        ("float[1] k", np.array([2.0], np.float32), "y = Resize (x, , k)"),
+        ("bool[1] k", np.array([True]), "y = If <then_branch = A () => (float[a] u) { u = Neg (x) }, "
+         "else_branch = B () => (float[b] v) { v = Exp (x) }> (k)"),
+    ],
+)  # fmt: skip
+def test_inputs_that_decide_shapes_are_taken_as_known(declared, value, made):
+    model = load(written(f"(float[N] x, {declared}) => (float[K] y) {{ {made} }}", 18))
+    assert model.graph.static_inputs == ("k",)
+    assert model({"x": np.arange(6, dtype=np.float32), "k": value})["y"].size
+
+
+def test_data_is_not_taken_as_known():
+    text = "(int64[N] x, float[N] y) => (int64[A, K] i, float[B] c) { i = NonZero (x) g = Greater (y, z) c = Compress (y, g) }"
+    assert load(written(text, z=np.float32(0))).graph.static_inputs == ()

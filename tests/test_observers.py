@@ -9,7 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from jaxq import observers
-from jaxq.observers import BINS, SAMPLED, both, channel_extremes, extremes, histogram
+from jaxq.observers import (
+    BINS,
+    SAMPLED,
+    SampleStatistic,
+    both,
+    channel_extremes,
+    extremes,
+    histogram,
+    sample_statistics,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -19,7 +28,11 @@ OBSERVERS = {
     "extremes": extremes(SAMPLES),
     "channel extremes": channel_extremes(CHANNELS, 0),
     "histogram": histogram(),
+    "histogram in folds": histogram(2),
     "both": both(extremes(SAMPLES), histogram()),
+    "both in folds": both(extremes(SAMPLES), histogram(3)),
+    "sample statistics": sample_statistics((SampleStatistic("abs_quantile", 0.9), SampleStatistic("mean")), SAMPLES),
+    "of channels": sample_statistics((SampleStatistic("quantile", 0.1), SampleStatistic("max")), SAMPLES, CHANNELS, 0),
 }
 # From 2**-100 to 2**100, both signs, and zero.
 floats = st.builds(lambda m, e: m * 2.0**e, st.integers(-255, 255), st.integers(-100, 92))
@@ -28,8 +41,8 @@ data = hnp.arrays(np.float32, (2, SAMPLES, CHANNELS, PIXELS), elements=floats)  
 
 @functools.partial(jax.jit, static_argnums=0)
 def advance(observer, state, tensors, index):
-    real = index < SAMPLES
-    return observer.update(state, observer.measure(list(tensors), real), index)
+    given = index if observer.by_number else index < SAMPLES
+    return observer.update(state, observer.measure(list(tensors), given), index)
 
 
 def see(observer, state, tensors, chosen, size):
@@ -170,3 +183,75 @@ def test_observers_of_equal_options_are_one_object():
     assert histogram() is histogram()
     assert both(extremes(5), histogram()) is both(extremes(5), histogram())
     assert observers.extremes(4) is not extremes(5)
+
+
+@shared_fixture
+@given(tensors=data)
+def test_sample_statistics_are_those_of_numpy(tensors):
+    kinds = (
+        SampleStatistic("quantile", 0.1),
+        SampleStatistic("quantile", 0.9),
+        SampleStatistic("abs_quantile", 0.8),
+        SampleStatistic("abs_max"),
+        SampleStatistic("mean"),
+    )
+    rows = tensors.astype(np.float64).reshape(2, SAMPLES, -1)
+    expected = [
+        np.quantile(rows, 0.1, axis=-1),
+        np.quantile(rows, 0.9, axis=-1),
+        np.quantile(np.abs(rows), 0.8, axis=-1),
+        np.abs(rows).max(-1),
+        rows.mean(-1),
+    ]
+    observer = sample_statistics(kinds, SAMPLES)
+    found = see(observer, observer.init(2), tensors, list(range(SAMPLES)), SAMPLES)
+    tolerance = 1e-5 * np.abs(tensors).max() + 1e-37
+    np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 5000])
+@pytest.mark.parametrize("probability", [0.0, 1e-4, 0.01, 0.3, 0.9999, 1.0])
+def test_a_quantile_of_many_values_is_exact(count, probability):
+    x = np.random.default_rng(count).normal(size=(2, count)).astype(np.float32)
+    observer = sample_statistics((SampleStatistic("quantile", probability),))
+    found = observer.measure([jnp.asarray(x)], jnp.ones(2, bool))
+    np.testing.assert_allclose(found[0, :, 0], np.quantile(x, probability, axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_channels_are_those_of_each_channel():
+    x = np.random.default_rng(0).normal(size=(2, 1, 3, 5, 4)).astype(np.float32)
+    observer = sample_statistics((SampleStatistic("max"), SampleStatistic("quantile", 0.5)), 2, channels=3, axis=1)
+    found = observer.measure([jnp.asarray(x)], jnp.ones(2, bool))
+    np.testing.assert_array_equal(found[0, :, 0], x.max((1, 3, 4)))
+    np.testing.assert_allclose(found[0, :, 1], np.median(x, axis=(1, 3, 4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["extremes", "sample statistics", "both"])
+def test_room_for_more_samples_keeps_what_was_seen(name):
+    observer = OBSERVERS[name]
+    tensors = np.random.default_rng(0).normal(size=(2, SAMPLES, CHANNELS, PIXELS)).astype(np.float32)
+    state = see(observer, observer.init(2), tensors, list(range(SAMPLES)), SAMPLES)
+    grown = observer.grow(state, 4 * SAMPLES + 1)
+    places = jax.tree.leaves(grown)[0].shape[1]
+    assert places == 8 * SAMPLES
+    assert observer.grow(grown, places) is grown or jax.tree.leaves(observer.grow(grown, places))[0].shape[1] == places
+    same(observer.merge(state, observer.grow(observer.init(2), places)), grown)
+
+
+def test_room_is_not_taken_for_samples_that_may_never_come():
+    for observer in (extremes(10**9), sample_statistics((SampleStatistic("mean"),), 10**9)):
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(observer.init(1))) <= 8 * observers.ROOM
+
+
+def test_counts_stop_at_the_largest_integer():
+    one = histogram().measure([jnp.ones((1, 3))], jnp.ones(1, bool))
+    full = one._replace(counts=jnp.where(one.counts > 0, observers.INT32_MAX - 1, 0))
+    merged = histogram().merge(full, one)
+    assert int(merged.counts.max()) == observers.INT32_MAX
+    assert int(merged.counts.min()) == 0
+
+
+def test_zeros_are_counted_apart_and_padding_is_not():
+    x = jnp.array([[0.0, 0.0, 1.0], [0.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    state = histogram().measure([x], jnp.array([True, True, False]))
+    assert (int(state.zeros[0]), int(state.counts.sum())) == (3, 3)

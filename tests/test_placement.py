@@ -23,8 +23,9 @@ from jaxq.fusion import fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import load
 from jaxq.placement import IgnoredScope, Plan, is_transformer, place_quantizers
-from jaxq.quantizer import PerAxis
-from jaxq.targets import ONNXRUNTIME
+from jaxq.quantizer import IntType, PerAxis, PerTensor
+from jaxq.schemes import Override, QuantizationParameters
+from jaxq.targets import ASCEND, ONNXRUNTIME, OPENVINO, QNN, TENSORRT, Target
 
 
 def fused(proto: onnx.ModelProto) -> Model:
@@ -33,8 +34,10 @@ def fused(proto: onnx.ModelProto) -> Model:
     return model.replace(graph=graph, params=params)
 
 
-def plan_of(proto: onnx.ModelProto, ignored: IgnoredScope | None = None, **options: Any) -> Plan:
-    """The plan for ONNX Runtime; free axes have size 8, integers are 8000."""
+def plan_of(
+    proto: onnx.ModelProto, ignored: IgnoredScope | None = None, target: Target = ONNXRUNTIME, **options: Any
+) -> Plan:
+    """The plan for a target; free axes have size 8, integers are 8000."""
     model = fused(proto)
     feed = {}
     for name, declared in model.inputs.items():
@@ -43,7 +46,7 @@ def plan_of(proto: onnx.ModelProto, ignored: IgnoredScope | None = None, **optio
     static, inputs = split_static(model.graph, feed)
     dtypes = {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
     names = (ignored or IgnoredScope()).select(model.graph)
-    return place_quantizers(model.graph, model.params, dtypes, ONNXRUNTIME, ignored=names, **options)
+    return place_quantizers(model.graph, model.params, dtypes, target, ignored=names, **options)
 
 
 def table(plan: Plan) -> str:
@@ -495,3 +498,147 @@ def test_what_matches_nothing_is_an_error_with_the_nearest_name(scope, message):
     with pytest.raises(ConfigError) as raised:
         IgnoredScope(**scope).select(GRAPH)
     assert str(raised.value).startswith(message)
+
+
+# ------------------------------------------------------------------------------------------ other targets, and options
+
+WIDE = QuantizationParameters(num_bits=16)
+TWO_READERS = convolutions(
+    "(float[N, 4, 8, 8] y) { a = Exp (x)  [one] b = Conv (a, w1)  [two] c = Conv (a, w2)  y = Add (b, c) }"
+)
+
+
+@pytest.mark.parametrize(
+    "target, tensors",
+    [
+        # Of an addition, TensorRT wants the skip connection quantized, and what the kernel before makes left to that kernel.
+        (TENSORRT, ["depthwise.relu", "features", "image", "pooled", "stem.relu", "sum.relu"]),
+        (OPENVINO, ["depthwise.relu", "features", "image", "pointwise.norm", "pooled", "stem.relu", "sum.relu"]),
+        (QNN, ["depthwise.relu", "features", "image", "pointwise.norm", "pooled", "scores", "stem.relu", "sum.relu"]),
+        (ASCEND, ["depthwise.relu", "features", "image", "stem.relu@quantized"]),
+    ],
+    ids=lambda each: each.name if isinstance(each, Target) else "",
+)
+def test_each_target_has_quantizers_where_its_table_wants_them(target, tensors):
+    assert sorted(plan_of(residual_network(), target=target).activations) == tensors
+
+
+def test_activations_of_depthwise_convolutions_have_channels_where_the_table_says_so():
+    plan = plan_of(convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  y = Conv <group = 4> (a, d) }",
+                                d=np.ones((4, 1, 3, 3), np.float32)), target=OPENVINO)  # fmt: skip
+    assert {group: plan.schemes[group].granularity for group in ("x", "a")} == {"x": PerTensor(), "a": PerAxis(1)}
+    both = plan_of(convolutions("(float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) { a = Conv (x, w1)  y = Conv <group = 4> (a, d)"
+                                "  z = Conv (a, w2) }", d=np.ones((4, 1, 3, 3), np.float32)), target=OPENVINO)  # fmt: skip
+    assert both.schemes["a"].granularity == PerTensor()  # another reader wants one scale
+
+
+def test_readers_that_want_different_widths_get_the_wider_one_or_one_each():
+    overrides = [Override(names="two", activations=WIDE)]
+    merged = plan_of(TWO_READERS, overrides=overrides)
+    assert {group: scheme.grid.bits for group, scheme in merged.schemes.items()} == {"a": 16}
+    for rule in ("merge_if_all_branches_same", "do_not_merge_branches"):
+        split = plan_of(TWO_READERS, overrides=overrides, propagation=rule)
+        assert {group: scheme.grid.bits for group, scheme in split.schemes.items()} == {"a": 8, "a@two": 16}
+    chained = plan_of(TWO_READERS, overrides=overrides, propagation="merge_with_potential_requantization")
+    assert [node.inputs[0] for node in chained.graph.nodes if node.name == "a@two"] == ["a"]
+
+
+def test_readers_that_want_the_same_share_it_unless_they_must_not():
+    assert set(plan_of(TWO_READERS, propagation="merge_if_all_branches_same").schemes) == {"a"}
+    assert set(plan_of(TWO_READERS, propagation="do_not_merge_branches").schemes) == {"a", "a@two"}
+
+
+def test_outputs_can_be_quantized_and_are_not_clipped():
+    model = convolutions("(float[N, 4, 8, 8] y) { y = Conv (x, w1) }")
+    assert set(plan_of(model).activations) == {"x"}
+    plan = plan_of(model, quantize_outputs=True)
+    assert set(plan.activations) == {"x", "y"}
+    assert plan.unclipped == {"y"}
+
+
+def test_scores_before_a_final_sigmoid_are_not_clipped():
+    model = convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Relu (a)  c = Conv (b, w2)  y = Sigmoid (c) }")
+    plan = plan_of(model, target=QNN)
+    assert {plan.activations["c"], plan.activations["y"]} == set(plan.unclipped)
+    assert plan_of(model).unclipped == frozenset()  # ONNX Runtime leaves them in float
+
+
+def test_boxes_and_scores_keep_ranges_of_their_own_in_the_last_concat():
+    model = convolutions(
+        "(float[N, 8, 8, 8] y) { a = Conv (x, w1)  b = Sigmoid (a)  c = Conv (x, w2)  y = Concat <axis = 1> (b, c) }"
+    )
+    plan = plan_of(model, target=QNN)
+    assert len({plan.activations[name] for name in ("b", "c", "y")}) == 3
+    inner = convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  c = Conv (x, w2)"
+                         "  d = Concat <axis = 1> (a, c)  y = Conv (d, w) }",
+                         w=np.ones((4, 8, 1, 1), np.float32))  # fmt: skip
+    plan = plan_of(inner, target=QNN)
+    assert len({plan.activations[name] for name in ("a", "c", "d")}) == 1
+
+
+def test_the_decoding_of_boxes_is_left_alone():
+    model = convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1)  b = Conv (x, w2)  c = Add (a, b)  y = Mul (c, a) }")
+    plan = plan_of(model, target=OPENVINO)
+    assert set(plan.activations) == {"x"}
+    assert list(plan.left.values()) == ["arithmetic behind the last layer"] * 2
+    assert "Add" not in {node.op for node in plan_of(model).graph.nodes if node.name in plan_of(model).nodes}
+
+
+def test_what_is_selected_from_is_left_alone():
+    model = written("(float[N, 16] x) => (float[N, 2] y, int64[N, 2] i) { a = MatMul (x, w)  b = Add (a, a)"
+                    "  c = GlobalAveragePool (b)  y, i = TopK (b, k) }", w=np.ones((16, 16), np.float32),
+                    k=np.array([2]))  # fmt: skip
+    plan = plan_of(model, target=OPENVINO)
+    assert set(plan.activations) == {"x"}
+
+
+def test_a_weight_shared_with_an_ignored_node_stays_exact_for_that_one():
+    model = convolutions("(float[N, 4, 8, 8] y) { [one] a = Conv (x, w1)  [two] y = Conv (a, w1) }")
+    plan = plan_of(model, IgnoredScope(names="two"))
+    assert dict(plan.copies) == {"w1@float": "w1"}
+    assert [node.inputs[1] for node in plan.graph.nodes if node.op == "Conv"] == ["w1", "w1@float"]
+    prepared = plan.prepare(fused(model))
+    np.testing.assert_array_equal(prepared.params["w1@float"], prepared.params["w1"])
+
+
+def test_recurrent_layers_have_weights_for_each_gate():
+    model = written("(float[5, N, 3] x) => (float[5, 1, N, 4] y) { y = LSTM <hidden_size = 4> (x, w, r) }",
+                    w=np.ones((1, 16, 3), np.float32), r=np.ones((1, 16, 4), np.float32))  # fmt: skip
+    plan = plan_of(model, target=OPENVINO)
+    assert [(weight.name, weight.scheme.granularity) for weight in plan.weights] == [
+        ("w", PerAxis(1)),
+        ("r", PerAxis(1)),
+    ]
+    assert set(plan.activations) == {"x"}
+
+
+def test_a_table_of_embeddings_is_a_weight():
+    model = written("(int64[N, 3] i) => (float[N, 3, 2] y) { a = Gather (table, i)  y = MatMul (a, w) }",
+                    table=np.ones((8, 4), np.float32), w=np.ones((4, 2), np.float32))  # fmt: skip
+    plan = plan_of(model, target=OPENVINO)
+    assert [(weight.name, weight.scheme.granularity) for weight in plan.weights] == [
+        ("table", PerAxis(0)),
+        ("w", PerAxis(1)),
+    ]
+
+
+def test_products_of_activations_are_symmetric_in_transformers():
+    plan = plan_of(transformer_block(), target=OPENVINO)
+    assert plan.schemes["query"].symmetric
+    assert not plan.schemes["norm"].symmetric
+    assert "attention" not in plan.activations  # the product with the values stays in float
+
+
+def test_a_transposed_convolution_has_its_channels_on_axis_one_whatever_its_groups():
+    model = written("(float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) { y = ConvTranspose <group = 2> (x, w) }",
+                    w=np.ones((4, 3, 1, 1), np.float32))  # fmt: skip
+    for target in (ONNXRUNTIME, TENSORRT, OPENVINO):
+        (weight,) = plan_of(model, target=target).weights
+        assert weight.scheme.granularity == PerAxis(1)
+        assert weight.scheme.grid in (IntType(8, narrow=True), IntType(7))
+
+
+def test_what_others_hold_need_not_be_watched():
+    plan = plan_of(shuffle_network())
+    assert "shuffled" in plan.moved
+    assert not {"image", "left.relu", "right.relu"} & plan.moved

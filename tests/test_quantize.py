@@ -12,8 +12,9 @@ import jaxq
 from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError
 from jaxq.onnx_export import to_proto
 from jaxq.onnx_import import load
-from jaxq.placement import IgnoredScope
-from jaxq.quantize import Preset, quantize
+from jaxq.options import AdvancedQuantizationParameters, Preset
+from jaxq.quantize import quantize
+from jaxq.scope import IgnoredScope
 
 RANDOM = np.random.default_rng(3)
 TINY = written(
@@ -23,6 +24,14 @@ TINY = written(
     v=RANDOM.normal(size=(3, 4, 1, 1)).astype(np.float32),
 )
 DATA = list(smooth(12, 1, 2, 6, 6, seed=5))
+
+
+UNCORRECTED = AdvancedQuantizationParameters(disable_bias_correction=True)
+
+
+def estimated(name: str) -> AdvancedQuantizationParameters:
+    """A range estimator for activations, and no bias correction."""
+    return AdvancedQuantizationParameters(activations_range_estimator_params=name, disable_bias_correction=True)
 
 
 def file(model: jaxq.Model) -> bytes:
@@ -96,7 +105,7 @@ def test_quantizing_again_compiles_nothing_anew(caplog):
 
 def test_performance_is_symmetric_and_mixed_is_not():
     zero_points = {}
-    for preset in Preset:
+    for preset in (Preset.PERFORMANCE, Preset.MIXED):
         encodings = quantize(TINY, DATA, preset=preset.value).encodings
         zero_points[preset] = int(np.asarray(encodings["x"].zero_point).item())
         assert int(np.asarray(encodings["r"].zero_point).item()) == 0
@@ -107,7 +116,7 @@ def test_performance_is_symmetric_and_mixed_is_not():
 
 def test_range_estimators_differ_as_they_should():
     scales = {
-        each: float(quantize(TINY, DATA, range_estimator=each, bias_correction=False).encodings["x"].scale.item())
+        each: float(quantize(TINY, DATA, advanced_parameters=estimated(each)).encodings["x"].scale.item())
         for each in ("minmax", "mean_minmax", "mse")
     }
     low, high = min(row.min() for row in DATA), max(row.max() for row in DATA)
@@ -166,7 +175,7 @@ def test_counts_may_be_numpys():
 
 
 def test_without_bias_correction_no_bias_is_added():
-    plain = quantize(TINY, DATA, bias_correction=False)
+    plain = quantize(TINY, DATA, advanced_parameters=UNCORRECTED)
     assert {"b"} == {name for name, value in plain.params.items() if value.ndim == 1}
     assert "y.bias" in quantize(TINY, DATA).params
 
@@ -188,27 +197,30 @@ def test_the_record_says_how_the_file_was_made():
     ).metadata
     sha = made["jaxq.calibration_sha256"]
     assert dict(made) == {
-        "jaxq.preset": "performance", "jaxq.target": "onnxruntime", "jaxq.range_estimator": "mse", "jaxq.subset_size": "10",
-        "jaxq.bias_correction": "true", "jaxq.model_type": "", "jaxq.ignored": "second", "jaxq.seed": "7",
-        "jaxq.calibration_samples": "10", "jaxq.calibration_sha256": sha,
-    }  # fmt: skip
+        "jaxq.preset": "performance",
+        "jaxq.target": "onnxruntime",
+        "jaxq.ignored": "second",
+        "jaxq.options": '{"ignored_scope": {"names": ["second"]}, "preset": "performance", "seed": 7, "subset_size": 10}',
+        "jaxq.calibration_samples": "10",
+        "jaxq.calibration_sha256": sha,
+    }
     assert quantize(TINY, DATA[1:], subset_size=10).metadata["jaxq.calibration_sha256"] != sha
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 BAD_OPTIONS = {
-    "preset": ({"preset": "mixd"}, r"preset = 'mixd'; expected one of \['performance', 'mixed'\]; did you mean 'mixed'\?"),
-    "target": ({"target": "onnx-runtime"}, r"target = 'onnx-runtime'; known: onnxruntime; did you mean 'onnxruntime'\?"),
+    "preset": ({"preset": "mixd"}, r"preset = 'mixd'; expected one of .*'accuracy'\]; did you mean 'mixed'\?"),
+    "target": ({"target_device": "onnx-runtime"}, r"target_device = 'onnx-runtime'; known: .*; did you mean 'onnxruntime'\?"),
     "subset size": ({"subset_size": 0}, "subset_size = 0; expected an integer of at least 1"),
     "subset size of a half": ({"subset_size": 0.5}, "subset_size = 0.5; expected an integer of at least 1"),
     "subset size of a boolean": ({"subset_size": True}, "subset_size = True; expected an integer of at least 1"),
     "batch size": ({"batch_size": -1}, "batch_size = -1; expected an integer of at least 1"),
     "batch size of zero": ({"batch_size": 0}, "batch_size = 0; expected an integer of at least 1"),
     "seed": ({"seed": None}, "seed = None; expected an integer of at least 0"),
-    "no target": ({"target": None}, "target = None; known: onnxruntime"),
+    "no target": ({"target_device": None}, "target_device = None; known: .*onnxruntime, .*CPU"),
     "ignored scope": ({"ignored_scope": ["first"]}, r"ignored_scope = \['first'\]; expected an IgnoredScope, e\.g\. "),
-    "range estimator": ({"range_estimator": "min_max"}, r"range_estimator = 'min_max'; .*; did you mean 'minmax'\?"),
+    "range estimator": (lambda: {"advanced_parameters": estimated("min_max")}, r"'min_max'; .*; did you mean 'minmax'\?"),
     "model type": ({"model_type": "transformers"}, r"model_type = 'transformers'; .*; did you mean 'transformer'\?"),
     "ignored name": (
         {"ignored_scope": IgnoredScope(names="frst")}, r"ignored name 'frst' matches no node; did you mean 'first'\?"
@@ -219,7 +231,7 @@ BAD_OPTIONS = {
 @pytest.mark.parametrize("options, message", BAD_OPTIONS.values(), ids=BAD_OPTIONS)
 def test_a_wrong_option_is_refused_before_the_work(options, message):
     with pytest.raises(ConfigError, match=message):
-        quantize(TINY, [], **options)
+        quantize(TINY, [], **(options() if callable(options) else options))
 
 
 GOOD, NAN = np.zeros((1, 2, 6, 6), np.float32), np.full((1, 2, 6, 6), np.nan, np.float32)

@@ -3,20 +3,18 @@ from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-from jaxq.observers import BINS, histogram
-from jaxq.quantizer import IntType, Scheme
+from jaxq.estimators import AggregatorType, RangeEstimatorParameters, StatisticsCollectorParameters
+from jaxq.quantizer import IntType
 from jaxq.ranges import (
     Range,
     aggregate,
     asymmetric_params,
     bias_params,
-    histogram_values,
-    least_squares_range,
+    clipped,
     symmetric_params,
     symmetric_weight_params,
     widen_zero_channels,
@@ -28,6 +26,11 @@ INT8, UINT8 = IntType(8), IntType(8, signed=False)
 values = st.integers(-(10**6), 10**6).map(lambda i: i / 256)
 ends = st.tuples(values, values).map(lambda pair: Range(*np.sort(np.array(pair, np.float32))[:, None]))
 grids = st.builds(IntType, bits=st.integers(2, 8), signed=st.booleans())
+
+
+SAMPLE_AGGREGATORS = [
+    each.value for each in list(AggregatorType)[: list(AggregatorType).index(AggregatorType.HISTOGRAM)]
+]
 
 
 def cases(kind):
@@ -69,14 +72,105 @@ def test_symmetric_parameters_are_those_of_the_reference(case):
 @cases("aggregators")
 def test_aggregators_give_the_numbers_of_the_reference(case):
     samples = np.array(case["values"], np.float32)
-    for how in ("mean", "max", "min", "median"):
-        assert aggregate(samples, how) == case[how]
+    for how in SAMPLE_AGGREGATORS:
+        np.testing.assert_allclose(aggregate(samples, how), case[how], rtol=1e-6)
+        two_channels = aggregate(np.stack([samples, samples * 2], axis=1), how)
+        np.testing.assert_allclose(two_channels, [case[how], 2 * case[how]], rtol=1e-6)
 
 
 @given(samples=hnp.arrays(np.float32, 7, elements=values), order=st.permutations(range(7)))
 def test_aggregates_do_not_depend_on_the_order_of_the_samples(samples, order):
-    for how in ("mean", "max", "min", "median"):
+    for how in SAMPLE_AGGREGATORS:
         assert aggregate(samples, how) == aggregate(samples[order], how)
+
+
+@given(value=values, count=st.integers(1, 3))
+def test_samples_that_are_all_alike_aggregate_to_themselves(value, count):
+    """POT's Hodges-Lehmann estimator of one sample is NaN."""
+    for how in SAMPLE_AGGREGATORS:
+        np.testing.assert_allclose(aggregate(np.full(count, value, np.float32), how), np.float32(value), rtol=1e-6)
+
+
+def test_two_samples_are_no_outliers_of_each_other():
+    for how in ("mean_no_outliers", "median_no_outliers"):
+        assert aggregate(np.float32([1, 3]), how) == 2
+
+
+def test_hodges_lehmann_takes_a_part_of_very_many_samples():
+    """All pairs of them would not fit in memory."""
+    samples = np.random.default_rng(0).normal(5, 1, 20_000).astype(np.float32)
+    np.testing.assert_allclose(aggregate(samples, "hl_estimator"), 5, atol=0.05)
+
+
+@cases("unified_zero_point")
+def test_channels_can_have_one_zero_point_as_in_the_reference(case):
+    found = Range(*(np.array(case[each], np.float32) for each in ("low", "high")))
+    params = asymmetric_params(found, UINT8, unified_zero_point=True)
+    assert len(set(params.zero_point.tolist())) == 1
+    scale, zero_point = np.float64(params.scale), params.zero_point
+    np.testing.assert_allclose((0 - zero_point) * scale, case["tuned_low"], rtol=1e-5)
+    np.testing.assert_allclose((255 - zero_point) * scale, case["tuned_high"], rtol=1e-5)
+
+
+def clipping(low, high) -> RangeEstimatorParameters:
+    return RangeEstimatorParameters(
+        StatisticsCollectorParameters(clipping_value=low), StatisticsCollectorParameters(clipping_value=high)
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "symmetric", "expected"),
+    [
+        ((None, None), False, (-3, 5)),
+        ((None, 4), False, (-3, 4)),
+        ((-2, None), False, (-2, 5)),
+        ((-9, 9), False, (-3, 5)),
+        ((None, 4), True, (-3, 4)),
+        ((None, 2), True, (-2, 2)),
+        ((-2, None), True, (-2, 2)),
+        ((0, 4), True, (0, 4)),
+    ],
+)
+def test_a_clipping_value_bounds_the_final_range(limits, symmetric, expected):
+    assert clipped(Range(np.float32(-3), np.float32(5)), clipping(*limits), symmetric) == expected
+
+
+@given(
+    ends=st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=2, max_size=2),
+    grid=st.builds(IntType, bits=st.integers(2, 16), signed=st.booleans()),
+)
+def test_any_range_gives_a_finite_scale_with_zero_on_the_grid(ends, grid):
+    found = Range(*np.sort(np.float32(ends))[:, None])
+    for params in (asymmetric_params(found, grid), symmetric_params(found, grid)):
+        assert np.isfinite(params.scale).all()
+        assert (params.scale > 0).all()
+        assert ((grid.qmin <= params.zero_point) & (params.zero_point <= grid.qmax)).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e38, 3.4e38])
+def test_extreme_sizes_give_finite_scales(size):
+    for found in (one(-size, size), one(0, size), one(-size, 0)):
+        for params in (asymmetric_params(found, UINT8), symmetric_params(found, INT8)):
+            assert np.isfinite(params.scale).all()
+            assert params.scale > 1e-10
+
+
+def test_the_channels_of_a_symmetric_tensor_have_one_zero_point():
+    params = symmetric_params(Range(np.float32([0, -1]), np.float32([4, 2])), UINT8)
+    assert params.zero_point.tolist() == [128, 128]
+    assert symmetric_params(Range(np.float32([0, 0]), np.float32([4, 2])), UINT8).zero_point.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (-127, 127), (0, 15), (-5, 10), (-64, 63)])
+def test_weights_take_any_pair_of_levels(low, high):
+    class Levels:
+        qmin, qmax = low, high
+
+    params = symmetric_weight_params(np.float32([1.0]), Levels())
+    weights = np.linspace(-1, 1, 41)
+    q = np.clip(np.round(weights / params.scale) + params.zero_point, low, high)
+    np.testing.assert_allclose((q - params.zero_point) * params.scale, weights, atol=1.01 * float(params.scale[0]))
+    assert low <= params.zero_point[0] <= high
 
 
 @given(found=ends, grid=grids)
@@ -120,47 +214,3 @@ def test_a_bias_has_the_scale_of_the_products():
     params = bias_params(np.full((1, 1, 1, 1), 0.5, np.float32), np.array([0.1, 0.2], np.float32))
     np.testing.assert_allclose(params.scale, [0.05, 0.1], rtol=1e-7)
     assert (params.qmin, params.qmax) == (-(2**31), 2**31 - 1)
-
-
-def test_the_value_of_a_bin_is_its_middle():
-    centres = histogram_values(np.zeros(BINS), 0)
-    assert centres[0] == -1 + 0.5 / (BINS // 2)
-    assert centres[BINS // 2] == 0.5 / (BINS // 2)
-    assert centres[-1] == 1 - 0.5 / (BINS // 2)
-
-
-def summary(x: np.ndarray) -> tuple[Range, np.ndarray, int]:
-    state = histogram().measure([jnp.asarray(x)[None]], jnp.ones(1, bool))
-    return Range(x.min(), x.max()), np.asarray(state.counts[0]), int(state.exponent[0])
-
-
-def squared_error(found, counts, exponent, grid, symmetric) -> float:
-    params = (symmetric_params if symmetric else asymmetric_params)(found, grid)
-    x, scale, zero_point = histogram_values(counts, exponent), np.float64(params.scale), np.float64(params.zero_point)
-    q = np.clip(np.round(x / scale) + zero_point, grid.qmin, grid.qmax)
-    return float((counts * ((q - zero_point) * scale - x) ** 2).sum())
-
-
-@settings(max_examples=15)
-@given(x=hnp.arrays(np.float32, 24, elements=values), grid=grids, symmetric=st.booleans())
-def test_the_least_squares_error_is_never_above_that_of_min_max(x, grid, symmetric):
-    full, counts, exponent = summary(x)
-    found = least_squares_range(full, counts, exponent, Scheme(grid, symmetric))
-    error = squared_error(found, counts, exponent, grid, symmetric)
-    assert error <= squared_error(full, counts, exponent, grid, symmetric) * (1 + 1e-6)
-    assert found.low >= full.low
-    assert found.high <= max(full.high, -full.low)
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_least_squares_cuts_off_a_lonely_outlier_at_few_bits(symmetric):
-    x = np.append(np.random.default_rng(0).normal(size=4000), [9.0]).astype(np.float32)
-    full, counts, exponent = summary(x)
-    for grid in (IntType(4), IntType(4, signed=False)):
-        assert least_squares_range(full, counts, exponent, Scheme(grid, symmetric)).high < 5
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_least_squares_keeps_the_range_of_a_tensor_of_zeros(symmetric):
-    full, counts, exponent = summary(np.zeros(8, np.float32))
-    assert least_squares_range(full, counts, exponent, Scheme(INT8, symmetric)) == (0, 0)

@@ -13,7 +13,7 @@ from models import quantized, residual_network, samples, smooth, written
 
 from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
-from jaxq.verify import OutputComparison, VerifyReport, compare, saturation, verify
+from jaxq.verify import OutputComparison, VerifyReport, as_array, compare, compare_rows, saturation, verify
 
 pytest.importorskip("onnxruntime")
 MODULE = importlib.import_module("jaxq.verify")  # `jaxq.verify` is the function
@@ -126,6 +126,35 @@ def test_agreement_is_the_share_of_rows_with_the_same_largest_entry():
 def test_class_scores_are_rows_of_several_numbers(shape, scores):
     value = np.zeros(shape)
     assert (comparison([value], [value]).agreement is not None) is scores
+
+
+@pytest.mark.parametrize(
+    "expected, found, share",
+    [
+        ([[0, 0], [9, 9]], [[9, 9], [0, 0]], 1.0),  # the order does not count
+        ([[0, 0], [9, 9]], [[0, 0]], 2 / 3),
+        ([[0, 0, 255], [9, 9, 9]], [[0, 0], [9, 9]], 4 / 5),  # columns, as NonZero gives them
+        ([[0, 255]], [[0, 254.5]], 1.0),  # within a step
+        ([[0, 255]], [[0, 253]], 0.5),
+        (np.zeros((0, 2)), [[0, 255]], 0.0),
+        (np.zeros((0, 2)), np.zeros((0, 2)), 1.0),
+        ([1.0, 255], 1.0, 2 / 3),  # another rank
+    ],
+)
+def test_rows_are_compared_as_a_set(expected, found, share):
+    compared = compare_rows("y", "plain", [np.float32(expected)], [np.float32(found)])
+    assert compared.agreement is None
+    assert compared.same_rows == pytest.approx(share)
+
+
+def test_integers_must_be_the_same():
+    found = compare_rows("y", "plain", [np.array([[0, 1000]])], [np.array([[0, 1001]])])
+    assert found.same_rows == 0.5
+
+
+def test_a_sequence_is_compared_element_by_element():
+    np.testing.assert_array_equal(as_array([np.zeros((1, 2)), np.ones(1)]), [0, 0, 1])
+    assert as_array([]).size == 0
 
 
 def entry(**changes) -> OutputComparison:

@@ -1,6 +1,7 @@
 """Quantizes real models with the defaults and prints what is left of their accuracy in ONNX Runtime, as a table.
 
-    python tools/bench_accuracy.py [TASK ...] [--data ../shared/data] [-n ROWS] [--calibration 100] [--json FILE] [--out FOLDER]
+    python tools/bench_accuracy.py [TASK ...] [--data FOLDER] [-n ROWS] [--calibration 100] [--set KEY=VALUE]
+        [--json FILE] [--out FOLDER]
 
 DATA is a folder with an `evaluate.py` that defines TASKS: name -> model path, `calib(n)` and `metric(run, n)`. Each task is
 quantized in a process of its own, so that seconds (reading and compilation included) and peak memory are its own. The metric
@@ -50,8 +51,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     feeds = calibration(evaluate, task, arguments.calibration)
     start = time.perf_counter()
     import jaxq
+    from jaxq.config import options_of
 
-    quantized = jaxq.quantize(task.model, feeds, **json.loads(arguments.options))
+    quantized = jaxq.quantize(task.model, feeds, **options_of(arguments.set).arguments())
     out = Path(arguments.out or tempfile.mkdtemp()) / f"{name}.onnx"
     jaxq.save(quantized, out)
     seconds = time.perf_counter() - start
@@ -157,7 +159,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("-n", "--rows", type=int)
     parser.add_argument("--calibration", type=int, default=100)
-    parser.add_argument("--options", default="{}", help="keyword arguments of jaxq.quantize, as JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of jaxq.quantize, e.g. advanced_parameters.activations_range_estimator_params=minmax",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the quantized files")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)

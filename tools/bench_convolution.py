@@ -98,7 +98,7 @@ def main() -> None:
             compiled = jax.jit(lambda x, w: variant(x, w, window, group))
             return f"{milliseconds(lambda: compiled(x, w)):.2f}"
 
-        chosen = cpu_variant(x, window, group) if jax.default_backend() == "cpu" else plain
+        chosen = cpu_variant(x, kernel[0], window, group) if jax.default_backend() == "cpu" else plain
         cells = [timed(variant, laid_out) if fits(kernel, group) else "-" for variant, fits in VARIANTS.values()]
         cells += [chosen.__name__.removesuffix("_convolution"), timed(in_onnx_order(chosen), w)]
         cells += [timed(gradient(plain), laid_out), timed(gradient(chosen), laid_out)]

@@ -1,6 +1,6 @@
 """Times the float forward pass of jaxq against ONNX Runtime's, both on the same cores in one process, as a table.
 
-    python tools/bench_forward.py [NAME ...] [--data ../shared/data] [--batch 1 8] [--gradient] [--keep-memory]
+    python tools/bench_forward.py [NAME ...] [--data ../shared/data] [--batch 1 8] [--gradient]
 
 DATA holds ONNX files anywhere below it, and graphs without weights (`*.onnx.xz`) that `../tools/skeleton.py` fills. NAME
 selects models whose file name contains it. Each model is measured in a process of its own, in turns of a few calls each, so
@@ -9,8 +9,9 @@ ONNX Runtime, `of least` that of the least times, `of work` that of the processo
 Runtime whose threads wait asleep), which other load hardly changes. `error` is the largest difference of an output by its
 largest value. A model whose file fixes the batch is measured at that one.
 
-`--gradient` adds the time of all derivatives by weights and inputs, as a multiple of the forward pass; `--keep-memory`
-keeps freed memory in the process (`jaxq.devices.keep_memory`), as the command line does. XLA's flags are read from XLA_FLAGS.
+`--gradient` adds the processor time of all derivatives by weights and inputs, as a multiple of the forward pass's. XLA's flags
+are read from XLA_FLAGS. Large tensors cost page faults on every call unless the memory allocator keeps what is freed; with
+glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 in the environment to see by how much.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ import numpy as np
 import onnx
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SIZES = {  # (model, input) -> sizes where the file leaves more than the batch free
-    "dncnn": {"noisy": (1, 128, 128)},
-    "silero": {"input": (576,), "state": (8, 128)},
-    "wav2vec2": {"x": (16000,)},
-    "lstm": {"x": (64, 8)},
-    "gru": {"x": (64, 8)},
+SHAPES = {  # part of a file's name -> shapes of inputs that leave more than the batch (None) free
+    "dncnn": {"noisy": (None, 1, 128, 128)},
+    "silero": {"input": (None, 576), "state": (2, None, 128)},
+    "wav2vec2": {"x": (None, 16000)},
+    "lstm": {"x": (None, 64, 8)},
+    "gru": {"x": (None, 64, 8)},
 }
-TOKENS = 128
+TOKENS = 128  # the size of other free axes
 PAUSE = 0.01  # seconds, between turns: threads of the other side that wait for work keep a core busy for a while
-VALUES = {"sr": 16000}  # what decides branches
+VALUES = {"sr": 16000}  # inputs that decide branches
 SKIP = ("clip",)  # two batches that differ
 
 
@@ -59,17 +60,15 @@ def feed_of(name: str, proto: onnx.ModelProto, batch: int) -> dict[str, np.ndarr
     """Random inputs for a batch: token ids, masks of ones, normal numbers."""
     random = np.random.default_rng(0)
     given = {tensor.name for tensor in proto.graph.initializer}
-    sizes: dict[str, tuple[int, ...]] = next((each for part, each in SIZES.items() if part in name), {})
+    known = next((shapes for part, shapes in SHAPES.items() if part in name), {})
     feed = {}
     for each in proto.graph.input:
         if each.name in given:
             continue
         declared = each.type.tensor_type
-        shape = [d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim]
-        if each.name in sizes:
-            inner = sizes[each.name]
-            shape = [2, batch, 128] if each.name == "state" else [batch, *inner]
-        shape = [size if size is not None else batch if axis == 0 else TOKENS for axis, size in enumerate(shape)]
+        sizes = [axis.dim_value if axis.HasField("dim_value") else None for axis in declared.shape.dim]
+        free = [batch, *[TOKENS] * len(sizes)] if each.name not in known else [batch] * len(sizes)
+        shape = [free[i] if size is None else size for i, size in enumerate(known.get(each.name, sizes))]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)
         if each.name in VALUES:
             feed[each.name] = np.array(VALUES[each.name], dtype)
@@ -111,60 +110,68 @@ def runtime(source: bytes | str, spinning: bool) -> Any:
     return onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
 
 
-def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each batch."""
+def gradient_of(model: Any, feed: dict[str, np.ndarray]) -> Callable[[], Any]:
+    """The derivatives of the sum of squared outputs by all weights and float inputs."""
     import jax
     import jax.numpy as jnp
 
-    import jaxq
-    from jaxq.devices import keep_memory
     from jaxq.execute import execute
     from jaxq.model import split_static
 
-    if arguments.keep_memory:
-        keep_memory()
+    static, traced = split_static(model.graph, feed)
+    fixed = {key: literal.array for key, literal in static.items()}
+    graph, params, _ = model.program
+    values = {**params, **{key: jnp.asarray(value) for key, value in traced.items()}}
+    floats = {key: value for key, value in values.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    others = {key: value for key, value in values.items() if key not in floats}
+
+    def total(floats: dict[str, jax.Array], others: dict[str, jax.Array]) -> jax.Array:
+        outputs = execute(graph, {}, {**floats, **others, **fixed})[0].values()
+        return sum(jnp.sum(each * each) for each in outputs if jnp.issubdtype(each.dtype, jnp.floating))
+
+    compiled = jax.jit(jax.grad(total))
+    return lambda: jax.block_until_ready(compiled(floats, others))
+
+
+def largest_error(got: dict[str, Any], wanted: list[np.ndarray]) -> float:
+    """The largest difference of a float output, by its largest value."""
+    pairs = [(np.asarray(ours), theirs) for ours, theirs in zip(got.values(), wanted, strict=True)]
+    errors = [
+        np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)
+        for ours, theirs in pairs
+        if theirs.size and np.issubdtype(theirs.dtype, np.floating)
+    ]
+    return float(max(errors, default=0.0))
+
+
+def measure(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each batch."""
+    import jax
+
+    import jaxq
+
     name, proto = path.name.removesuffix(".xz").removesuffix(".onnx"), read(path, arguments.data)
-    source = proto.SerializeToString() if path.suffix == ".xz" else str(path)
+    filled = path.suffix == ".xz"  # without a file that other programs could read
+    source = proto.SerializeToString() if filled else str(path)
     session, patient = (runtime(source, spinning) for spinning in (True, False))
-    model, rows = jaxq.load(proto if path.suffix == ".xz" else path), []
-    seen = set()
-    for batch in arguments.batch:
-        feed = feed_of(name, proto, batch)
-        shapes = tuple(value.shape for value in feed.values())
-        if shapes in seen:
+    model = jaxq.load(proto if filled else path)
+    rows: dict[int, dict[str, Any]] = {}
+    for wanted in arguments.batch:
+        feed = feed_of(name, proto, wanted)
+        batch = next(iter(feed.values())).shape[0]
+        if batch in rows:
             continue
-        seen.add(shapes)
-        start = time.perf_counter()
         outputs = jax.block_until_ready(model(feed))
-        compiled = time.perf_counter() - start
-        wanted = session.run(list(outputs), feed)
-        error = max(
-            float(np.abs(np.asarray(got) - want).max() / max(np.abs(want).max(), 1e-30))
-            for got, want in zip(outputs.values(), wanted, strict=True)
-            if np.asarray(want).size and np.issubdtype(np.asarray(want).dtype, np.floating)
-        )
+        error = largest_error(outputs, session.run(list(outputs), feed))
         runs = {
             "jaxq": lambda feed=feed: jax.block_until_ready(model(feed)),
             "onnxruntime": lambda feed=feed: session.run(None, feed),
             "patient": lambda feed=feed: patient.run(None, feed),
         }
-        row = {"model": name, "batch": next(iter(feed.values())).shape[0], "compile": compiled, "error": error}
         if arguments.gradient:
-            static, traced = split_static(model.graph, feed)
-            fixed = {key: literal.array for key, literal in static.items()}
-            graph, params, _ = model.program
-
-            def total(floats: Any, others: Any, graph: Any = graph, fixed: Any = fixed) -> jax.Array:
-                outputs = execute(graph, {}, {**floats, **others, **fixed})[0].values()
-                return sum(jnp.sum(each * each) for each in outputs if jnp.issubdtype(each.dtype, jnp.floating))
-
-            everything = {**params, **{key: jnp.asarray(value) for key, value in traced.items()}}
-            floats = {key: value for key, value in everything.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-            others = {key: value for key, value in everything.items() if key not in floats}
-            gradient = jax.jit(jax.grad(total))
-            runs["gradient"] = lambda floats=floats, others=others, f=gradient: jax.block_until_ready(f(floats, others))
-        rows.append(row | times_of(runs, arguments.seconds))
-    return rows
+            runs["gradient"] = gradient_of(model, feed)
+        rows[batch] = {"model": name, "batch": batch, "error": error, **times_of(runs, arguments.seconds)}
+    return list(rows.values())
 
 
 def main() -> None:
@@ -174,7 +181,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=4, help="for each row")
     parser.add_argument("--gradient", action="store_true")
-    parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

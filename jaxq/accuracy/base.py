@@ -2,61 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxq.accuracy.space import Base
 from jaxq.accuracy.state import State, encoding_arrays, encodings_from
-from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.calibration import RangeEstimator
-from jaxq.collect import collect
+from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.calibration import Calibration
+from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.model import Model
-from jaxq.quantize import Prepared
+from jaxq.observers import Observer
+from jaxq.pipeline import Prepared
+from jaxq.quantizer import QuantParams
+
+ASKED_FOR = "as asked for"  # the name of the range estimator that the options give
 
 
-def open_base(
-    prepared: Prepared, estimators: tuple[RangeEstimator, ...], seed: int, batch_size: int | None, state: State
-) -> Base:
-    """The base from the state's folder, or else by calibration; then it is written there."""
-    preset = prepared.options.preset.value
+@dataclass
+class Aside:
+    """A step that leaves the model alone and keeps what a calibration would make of it; all of them share one pass."""
+
+    calibration: Calibration
+    found: dict[str, QuantParams] = field(default_factory=dict)
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return self.calibration.needs(model)
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.found = dict(self.calibration.apply(model, stats).encodings)
+        return model
+
+
+@dataclass
+class Keep:
+    """A step that leaves the model alone and keeps it."""
+
+    model: Model | None = None
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {}
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.model = model
+        return model
+
+
+def open_base(prepared: Prepared, estimators: tuple[str, ...], state: State) -> Base:
+    """The base from the state's folder, or else by calibration; then it is written there.
+
+    Args:
+      estimators: names of range estimators that the search may use beside the one asked for.
+    """
+    preset = prepared.options.resolved_preset.value
     stored = state.load_base(preset)
-    if stored is not None and all(("encoding", each.value) in {name[:2] for name in stored[0]} for each in estimators):
-        return _restored(prepared, estimators, *stored)
-    base = quantize_once(prepared, estimators, seed, batch_size)
+    if stored is not None and all(("encoding", each) in {name[:2] for name in stored[0]} for each in estimators):
+        return _restored(prepared, *stored)
+    base = quantize_once(prepared, estimators)
     state.save_base(preset, _arrays(prepared, base), base.metadata)
     return base
 
 
-def quantize_once(
-    prepared: Prepared, estimators: tuple[RangeEstimator, ...], seed: int, batch_size: int | None
-) -> Base:
-    """Calibrates; several range estimators share one pass over the data.
-
-    Args:
-      estimators: the one asked for, then others whose ranges the search may use.
-    """
-    exact = run_pipeline(prepared.preserving(), prepared.model, prepared.data, batch_size)
-    together = prepared.calibration(RangeEstimator.MSE if len(estimators) > 1 else estimators[0])
-    stats = collect(exact, [together.needs(exact)], prepared.data, batch_size=batch_size)[0]
-    calibrated: dict[str, Model] = {}
-    for each in estimators:
-        simple = together.estimator is RangeEstimator.MSE and each is not RangeEstimator.MSE
-        own = {name: state[0] for name, state in stats.items()} if simple else stats
-        calibrated[each.value] = prepared.calibration(each).apply(exact, own)
-    first = calibrated[estimators[0].value]
-    corrected = run_pipeline(prepared.correction(), first, prepared.data, batch_size)
-    moved = {name: value for name, value in corrected.params.items() if value is not exact.params[name]}
+def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
+    """Calibrates and corrects biases, in one pass over the data whatever the number of estimators."""
+    others = {name: Aside(prepared.calibration(RangeEstimatorParametersSet.of(name))) for name in estimators}
+    before, calibrated = Keep(), Keep()
+    together: tuple[Algorithm, ...] = (
+        before,
+        *others.values(),
+        prepared.calibration(),
+        calibrated,
+        *prepared.correction(),
+    )
+    corrected = run_pipeline(
+        [*prepared.preserving(), together], prepared.model, prepared.data, prepared.options.batch_size
+    )
+    assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
+    exact, found = before.model.params, {ASKED_FOR: calibrated.model.encodings}
+    found |= {name: each.found for name, each in others.items()}
     return _base(
         prepared,
-        exact.params,
-        moved,
-        {
-            name: {tensor: model.encodings[tensor] for tensor in prepared.plan.activations if tensor in model.encodings}
-            for name, model in calibrated.items()
-        },
-        {weight.name: first.encodings[weight.name] for weight in prepared.plan.weights},
-        dict(first.metadata) | prepared.record(seed),
+        exact,
+        {name: value for name, value in corrected.params.items() if value is not exact[name]},
+        {name: {t: each[t] for t in prepared.plan.activations if t in each} for name, each in found.items()},
+        {weight.name: calibrated.model.encodings[weight.name] for weight in prepared.plan.weights},
+        dict(corrected.metadata) | prepared.record(stacklevel=4),
     )
 
 
@@ -85,17 +117,16 @@ def _arrays(prepared: Prepared, base: Base) -> dict[tuple[str, ...], np.ndarray]
     return arrays | encoding_arrays(base.weights, "weight")
 
 
-def _restored(
-    prepared: Prepared, estimators: tuple[RangeEstimator, ...], arrays: dict[tuple[str, ...], np.ndarray], metadata: Any
-) -> Base:
+def _restored(prepared: Prepared, arrays: dict[tuple[str, ...], np.ndarray], metadata: Any) -> Base:
     def part(kind: str) -> dict[str, np.ndarray]:
         return {name[1]: value for name, value in arrays.items() if name[0] == kind and len(name) == 2}
 
+    names = dict.fromkeys(name[1] for name in arrays if name[0] == "encoding")
     return _base(
         prepared,
         {**prepared.model.params, **part("exact")},
         part("corrected"),
-        {each.value: encodings_from(arrays, "encoding", each.value) for each in estimators},
+        {name: encodings_from(arrays, "encoding", name) for name in names},
         encodings_from(arrays, "weight"),
         metadata,
     )

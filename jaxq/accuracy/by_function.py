@@ -110,7 +110,7 @@ class FunctionValidation:
         rows: list[tuple[float, float, dict[str, Any]]] = []
         for (feed, before), (other, after) in zip(*(each.calls for each in watched), strict=False):
             same = _digest(feed) == _digest(other)
-            feeds = list(split_samples(exact.inputs, [feed], exact.graph.static_inputs))
+            feeds = list(split_samples(exact.inputs, [feed], exact.graph.static_inputs, self.dataset.batch_axis))
             if same and len(feeds) > 1 and all(value.shape[:1] == (len(feeds),) for value in before.values()):
                 moved = distances(after, before)
             else:

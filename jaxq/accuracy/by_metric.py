@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxq.accuracy.validation import (
@@ -18,7 +17,7 @@ from jaxq.accuracy.validation import (
     Scores,
     distances,
     filled,
-    run_samples,
+    run_batch,
 )
 from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
@@ -113,13 +112,11 @@ class MetricValidation:
         """(number, target, outputs without their batch axis) of each sample."""
         real = np.flatnonzero(np.asarray(labelled.batch.real))
         numbers = np.asarray(labelled.batch.number)
-        if isinstance(model, Model):
-            graph, params, encodings = model.program
-            found = run_samples(graph, labelled.static, params, encodings, dict(labelled.batch.inputs))
-            stacked = jax.device_get(found)
-            rows = [{name: stacked[name][row] for name in model.graph.outputs} for row in real]
-        else:
-            fixed = {name: literal.array for name, literal in labelled.static.items()}
+        fixed = {name: literal.array for name, literal in labelled.static.items()}
+        found = run_batch(model, labelled.static, labelled.batch) if isinstance(model, Model) else {}
+        if isinstance(model, Model) and found.keys() >= set(model.graph.outputs):
+            rows = [{name: found[name][row] for name in model.graph.outputs} for row in real]
+        else:  # a file in a runtime, or a model of which the host runs a part
             rows = [
                 model({**{name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()}, **fixed})
                 for row in real
@@ -188,7 +185,7 @@ def _without_batch(value: np.ndarray) -> np.ndarray:
 def labelled_items(dataset: Dataset, model: Model, labels: bool) -> Iterator[tuple[dict[str, Any], Any]]:
     """(feed of one sample, its target) from a data set; targets are None without labels.
 
-    An item has its label under the key "label", or is a tuple that ends with it. Where the data set has a transform_fn, that
+    An item has its label under the key "label", or is a tuple that ends with it. Where the data set has a transform_func, that
     makes the inputs of an item and the label is still the item's own. A batch of samples has a batch of labels.
 
     Raises:
@@ -197,9 +194,9 @@ def labelled_items(dataset: Dataset, model: Model, labels: bool) -> Iterator[tup
     """
     for number, item in enumerate(dataset.items()):
         label, inputs = _split_item(item, model, number, labels)
-        if dataset.transform_fn is not None:
-            inputs = dataset.transform_fn(item)
-        feeds = list(split_samples(model.inputs, [inputs], model.graph.static_inputs))
+        if dataset.transform_func is not None:
+            inputs = dataset.transform_func(item)
+        feeds = list(split_samples(model.inputs, [inputs], model.graph.static_inputs, dataset.batch_axis))
         if label is None:
             yield from ((feed, None) for feed in feeds)
             continue

@@ -30,12 +30,12 @@ from jaxq.accuracy.search import bisect, one_by_one, refine, relax
 from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, key
 from jaxq.accuracy.validation import EXACT, QUANTIZED
-from jaxq.algorithms.calibration import RangeEstimator
 from jaxq.data import Dataset
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
 from jaxq.model import Model
 from jaxq.onnx_export import save
-from jaxq.quantize import Prepared, Preset
+from jaxq.options import Preset
+from jaxq.pipeline import Prepared
 
 GRADIENT_SUBSET, EXACT_SUBSET = 32, 300  # samples to rank on
 
@@ -57,13 +57,11 @@ class Control:
         prepared: Prepared,
         advanced: AdvancedAccuracyRestorerParameters,
         state: State,
-        seed: int,
-        batch_size: int | None,
         started: float,
         on_step: Listener | None,
     ):
         self.prepared, self.advanced, self.state = prepared, advanced, state
-        self.seed, self.batch_size, self.started, self.on_step = seed, batch_size, started, on_step
+        self.started, self.on_step = started, on_step
         self.goals: tuple[Goal, ...] = ()
         self.steps: list[Step] = []
         self.tried: dict[str, float] = {}
@@ -87,7 +85,7 @@ class Control:
             self.space = self.make_space(self.prepared)
         self.exact = self.space.float_model()
         names = [metric.name for metric in self.advanced.metrics]
-        self.validation = open_validation(data, function, names, self.exact, self.batch_size)
+        self.validation = open_validation(data, function, names, self.exact, self.prepared.options.batch_size)
         with self.timed("baseline"):
             self.goals = self.set_goals(max_drop, drop_type)
         status = MISSED
@@ -119,7 +117,7 @@ class Control:
         if self.trial(start, "all layers quantized") <= 0:
             return True
         self.refuse_hopeless()
-        if advanced.convert_to_mixed_preset and self.prepared.options.preset is Preset.PERFORMANCE:
+        if advanced.convert_to_mixed_preset and self.prepared.options.resolved_preset is Preset.PERFORMANCE:
             self.convert_to_mixed()
             if self.trial(start, "asymmetric activations (preset mixed)") <= 0:
                 return True
@@ -187,7 +185,10 @@ class Control:
                 if role not in self.validation.seen:  # an earlier run has evaluated it, or its value was given
                     self.validation.evaluate(model, role)
             self._ranker = Ranker(
-                self.space, self.validation.pool(part).worst(size), self.advanced.steps[-1], self.batch_size
+                self.space,
+                self.validation.pool(part).worst(size),
+                self.advanced.steps[-1],
+                self.prepared.options.batch_size,
             )
         return self._ranker
 
@@ -195,19 +196,22 @@ class Control:
 
     @property
     def preset(self) -> str:
-        return self.prepared.options.preset.value
+        return self.prepared.options.resolved_preset.value
 
     def make_space(self, prepared: Prepared) -> Space:
-        estimators = [prepared.options.estimator]
-        if self.advanced.tune_hyperparams or "range_estimator" in self.advanced.repairs:
-            estimators += [each for each in RangeEstimator if each not in estimators]
-        return Space(open_base(prepared, tuple(estimators), self.seed, self.batch_size, self.state))
+        others = self.advanced.tune_hyperparams or "range_estimator" in self.advanced.repairs
+        return Space(open_base(prepared, tuple(ESTIMATORS.values()) if others else (), self.state))
 
     def convert_to_mixed(self) -> None:
         """Starts over with asymmetric activations."""
         options = replace(self.prepared.options, preset=Preset.MIXED)
         mixed = replace(self.prepared, options=options)
-        self.prepared = replace(mixed, plan=mixed.place())
+        plan = mixed.place()
+        before = {
+            name: value for name, value in self.prepared.model.params.items() if name not in self.prepared.plan.copies
+        }
+        plain = self.prepared.model.replace(graph=self.prepared.graph, params=before)
+        self.prepared = replace(mixed, plan=plan, model=plan.prepare(plain))
         with self.timed("quantizing"):
             self.space = self.make_space(self.prepared)
         self.exact = self.space.float_model()

@@ -15,13 +15,14 @@ from jaxq.accuracy.options import (
     check_drop,
 )
 from jaxq.accuracy.state import State, fingerprint
-from jaxq.algorithms.calibration import RangeEstimator
+from jaxq.checks import member
 from jaxq.data import Dataset
 from jaxq.errors import ConfigError
 from jaxq.model import Model
 from jaxq.onnx_import import Source
-from jaxq.placement import IgnoredScope
-from jaxq.quantize import ModelType, Options, Preset, check_integer, member, prepare
+from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
+from jaxq.pipeline import prepare
+from jaxq.scope import IgnoredScope
 
 
 def quantize_with_accuracy_control(
@@ -33,12 +34,12 @@ def quantize_with_accuracy_control(
     max_drop: float = 0.01,
     drop_type: DropType | str = DropType.ABSOLUTE,
     preset: Preset | str | None = None,
-    target: str = "onnxruntime",
-    subset_size: int = 300,
-    range_estimator: RangeEstimator | str = RangeEstimator.MSE,
-    bias_correction: bool = True,
+    target_device: TargetDevice | str = "onnxruntime",
+    subset_size: int | None = 300,
+    fast_bias_correction: bool = False,
     model_type: ModelType | str | None = None,
     ignored_scope: IgnoredScope | None = None,
+    advanced_quantization_parameters: AdvancedQuantizationParameters | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     advanced_accuracy_restorer_parameters: AdvancedAccuracyRestorerParameters | None = None,
@@ -47,11 +48,12 @@ def quantize_with_accuracy_control(
     """Quantizes a trained model so that a metric falls by no more than `max_drop`; layers that cost too much stay in float.
 
     Args:
-      model, preset, target, subset_size, range_estimator, bias_correction, model_type, ignored_scope, seed, batch_size: as for
+      model, preset, target_device, subset_size, fast_bias_correction, model_type, ignored_scope, seed, batch_size: as for
         `quantize`.
+      advanced_quantization_parameters: its `advanced_parameters`.
       calibration_dataset: as for `quantize`; it may be the same as the next.
       validation_dataset: the data on which the metric is taken. An iterable that can be passed over again, or a `Dataset`, whose
-        `transform_fn` makes the inputs while labels come from the item itself.
+        `transform_func` makes the inputs while labels come from the item itself.
       validation_fn: `validation_fn(model, items)` gets a compiled callable and the items as they are, and returns a number, or
         (number, one number for each sample); higher is better. Or the name of a metric of `jaxq.metrics`, or
         "package.module:function"; then items are (inputs, label) or mappings with the key "label". None: no labels; the
@@ -74,27 +76,24 @@ def quantize_with_accuracy_control(
     advanced = advanced_accuracy_restorer_parameters or AdvancedAccuracyRestorerParameters()
     if not isinstance(advanced, AdvancedAccuracyRestorerParameters):
         raise ConfigError(f"{advanced!r} is not an AdvancedAccuracyRestorerParameters")
-    options = Options.of(
+    options = QuantizeOptions(
         preset=preset,
-        target=target,
+        target_device=target_device,
         subset_size=subset_size,
-        range_estimator=range_estimator,
-        bias_correction=bias_correction,
+        fast_bias_correction=fast_bias_correction,
         model_type=model_type,
+        ignored_scope=IgnoredScope() if ignored_scope is None else ignored_scope,
+        advanced_parameters=advanced_quantization_parameters or AdvancedQuantizationParameters(),
+        seed=seed,
+        batch_size=batch_size,
     )
-    check_integer("seed", seed, at_least=0)
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, at_least=1)
-    scope = IgnoredScope() if ignored_scope is None else ignored_scope
-    if not isinstance(scope, IgnoredScope):
-        raise ConfigError(f"ignored_scope = {scope!r}; expected an IgnoredScope, e.g. IgnoredScope(names=['conv1'])")
     started = time.monotonic()
-    prepared = prepare(model, calibration_dataset, options, scope)
+    prepared = prepare(model, calibration_dataset, options)
     data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
-    described = (options, prepared.ignored, advanced_key(advanced), _name(validation_fn), seed)
+    described = (options.to_dict(), sorted(prepared.ignored), advanced_key(advanced), _name(validation_fn))
     first = (prepared.data.first(), *itertools.islice(data.items(), 1))
     state = State(advanced.intermediate_model_dir, fingerprint(prepared.graph, prepared.model.params, described, first))
-    control = Control(prepared, advanced, state, seed, batch_size, started, on_step)
+    control = Control(prepared, advanced, state, started, on_step)
     return control.run(data, validation_fn, allowed, kind)
 
 

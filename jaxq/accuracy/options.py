@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.checks import member
 from jaxq.errors import ConfigError, did_you_mean
-from jaxq.quantize import member
 
 
 class DropType(StrEnum):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.accuracy.space import Setting, Space
-from jaxq.accuracy.validation import distances, run_samples
-from jaxq.collect import Batch, batches, largest_tensor
+from jaxq.accuracy.validation import distances, run_batch
+from jaxq.collect import Batch, batches, compiled_part, largest_tensor
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.ops import platform
@@ -98,23 +98,21 @@ class Ranker:
 
     def divergence(self, setting: Setting) -> float:
         """The mean divergence of a setting over the samples."""
-        graph, params, encodings = self.space.candidate(setting).program
+        model = self.space.candidate(setting)
         total, count = 0.0, 0
         for static, batch, reference in self.batches():
-            found = run_samples(graph, static, params, encodings, dict(batch.inputs))
+            found = run_batch(model, static, batch)
             real = np.asarray(batch.real)
-            total += float(distances(jax.device_get(found), reference)[real].sum())
+            total += float(distances(found, reference)[real].sum())
             count += int(real.sum())
         return total / count
 
     def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
         """The samples in batches, with the outputs of the float model."""
         if self._batches is None:
-            graph, params, encodings = self.float_model.program
             self._batches = []
             for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
-                found = run_samples(graph, static, params, encodings, dict(batch.inputs))
-                self._batches.append((static, batch, jax.device_get(found)))
+                self._batches.append((static, batch, run_batch(self.float_model, static, batch)))
         return self._batches
 
     # ----------------------------------------------------------------------------------------------------- the gradient
@@ -130,7 +128,8 @@ class Ranker:
         total: dict[str, float] = dict.fromkeys(names, 0.0)
         count = 0
         for static, batch, reference in track(self.batches(), "ranking"):
-            slopes = _gradient(graph, static, alpha, exact, blended, encodings, batch, reference)
+            head = compiled_part(graph, params, static, batch)
+            slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(np.nan_to_num(slope, nan=0.0, posinf=1e30, neginf=-1e30))
             count += int(np.asarray(batch.real).sum())

@@ -15,12 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.accuracy.switches import Switches, add_switches, sources
-from jaxq.algorithms.bias_correction import bias_sites
+from jaxq.accuracy.switches import Switches, add_switches
 from jaxq.algorithms.calibration import with_biases
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
-from jaxq.placement import Plan
+from jaxq.plan import Plan
 from jaxq.quantizer import IntType, QuantParams, fake_quantize, spread
 from jaxq.ranges import Range, asymmetric_params
 
@@ -28,7 +27,7 @@ FLOAT = "float"  # the layer is as it was
 WEIGHTS = "int8 weights"  # its weights stay rounded, for a smaller file; what it reads and adds is float
 WIDE = "16-bit activations"  # what it reads is rounded to 16 bits
 UNCORRECTED = "no bias correction"
-ESTIMATORS = {f"range estimator {name}": name for name in ("mse", "mean_minmax", "minmax")}
+ESTIMATORS = {f"range estimator {name}": name for name in ("mse", "mean_minmax", "minmax", "percentile")}
 STEPS = (*ESTIMATORS, UNCORRECTED, WIDE, WEIGHTS, FLOAT)  # in the order of what they cost at run time
 
 Setting = Mapping[str, str]  # layer -> one of STEPS
@@ -79,7 +78,7 @@ class Parts:
     params: Mapping[str, Any]  # in float
     rounded: frozenset[str]  # params that are rounded
     moved: frozenset[str]  # biases that are corrected
-    encodings: Mapping[str, QuantParams]  # by tensor of the float graph, or param
+    encodings: Mapping[str, QuantParams]  # by tensor of the full plan, or param
 
     @property
     def changed(self) -> frozenset[str]:
@@ -97,22 +96,10 @@ class Space:
 
     def __init__(self, base: Base):
         self.base = base
-        known = sources(base.graph, base.plan)
         self.switches: Switches = add_switches(base.graph, base.plan)
-        self._encodings = {
-            variant: {known[name]: each for name, each in encodings.items()}
-            for variant, encodings in base.encodings.items()
-        }
-        self.first = next(iter(self._encodings))
-        self._groups = {known[name]: group for name, group in base.plan.activations.items()}
-        self.layers = {layer.name: layer for layer in _layers(base, self._groups)}
-        self._layer_of = {node: layer.name for layer in self.layers.values() for node in layer.nodes}
-        self._biases = {
-            site.bias: node
-            for node in base.plan.nodes
-            for site in bias_sites(base.plan.graph, base.exact, [node])
-            if site.bias in base.corrected
-        }
+        self.first = next(iter(base.encodings))
+        self.layers = {layer.name: layer for layer in _layers(base)}
+        self._biases = {bias: node for bias in base.corrected if (node := _owner(base.plan, bias)) is not None}
         self._cache: dict[tuple[str, bytes, bool], np.ndarray] = {}
         self._plans: dict[frozenset[str], Plan] = {}
 
@@ -126,15 +113,16 @@ class Space:
         integer = set(plan.nodes)
         moved = {
             bias
-            for bias, node in self._biases.items()
-            if (node in integer or done.get(node) == WEIGHTS) and done.get(node) != UNCORRECTED
+            for bias in self.base.corrected
+            if (node := self._biases.get(bias)) is None
+            or ((node in integer or done.get(node) == WEIGHTS) and done.get(node) != UNCORRECTED)
         }
         params = {name: self.base.corrected[name] if name in moved else each for name, each in self.base.exact.items()}
         activations, wide = self._activations(setting)
         weights = {weight.name for weight in plan.weights} | kept
         encodings = {**activations, **{name: self.base.weights[name] for name in weights if name in self.base.weights}}
-        own = sources(self.base.graph, plan)
-        biases = [replace(bias, activation=own[bias.activation]) for bias in plan.biases]
+        own = self.switches.tensors_of(plan)
+        biases = [replace(bias, activation=own.get(bias.activation, "")) for bias in plan.biases]
         # 16 bits make the unit of a bias so small that int32 would not hold it: such a bias stays in float.
         biases = [bias for bias in biases if bias.activation in activations and bias.activation not in wide]
         encodings = with_biases(encodings, params, tuple(biases))
@@ -151,18 +139,18 @@ class Space:
         return self._plans[key]
 
     def _activations(self, setting: Setting) -> tuple[dict[str, QuantParams], set[str]]:
-        """Encodings by tensor of the float graph, and the tensors that have 16 bits."""
+        """Encodings by tensor of the full plan, and the tensors that have 16 bits."""
         variant: dict[str, str] = {}  # quantizer group -> estimator, or WIDE
         for name, step in setting.items():
             if step in ESTIMATORS or step == WIDE:
                 variant.update(dict.fromkeys(self.layers[name].inputs, ESTIMATORS.get(step, step)))
-        first = self._encodings[self.first]
+        first = self.base.encodings[self.first]
         found = dict(first)
-        for name, group in self._groups.items():
+        for name, group in self.base.plan.activations.items():
             if group in variant and name in first:
                 chosen = variant[group]
-                found[name] = widened(first[name]) if chosen == WIDE else self._encodings[chosen][name]
-        return found, {name for name, group in self._groups.items() if variant.get(group) == WIDE}
+                found[name] = widened(first[name]) if chosen == WIDE else self.base.encodings[chosen][name]
+        return found, {name for name, group in self.base.plan.activations.items() if variant.get(group) == WIDE}
 
     # ------------------------------------------------------------------------------------------------------------- models
 
@@ -196,10 +184,14 @@ class Space:
     def final(self, setting: Setting, metadata: Mapping[str, str] | None = None) -> Model:
         """The model to keep: traced anew with the layers of the setting in float, and with the very numbers that were tried."""
         parts = self.parts(setting)
-        own = sources(self.base.graph, parts.plan)
+        own = self.switches.tensors_of(parts.plan)
         encodings = {name: parts.encodings[tensor] for name, tensor in own.items() if tensor in parts.encodings}
         encodings |= {name: parts.encodings[name] for name in parts.rounded}
-        return Model(parts.plan.graph, parts.params, encodings, FrozenDict({**self.base.metadata, **(metadata or {})}))
+        params = {name: value for name, value in parts.params.items() if name not in self.base.plan.copies}
+        plain = Model(self.base.graph, params, metadata=FrozenDict({**self.base.metadata, **(metadata or {})}))
+        model = parts.plan.prepare(plain)
+        copies = {name: parts.params[name] for name in parts.plan.copies if name in parts.params}
+        return model.replace(params={**model.params, **copies}, encodings=encodings)
 
     # ---------------------------------------------------------------------------------------------------------- counting
 
@@ -233,9 +225,9 @@ def widened(encoding: QuantParams) -> QuantParams:
     return asymmetric_params(Range(low, high), IntType(16, signed=False))
 
 
-def _layers(base: Base, groups: Mapping[str, str]) -> Iterable[Layer]:
+def _layers(base: Base) -> Iterable[Layer]:
     """The layers of the full plan, in the order of the graph."""
-    nodes = {node.name: node for _, node in base.graph.walk()}
+    nodes = {node.name: node for _, node in base.plan.graph.walk()}
     quantized = {weight.name for weight in base.plan.weights}
     leader: dict[str, str] = {}  # weight -> first node that reads it
     members: dict[str, list[str]] = {}
@@ -244,6 +236,7 @@ def _layers(base: Base, groups: Mapping[str, str]) -> Iterable[Layer]:
         first = next((leader[weight] for weight in weights if weight in leader), name)
         leader.update(dict.fromkeys(weights, first))
         members.setdefault(first, []).append(name)
+    groups = base.plan.activations
     for first, names in members.items():
         reads = [tensor for name in names for tensor in nodes[name].inputs]
         yield Layer(
@@ -253,3 +246,18 @@ def _layers(base: Base, groups: Mapping[str, str]) -> Iterable[Layer]:
             tuple(dict.fromkeys(tensor for tensor in reads if tensor in quantized)),
             frozenset(groups[tensor] for tensor in reads if tensor in groups),
         )
+
+
+def _owner(plan: Plan, bias: str) -> str | None:
+    """The quantized node that a bias belongs to: it reads the bias, or makes what an Add adds it to."""
+    for node, _ in plan.graph.consumers.get(bias, ()):
+        if node.op == "Add":
+            for name in node.inputs:
+                maker = plan.graph.producers.get(name)
+                while maker is not None and maker.op == "Identity":
+                    maker = plan.graph.producers.get(maker.inputs[0])
+                if maker is not None and maker.name in plan.nodes:
+                    return maker.name
+        if node.name in plan.nodes:
+            return node.name
+    return None

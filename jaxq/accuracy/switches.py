@@ -7,11 +7,10 @@ one. So each of these places gets a name of its own for the tensor, and with it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
-from jaxq.placement import Plan
+from jaxq.graph import Graph, tensor_names, unused_name
+from jaxq.plan import Plan, read_copies
 
 Place = tuple[str, int]  # node name, input index
 
@@ -20,7 +19,7 @@ Place = tuple[str, int]  # node name, input index
 class Switches:
     """Attributes:
     graph: the float graph, with an Identity for each name of its own.
-    tensors: switch (a tensor of `graph`) -> the tensor of the float graph that it rounds.
+    tensors: switch (a tensor of `graph`) -> the tensor of the full plan whose quantizer it has.
     places: (node name, input index) -> the switch that the node reads there.
     whole: switches that round a tensor for everybody, since it is an output of the graph, too.
     """
@@ -32,66 +31,49 @@ class Switches:
 
     def on(self, plan: Plan) -> frozenset[str]:
         """The switches that are on in a plan for the same float graph: its nodes read there what the plan quantizes."""
-        reads = {
-            (node.name, index): name for _, node in plan.graph.walk() for index, name in enumerate(node.inputs) if name
-        }
-        found = {switch for place, switch in self.places.items() if reads.get(place) in plan.activations}
+        read = reads(plan.graph)
+        found = {switch for place, switch in self.places.items() if read.get(place) in plan.activations}
         return frozenset(found | (self.whole & plan.activations.keys()))
 
+    def tensors_of(self, plan: Plan) -> dict[str, str]:
+        """Quantized tensor of a plan for the same float graph -> the tensor of the full plan whose quantizer it has."""
+        found = {name: name for name in self.whole if name in plan.activations}
+        for place, name in reads(plan.graph).items():
+            if name in plan.activations and place in self.places:
+                found[name] = self.tensors[self.places[place]]
+        return found
 
-def sources(graph: Graph, plan: Plan) -> dict[str, str]:
-    """Quantized tensor of the plan -> the tensor of the float graph whose rounded value it is."""
-    known = tensor_names(graph)
-    copied = {node.outputs[0]: node.inputs[0] for _, node in plan.graph.walk() if node.outputs[0] not in known}
-    return {name: copied.get(name, name) for name in plan.activations}
+
+def reads(graph: Graph) -> dict[Place, str]:
+    """What is read at each place of the graph and its subgraphs."""
+    return {(node.name, index): name for _, node in graph.walk() for index, name in enumerate(node.inputs) if name}
 
 
 def add_switches(graph: Graph, plan: Plan) -> Switches:
     """The switches of a float graph, where `plan` is the fullest plan for it: what it leaves in float never is switched on."""
-    places: dict[str, list[Place]] = {}
+    exact, rounded = reads(graph), reads(plan.graph)
     outputs = set(graph.outputs)
     for _, node in graph.walk():
         outputs.update(name for sub in node.subgraphs for name in sub.outputs)
-        for index, name in enumerate(node.inputs):
-            if name and node.op not in ("Shape", "Size"):
-                places.setdefault(name, []).append((node.name, index))
+    readers: dict[str, int] = {}
+    for name in exact.values():
+        readers[name] = readers.get(name, 0) + 1
     taken = tensor_names(graph)
     tensors: dict[str, str] = {}
     at: dict[Place, str] = {}
-    copies: dict[str, list[str]] = {}
-    whole: set[str] = set()
-    for name in sorted(set(sources(graph, plan).values())):
-        readers = places.get(name, [])
-        if name in outputs:
-            tensors[name] = name
-            whole.add(name)
-        if name not in outputs and len(readers) == 1:
-            tensors[name], at[readers[0]] = name, name
+    edges: dict[Place, str] = {}
+    copies: dict[str, str] = {}
+    for place, name in exact.items():
+        quantized = rounded.get(place, "")
+        if quantized in plan.copies:
+            edges[place] = quantized  # a param that has a second name for the quantized, or for the float readers
+        if quantized not in plan.activations:
             continue
-        for place in readers:
-            switch = unused_name(f"{name}@{place[0]}", taken)
-            tensors[switch], at[place] = name, switch
-            copies.setdefault(name, []).append(switch)
-    return Switches(_with_copies(graph, copies, at), tensors, at, frozenset(whole))
-
-
-def _with_copies(graph: Graph, copies: Mapping[str, list[str]], at: Mapping[Place, str]) -> Graph:
-    """The graph with `copies` made where their tensor is made, and each place reading its own."""
-    nodes: list[Node] = []
-
-    def copy(name: str) -> None:
-        for new in copies.get(name, ()):
-            nodes.append(Node("Identity", (name,), (new,), name=new, version=graph.opsets.get("", 17)))
-
-    for name in graph.inputs:
-        copy(name)
-    for node in graph.nodes:
-        inputs = tuple(at.get((node.name, index), name) for index, name in enumerate(node.inputs))
-        attributes: dict[str, Any] = {
-            key: _with_copies(value, copies, at) if isinstance(value, Graph) else value
-            for key, value in node.attributes.items()
-        }
-        nodes.append(replace(node, inputs=inputs, attributes=FrozenDict(attributes)))
-        for name in node.outputs:
-            copy(name)
-    return replace(graph, nodes=tuple(nodes))
+        if readers[name] == 1 and name not in outputs:
+            tensors[name], at[place] = quantized, name
+            continue
+        switch = unused_name(f"{name}@{place[0]}", taken)
+        tensors[switch], at[place], edges[place], copies[switch] = quantized, switch, switch, name
+    whole = frozenset(name for name in outputs if name in plan.activations)
+    tensors.update((name, name) for name in sorted(whole))
+    return Switches(read_copies(graph, edges, copies), tensors, at, whole)

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxq.collect import Batch, compiled_part
 from jaxq.execute import execute, quantizing
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.metrics import Score
+from jaxq.model import Model
 from jaxq.quantizer import QuantParams
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
@@ -79,6 +81,14 @@ def run_samples(
         return execute(graph, params, {**sample, **fixed}, tap=quantizing(encodings))[0]
 
     return jax.vmap(one)(dict(inputs))
+
+
+def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
+    """What the compiled part of a model (`jaxq.split`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
+    graph, params, encodings = model.program
+    head = compiled_part(graph, params, static, batch)
+    found: dict[str, np.ndarray] = jax.device_get(run_samples(head, static, params, encodings, dict(batch.inputs)))
+    return found
 
 
 def distances(found: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:

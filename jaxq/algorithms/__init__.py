@@ -5,6 +5,7 @@ No algorithm imports another one, reads files, or changes a model in place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -14,7 +15,10 @@ from jaxq.observers import Observer
 
 
 class Algorithm(Protocol):
-    """One step of quantizing a model."""
+    """One step of quantizing a model.
+
+    One that looks at the first so many samples only says so in a field `samples`.
+    """
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         """The statistics that this algorithm wants: tensor name -> observer. Empty: it does without data."""
@@ -27,11 +31,24 @@ class Algorithm(Protocol):
 
 
 def run_pipeline(
-    steps: Iterable[Algorithm], model: Model, samples: Iterable[Mapping[str, Any]], batch_size: int | None = None
+    steps: Iterable[Algorithm | tuple[Algorithm, ...]],
+    model: Model,
+    samples: Iterable[Mapping[str, Any]],
+    batch_size: int | None = None,
 ) -> Model:
-    """Runs each step in turn; what a step needs is gathered in one pass over the samples."""
+    """Runs each step in turn; what a step needs is gathered in one pass over the samples.
+
+    A tuple of algorithms is one step: what all of them need is gathered in the same pass, on the model as it is before the first.
+    """
     for step in steps:
-        needs = step.needs(model)
-        stats = collect(model, [needs], samples, batch_size=batch_size)[0] if needs else {}
-        model = step.apply(model, stats, samples)
+        group = step if isinstance(step, tuple) else (step,)
+        needs = [algorithm.needs(model) for algorithm in group]
+        watched = [need for need in needs if need]
+        limits = [getattr(algorithm, "samples", None) for algorithm, need in zip(group, needs, strict=True) if need]
+        known = [limit for limit in limits if limit is not None]
+        first = itertools.islice(samples, max(known)) if known and len(known) == len(limits) else samples
+        found = iter(collect(model, watched, first, batch_size=batch_size) if watched else [])
+        stats = [next(found) if need else {} for need in needs]
+        for algorithm, each in zip(group, stats, strict=True):
+            model = algorithm.apply(model, each, samples)
     return model

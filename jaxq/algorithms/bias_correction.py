@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.collect import Batch, batches
+from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer
-from jaxq.quantizer import QuantParams, fake_quantize
+from jaxq.quantizer import QuantParams, fake_quantize_array
 
 
 @dataclass(frozen=True)
@@ -31,84 +31,154 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class BiasCorrection:
-    """Corrects every bias in one pass over the data, each layer seeing the corrected errors of those before it.
+    """Corrects every bias from a few samples, each layer seeing the corrected errors of those before it.
 
-    The float and the quantized network run side by side on a batch of samples. At each biased linear output the quantized
-    side is shifted, per channel, by the difference of the two means over the batch, before it goes on:
+    A batch of samples runs through the float network and then through the quantized one, by the same compiled program. The second
+    time the mean of each channel of a biased linear output is moved, before it goes on, by what is missing in the batches so far:
 
-        shift_c = mean over samples and positions of (float_c - quantized_c),    bias_c <- bias_c + shift_c
+        shift_c = mean over the samples so far of (mean of float_c - mean of quantized_c),    bias_c <- bias_c + shift_c
 
-    and the shifts are averaged over the batches. So one pass does what sequential correction (Nagel et al., arXiv:1906.04721,
-    section 4.2; NNCF's and POT's BiasCorrection) does layer by layer, and a bias that is zero or was absent is corrected too.
+    So one pass does what sequential correction (Nagel et al., arXiv:1906.04721, section 4.2; BiasCorrection of NNCF and POT)
+    does layer by layer. Unlike there, activations are rounded as well, and a bias that is zero or was absent is corrected too.
 
     Args:
       sites: where; see `bias_sites`.
       samples: at most so many are used.
-      batch: samples whose mean makes one shift. Part of the method, not of its speed: it is the same on every device.
+      batch: samples between two updates of the shifts. Part of the method, not of its speed: it is the same on every device.
+      threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
     """
 
     sites: tuple[Site, ...]
     samples: int = 32
-    batch: int = 16
+    batch: int = 4
+    threshold: float = 1000.0
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        graph, params, encodings = model.program
-        totals: dict[str, np.ndarray] = {}
-        count = 0
+        graph, params, _ = model.program
+        weights, encodings = rounded_params(model)
+        off = {name: switched_off(each) for name, each in encodings.items()}
+        nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
+        exact, missing = nothing, nothing
         for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
-            shifts = _shifts(graph, static, self.sites, params, encodings, batch)
-            real = int(batch.real.sum())
-            for name, shift in jax.device_get(shifts).items():
-                totals[name] = totals.get(name, 0.0) + shift.astype(np.float64) * real
-            count += real
-        changed = dict(model.params)
+            walk = functools.partial(_walk, compiled_part(graph, params, static, batch), static, self.sites)
+            seen, _ = jax.device_get(walk(params, off, batch, nothing, nothing, np.float32(0)))
+            _, after = jax.device_get(walk(weights, encodings, batch, nothing | seen, missing, np.float32(1)))
+            exact = exact | {name: exact[name].plus(each) for name, each in seen.items()}
+            missing = missing | after
+        return model.replace(params=self.corrected(model.params, exact, missing))
+
+    def corrected(
+        self, params: Mapping[str, Any], exact: Mapping[str, Means], missing: Mapping[str, Means]
+    ) -> dict[str, Any]:
+        """The params with the biases moved by the mean of what was missing, where that is no more than the threshold allows."""
+        moved = dict(params)
         for site in self.sites:
-            if site.output in totals:
-                moved = np.asarray(changed[site.bias], np.float64) + totals[site.output] / count
-                changed[site.bias] = moved.astype(changed[site.bias].dtype)
-        return model.replace(params=changed)
+            bias, shift = np.asarray(params[site.bias], np.float64), missing[site.output].mean()
+            size = max(np.abs(bias).max(initial=0.0), np.abs(exact[site.output].mean()).max(initial=0.0))
+            if np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= self.threshold * size:
+                moved[site.bias] = (bias + shift).astype(params[site.bias].dtype)
+        return moved
+
+
+class Means(NamedTuple):
+    """Sums over samples of one number for each channel."""
+
+    total: Any  # float32 [C]
+    count: Any  # float32 scalar: samples
+
+    @classmethod
+    def zeros(cls, channels: int) -> Means:
+        return cls(np.zeros(channels, np.float32), np.float32(0))
+
+    def plus(self, other: Means) -> Means:
+        return Means(self.total + other.total, self.count + other.count)
+
+    def mean(self) -> Any:
+        return self.total / np.maximum(self.count, np.float32(1))
+
+
+def rounded_params(model: Model) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
+    """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled."""
+    params, encodings = dict(model.program.params), {}
+    for name, each in model.program.encodings.items():
+        if name in params:
+            params[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+        else:
+            low, high = np.float32(each.qmin), np.float32(each.qmax)
+            encodings[name] = replace(each, qmin=low, qmax=high) if np.asarray(each.enabled) else switched_off(each)
+    return params, encodings
+
+
+def switched_off(params: QuantParams) -> QuantParams:
+    """A grid that rounds nothing above 2**-17 and changes the rest by less than 1e-12, in arrays of the same shapes.
+
+    A switch in the program (`enabled`) would make it half as long again to compile.
+    """
+    scale, zero_point = np.full_like(params.scale, 2.0**-40), np.zeros_like(params.zero_point)
+    return QuantParams(scale, zero_point, np.float32(-np.inf), np.float32(np.inf))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _shifts(
+def _walk(
     graph: Graph,
     static: FrozenDict[str, Literal],
     sites: tuple[Site, ...],
     params: Mapping[str, jax.Array],
     encodings: Mapping[str, QuantParams],
     batch: Batch,
-) -> dict[str, jax.Array]:
-    """{output tensor: shift [C]} of one batch."""
+    wanted: Mapping[str, Means],
+    missing: Mapping[str, Means],
+    correct: np.float32,
+) -> tuple[dict[str, Means], dict[str, Means]]:
+    """Runs one batch: the means that were found at the sites, and what is missing to `wanted`, with what was missing before.
+
+    Each site is moved by `correct` times the mean of what is missing.
+    """
     fixed = {name: literal.array for name, literal in static.items()}
     axes = {site.output: site.axis for site in sites}
 
-    def one(inputs: Mapping[str, jax.Array], real: jax.Array) -> dict[str, jax.Array]:
-        exact: dict[str, jax.Array] = {}
-        shifts: dict[str, jax.Array] = {}
-        share = real.astype(jnp.float32) / jax.lax.psum(real.astype(jnp.float32), "samples")
+    def one(inputs: Mapping[str, jax.Array], real: jax.Array) -> tuple[dict[str, Means], dict[str, Means]]:
+        found: dict[str, Means] = {}
+        after: dict[str, Means] = {}
+        share = real.astype(jnp.float32)
+        count = jax.lax.psum(share, "samples")
 
-        def remember(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
-                exact[name] = value
-            return value, carry
+                rows = channels_last(value, axes[name])
+                found[name] = Means(jax.lax.psum(rows.mean(0) * share, "samples"), count)
+                lacking = wanted[name].total - found[name].total
+                after[name] = Means(missing[name].total + lacking, missing[name].count + count)
+                shift = correct * after[name].total / after[name].count
+                value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
+            return (rounded(value, encodings[name]) if name in encodings else value), carry
 
-        def correct(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-            if name in axes:
-                axis = axes[name] % value.ndim
-                others = tuple(each for each in range(value.ndim) if each != axis)
-                shifts[name] = jax.lax.psum((exact[name] - value).mean(others) * share, "samples")
-                value = value + jnp.expand_dims(shifts[name], others)
-            return (fake_quantize(value, encodings[name]) if name in encodings else value), carry
+        execute(graph, params, {**inputs, **fixed}, tap=tap)
+        return found, after
 
-        execute(graph, params, {**inputs, **fixed}, tap=remember)
-        execute(graph, params, {**inputs, **fixed}, tap=correct)
-        return shifts
+    return jax.tree.map(lambda x: x[0], jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real))
 
-    every = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
-    return {name: shift[0] for name, shift in every.items()}
+
+def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
+    """`fake_quantize` by a multiplication: values next to a tie may fall on either side, which no mean over many notices."""
+    numbers = (params.scale, params.zero_point, params.qmin, params.qmax)
+    scale, zero, low, high = (jnp.asarray(each, jnp.float32) for each in numbers)
+    grid = jnp.round(jax.lax.optimization_barrier(x).astype(jnp.float32) * (1 / scale)) + zero
+    return ((jnp.clip(grid, low, high) - zero) * scale).astype(x.dtype)
+
+
+def channels_last(x: jax.Array, axis: int) -> jax.Array:
+    """x as [positions, channels], once it is there: a reduction that is merged with a convolution is slow on CPU."""
+    x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
+    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+
+
+def other_axes(rank: int, axis: int) -> tuple[int, ...]:
+    """All axes of a tensor but one."""
+    return tuple(each for each in range(rank) if each != axis % rank)
 
 
 def bias_sites(graph: Graph, params: Mapping[str, Any], nodes: Iterable[str]) -> tuple[Site, ...]:

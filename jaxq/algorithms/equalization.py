@@ -1,12 +1,13 @@
 """Gives the channels of a tensor similar ranges, so that one scale for the tensor serves all of them.
 
 The factors go into the weights before and after, through activation functions that commute with positive factors. The function
-of the float model does not change.
+of the float model does not change: behind a Clip, not for what stays within the extremes that were seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +18,29 @@ from jaxq.graph import Graph, Node
 from jaxq.model import Model
 from jaxq.observers import ChannelExtremes, Observer, channel_extremes
 
-PER_CHANNEL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})  # commute, channel by channel
+# What commutes with factors, channel by channel; a Pad does if it puts in zeros or values that are there.
+PER_CHANNEL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Pad", "Identity"})
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BALANCES = 2.0 ** np.arange(-4.0, 4.5, 0.5)  # of the negative end of the common range to its positive end
 LARGEST_FACTOR = 64.0  # of the widest channel's range over another's; beyond that a channel is as good as dead
+HEADROOM = 1.25  # how far above the largest value that was seen the bound of a Clip stays
+SWEEPS = 4  # over all pairs, where weights have one scale: each then depends on both of its neighbours
 
 
 @dataclass(frozen=True)
 class Pair:
     """A tensor between linear nodes: `before` makes it (through an activation function), all of `after` read it.
 
-    `slope` is that of the activation function for negative values: 0 for Relu, alpha for LeakyRelu, 1 for none. `rounded` says
-    whether the tensor is quantized before the activation function, too.
+    `slope` is that of the activation function for negative values: 0 for Relu, alpha for LeakyRelu, one number a channel for
+    PRelu, 1 for none. `bound` is the value at which a Clip cuts off, else infinite. `rounded` says whether the tensor is
+    quantized before the activation function, too.
     """
 
     before: Node
     after: tuple[Node, ...]
     channels: int
-    slope: float
+    slope: tuple[float, ...]
+    bound: float
     rounded: bool
 
 
@@ -46,39 +52,68 @@ class Equalization:
 
     where low_c and high_c are the extremes of channel c over the calibration data. H / L, the balance of the two ends of the
     range that all channels are brought to, and the strength are those for which the noise predicted at the output of the
-    readers is least (`Noise`).
+    readers is least (`Noise`). Where a weight has one scale for all of its channels, s_c = (peak of row c before / peak of
+    column c after) ** strength is tried as well, and the pairs are gone through several times.
 
-    The idea is that of cross-layer equalization (Nagel et al., arXiv:1906.04721, section 4.1) and of SmoothQuant (Xiao et al.,
-    arXiv:2211.10438, eq. 4). Here weights have a scale per output channel, so that only the range of the activation and the
+    A Clip from 0 to a bound keeps its bound: a channel that reaches it keeps its factor, another one is enlarged until it
+    nearly reaches it. (The paper takes the bound away, which changes the function.)
+
+    The idea is that of cross-layer equalization (Nagel et al., arXiv:1906.04721, section 4.1, eq. 11) and of SmoothQuant (Xiao et
+    al., arXiv:2211.10438, eq. 4). With one weight scale per output channel only the range of the activation and the
     input channels of its readers compete, and the negative side counts as much as the activation function lets through.
 
     Args:
       quantized: the names of the quantized activations.
+      one_scale: the names of the weights that have one scale for all channels.
+      clips: whether tensors behind a Clip are equalized, too; a network full of them takes some seconds more to compile.
+      samples: how many samples the extremes are taken from. Factors need no more: the ranges themselves are found later.
     """
 
     quantized: frozenset[str]
+    one_scale: frozenset[str] = frozenset()
+    clips: bool = False
+    samples: int = 64
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {pair.before.outputs[0]: channel_extremes(pair.channels, 1) for pair in self.pairs(model)}
 
     def apply(self, model: Model, stats: Mapping[str, ChannelExtremes], samples: object = None) -> Model:
         params = dict(model.params)
-        for pair in self.pairs(model):
-            seen = stats[pair.before.outputs[0]]
-            readers = [
-                input_channels(node, np.asarray(params[node.inputs[1]], np.float64), pair.channels)
-                for node in pair.after
-            ]
-            factor = best_factor(Noise(seen.low, seen.high, pair.slope, pair.rounded, readers))
-            if factor is None:
-                continue
-            scale_output(pair.before, params, 1.0 / factor)
-            for node in pair.after:
-                params[node.inputs[1]] = scaled_input(node, params[node.inputs[1]], factor)
+        found = self.pairs(model)
+        seen = {pair: stats[pair.before.outputs[0]] for pair in found}
+        total = {pair: np.ones(pair.channels) for pair in found}
+        for _ in range(SWEEPS if self.one_scale else 1):
+            for pair in found:
+                factor = best_factor(self.noise(pair, seen[pair], params))
+                if factor is None:
+                    continue
+                factor = np.maximum(total[pair] * factor, 1.0 / LARGEST_FACTOR) / total[pair]
+                total[pair] = total[pair] * factor
+                scale_output(pair.before, params, 1.0 / factor)
+                for node in pair.after:
+                    params[node.inputs[1]] = scaled_input(node, params[node.inputs[1]], factor)
+                seen[pair] = ChannelExtremes(seen[pair].low / factor, seen[pair].high / factor)
         return model.replace(params=params)
 
+    def noise(self, pair: Pair, seen: ChannelExtremes, params: Mapping[str, Any]) -> Noise:
+        def weight(node: Node) -> np.ndarray:
+            return np.asarray(params[node.inputs[1]], np.float64)
+
+        made_by = output_rows(pair.before, weight(pair.before))
+        return Noise(
+            seen.low,
+            seen.high,
+            np.asarray(pair.slope),
+            pair.rounded,
+            [input_channels(node, weight(node), pair.channels) for node in pair.after],
+            bound=pair.bound,
+            one_scale=[node.inputs[1] in self.one_scale for node in pair.after],
+            made_by=made_by if pair.before.inputs[1] in self.one_scale else None,
+        )
+
     def pairs(self, model: Model) -> list[Pair]:
-        return list(pairs(model.graph, model.params, self.quantized))
+        found = pairs(model.graph, model.params, self.quantized)
+        return [pair for pair in found if self.clips or not math.isfinite(pair.bound)]
 
 
 class Noise:
@@ -88,40 +123,67 @@ class Noise:
         weight:      step_o = max_c |s_c * w_oc| / (levels / 2),   sum over connected o, c of (step_o * x_c / s_c)^2
 
     with x_c ~ a third of the channel's largest value. Where the tensor is rounded before the activation function as well,
-    that step, over the range with its whole negative side, counts too.
+    that step, over the range with its whole negative side, counts too. A reader with one scale has the largest step_o for all;
+    the weight before, if it has one scale, adds its step, max_c |w_c / s_c|, times the size of its input, to each channel.
 
     Args:
       low, high: [C], extremes of each channel before the activation function.
-      slope, rounded: see `Pair`.
+      slope, rounded, bound: see `Pair`.
       readers: weights [O, C, K], K the positions of the kernel; absent connections are zero.
+      one_scale: whether each reader has one scale for all outputs.
+      made_by: the weight before, [C, inputs], if it has one scale for all outputs.
     """
 
     def __init__(
         self,
         low: np.ndarray,
         high: np.ndarray,
-        slope: float,
+        slope: float | np.ndarray,
         rounded: bool,
         readers: list[np.ndarray],
         levels: int = 255,
+        *,
+        bound: float = math.inf,
+        one_scale: Sequence[bool] = (),
+        made_by: np.ndarray | None = None,
     ):
         self.low, self.high = np.maximum(-low.astype(np.float64), 0), np.maximum(high.astype(np.float64), 0)
-        self.slope, self.rounded, self.levels = slope, rounded, levels
+        self.slope, self.rounded, self.levels, self.bound = slope, rounded, levels, bound
         with np.errstate(invalid="ignore"):  # 0 times infinity; such tensors are left alone
-            self.largest = np.maximum(self.high, slope * self.low)
+            self.largest = np.minimum(np.maximum(self.high, slope * self.low), bound)
         self.energy = sum((weight**2).sum(axis=(0, 2)) for weight in readers)  # [C]
         self.peaks = [np.abs(weight).max(axis=2) for weight in readers]  # [O, C] each
+        self.one_scale = one_scale or [False] * len(readers)
+        self.made_by = made_by
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The largest absolute value of what reads each channel, over all readers, [C]."""
+        return np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
 
     def __call__(self, factor: np.ndarray) -> float:
         """The noise when channel c is divided by factor[c]."""
-        top, bottom = (self.high / factor).max(), (self.low / factor).max()
-        step = (top + self.slope * bottom) ** 2 + self.rounded * (top + bottom) ** 2
-        total = step / self.levels**2 * (factor**2 * self.energy).sum()
+        top, bottom = (np.minimum(self.high, self.bound) / factor).max(), (self.low / factor).max()
+        after = (self.slope * self.low / factor).max()
+        step = (top + after) ** 2 + self.rounded * (top + bottom) ** 2
+        weighted = (factor**2 * self.energy).sum()
+        total = step / self.levels**2 * weighted
         typical = (self.largest / factor / 3) ** 2
-        for peak in self.peaks:
+        for peak, one_scale in zip(self.peaks, self.one_scale, strict=True):
             steps = (peak * factor).max(axis=1) / (self.levels / 2)
+            steps = np.full_like(steps, steps.max()) if one_scale else steps
             total += (steps[:, None] ** 2 * (peak > 0) * typical).sum()
+        if self.made_by is not None:
+            step = (np.abs(self.made_by).max(axis=1) / factor).max() / (self.levels / 2)
+            total += step**2 * self.input_power() * weighted
         return float(total)
+
+    def input_power(self) -> float:
+        """The sum of squares of one input of the weight before, such that its outputs are as large as they are."""
+        assert self.made_by is not None
+        rows = (self.made_by**2).mean(axis=1)
+        alive = (rows > 0) & (self.largest > 0)
+        return float(np.median((self.largest[alive] / 3) ** 2 / rows[alive])) if alive.any() else 0.0
 
 
 def best_factor(noise: Noise) -> np.ndarray | None:
@@ -129,15 +191,45 @@ def best_factor(noise: Noise) -> np.ndarray | None:
     if not (np.isfinite(noise.low).all() and np.isfinite(noise.high).all()) or noise.largest.max(initial=0.0) <= 0:
         return None
     best, least = None, noise(np.ones_like(noise.low))
-    sides = BALANCES if noise.rounded or noise.slope else [np.inf]  # the negative side does not matter behind a Relu
-    for balance in sides:
-        wanted = np.maximum(noise.high, noise.low / balance)
-        ratio = np.maximum(wanted / wanted.max(), 1.0 / LARGEST_FACTOR)
-        for strength in STRENGTHS:
-            found = noise(ratio**strength)
-            if found < least:
-                best, least = ratio**strength, found
+    for candidate in candidates(noise):
+        factor = within_bound(noise, candidate)
+        found = noise(factor)
+        if found < least:
+            best, least = factor, found
     return best
+
+
+def candidates(noise: Noise) -> Iterator[np.ndarray]:
+    """Factors worth trying; the largest of each is 1."""
+    # Behind a Relu the negative side does not matter.
+    sides = BALANCES if noise.rounded or np.any(noise.slope) else [np.inf]
+    ranges = [np.maximum(np.minimum(noise.high, noise.bound), noise.low / balance) for balance in sides]
+    if noise.made_by is not None or any(noise.one_scale):
+        rows = np.ones_like(noise.high) if noise.made_by is None else np.abs(noise.made_by).max(axis=1)
+        columns = noise.columns if any(noise.one_scale) else np.ones_like(rows)
+        balanced = np.sqrt(rows / np.maximum(columns, 1e-3 * columns.max(initial=1e-30)))
+        ranges += [balanced, balanced * np.sqrt(ranges[0]), rows]
+    alive = noise.largest > 0
+    for wanted in ranges:
+        if wanted[alive].max(initial=0.0) > 0:
+            ratio = np.maximum(wanted / wanted[alive].max(), 1.0 / LARGEST_FACTOR)
+            ratio = np.where(alive, ratio, 1.0)  # a dead channel would only enlarge its bias
+            yield from (ratio**strength for strength in STRENGTHS)
+
+
+def within_bound(noise: Noise, factor: np.ndarray) -> np.ndarray:
+    """The factors, changed so that a Clip at the bound cuts off what it did before, and nothing else that was seen."""
+    if not math.isfinite(noise.bound):
+        return factor
+    room = noise.high * HEADROOM / noise.bound
+    return np.where(room >= 1, 1.0, np.maximum(factor, room))
+
+
+def output_rows(node: Node, weight: np.ndarray) -> np.ndarray:
+    """The weight of a Conv or Gemm as [output channels, the rest]."""
+    if node.op == "Gemm" and not node.attributes.get("transB", 0):
+        weight = weight.T
+    return weight.reshape(weight.shape[0], -1)
 
 
 def input_channels(node: Node, weight: np.ndarray, channels: int) -> np.ndarray:
@@ -173,17 +265,46 @@ def pairs(graph: Graph, params: Mapping[str, Any], quantized: frozenset[str]) ->
     for node in graph.nodes:
         if not _linear(graph, params, node):
             continue
-        name, slope = node.outputs[0], 1.0
-        readers = graph.consumers.get(name, ())
-        if len(readers) == 1 and readers[0][0].op in ("Relu", "LeakyRelu") and name not in graph.outputs:
-            activation = readers[0][0]
-            slope = activation.attributes.get("alpha", 0.01) if activation.op == "LeakyRelu" else 0.0
-            name = activation.outputs[0]
-        channels = params[node.inputs[1]].shape[0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1]
+        weight = params[node.inputs[1]]
+        channels = weight.shape[0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1]
+        name, readers = node.outputs[0], graph.consumers.get(node.outputs[0], ())
+        function = None
+        if len(readers) == 1 and readers[0][1] == 0 and name not in graph.outputs:
+            function = activation(graph, params, readers[0][0], channels, weight.ndim)
+        if function is not None:
+            name = readers[0][0].outputs[0]
+        slope, bound = function or ((1.0,), math.inf)
         after = list(_readers(graph, params, name, channels))
-        if name in quantized and slope >= 0 and after and None not in after:
-            rounded = name != node.outputs[0] and node.outputs[0] in quantized
-            yield Pair(node, tuple(each for each in after if each is not None), channels, slope, rounded)
+        rounded = name != node.outputs[0] and node.outputs[0] in quantized
+        if name in quantized and after and None not in after and not (rounded and math.isfinite(bound)):
+            yield Pair(node, tuple(each for each in after if each is not None), channels, slope, bound, rounded)
+
+
+def activation(
+    graph: Graph, params: Mapping[str, Any], node: Node, channels: int, rank: int
+) -> tuple[tuple[float, ...], float] | None:
+    """Slope for negative values (one number, or one a channel) and upper bound of a function that commutes with factors."""
+
+    def number(index: int, key: str, otherwise: float) -> Any:
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        if not name:
+            return np.float32(node.attributes.get(key, otherwise))
+        return graph.constants[name].array if name in graph.constants else params.get(name, np.nan)
+
+    if node.op == "Relu":
+        return (0.0,), math.inf
+    if node.op == "LeakyRelu" and node.attributes.get("alpha", 0.01) >= 0:
+        return (float(node.attributes.get("alpha", 0.01)),), math.inf
+    if node.op == "PRelu":
+        slope = np.asarray(number(1, "", 0.0), np.float64)
+        per_channel = (channels, *([1] * (rank - 2)))
+        if slope.size == 1 or slope.shape in (per_channel, (1, *per_channel)):
+            return (tuple(slope.ravel().tolist()), math.inf) if (slope >= 0).all() else None
+    if node.op == "Clip":
+        low, high = (np.asarray(number(*each), np.float64) for each in ((1, "min", -math.inf), (2, "max", math.inf)))
+        if low.size == high.size == 1 and low.item() == 0 < high.item():
+            return (0.0,), high.item()
+    return None
 
 
 def _linear(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
@@ -200,7 +321,7 @@ def _readers(graph: Graph, params: Mapping[str, Any], name: str, channels: int) 
     if name in graph.outputs or name not in graph.consumers:
         yield None
     for reader, index in graph.consumers.get(name, ()):
-        if index == 0 and reader.op in PER_CHANNEL and len(reader.outputs) == 1:
+        if index == 0 and reader.op in PER_CHANNEL and len(reader.outputs) == 1 and _keeps_channels(graph, reader):
             yield from _readers(graph, params, reader.outputs[0], channels)
         elif index == 0 and _linear(graph, params, reader) and _takes(reader, params[reader.inputs[1]], channels):
             yield reader
@@ -216,3 +337,19 @@ def _takes(node: Node, weight: Any, channels: int) -> bool:
             and weight.shape[1 if node.attributes.get("transB", 0) else 0] == channels
         )
     return node.attributes.get("group", 1) in (1, channels)
+
+
+def _keeps_channels(graph: Graph, node: Node) -> bool:
+    """Whether channel c of the output is made of channel c of the input, and scales with it."""
+    if node.op != "Pad":
+        return True
+    if len(node.inputs) > 3 and node.inputs[3]:  # chosen axes
+        return False
+    name = node.inputs[1] if len(node.inputs) > 1 else ""
+    pads = graph.constants[name].array.tolist() if name in graph.constants else list(node.attributes.get("pads", ()))
+    value = node.inputs[2] if len(node.inputs) > 2 else ""
+    constant = graph.constants[value].array if value in graph.constants else node.attributes.get("value", 0.0)
+    if len(pads) < 4 or (value and value not in graph.constants):
+        return False
+    zeros = node.attributes.get("mode", "constant") != "constant" or not np.any(constant)
+    return zeros and pads[1] == pads[len(pads) // 2 + 1] == 0

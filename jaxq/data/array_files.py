@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxq.errors import CalibrationError, InputError, did_you_mean
 from jaxq.graph import TensorType
+from jaxq.model import layout_hint
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 
@@ -30,11 +31,12 @@ class ArrayFiles:
 
     paths: Sequence[Path]
     declared: Mapping[str, TensorType]
+    batched: bool = True
     label: str | None = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for path in self.paths:
-            yield from ArrayFile(path, self.declared, self.label)
+            yield from ArrayFile(path, self.declared, self.batched, self.label)
 
 
 class ArrayFile:
@@ -50,18 +52,19 @@ class ArrayFile:
     Args:
       path: the file. Keys of an .npz are input names, others are left out; an .npy does for a model with one input.
       declared: input name -> type.
+      batched: whether the first axis of an array of rank r counts samples. Otherwise the array is one sample.
       label: a key that is kept beside the inputs, one row for each sample, or None.
 
     Raises:
-      InputError: an input has no array, or one of another rank, or the numbers of samples differ.
+      InputError: an input has no array, or one of another rank, size or dtype, or the numbers of samples differ.
       CalibrationError: the file is empty, damaged, or holds pickled objects.
     """
 
-    def __init__(self, path: Path, declared: Mapping[str, TensorType], label: str | None = None):
+    def __init__(self, path: Path, declared: Mapping[str, TensorType], batched: bool = True, label: str | None = None):
         if label is not None:
-            declared = {**declared, label: TensorType("any")}
+            declared = {**declared, label: TensorType("")}
         stored = _stored_arrays(path, declared)
-        self._columns = {name: _Column(name, declared[name], array) for name, array in stored.items()}
+        self._columns = {name: _Column(name, declared[name], array, batched) for name, array in stored.items()}
         counts = {name: column.count() for name, column in self._columns.items()}
         lengths = {name: count for name, count in counts.items() if count is not None}
         if len(set(lengths.values())) > 1:
@@ -87,6 +90,7 @@ class _Column:
     name: str
     wanted: TensorType
     array: _Stored
+    batched: bool
 
     @property
     def rank(self) -> int:
@@ -102,17 +106,18 @@ class _Column:
     def count(self) -> int | None:
         """How many samples there are; None: one value, for every sample."""
         shape, rank = self.array.shape, self.rank
-        if len(shape) == rank == 0:
-            return None
-        if len(shape) == rank - 1:
-            return 1
-        if len(shape) == rank + 1:
-            return shape[0]
-        if len(shape) != rank:
+        if not rank - 1 <= len(shape) <= rank + 1:
             raise InputError(
                 f"{self.array.where} has shape {list(shape)}, but input {self.name!r} is {self.wanted}: "
                 f"its rank must be {rank}, with samples along the first axis"
             )
+        self.check()
+        if len(shape) == rank == 0:
+            return None
+        if len(shape) == rank - 1 or (len(shape) == rank and not self.batched):
+            return 1
+        if len(shape) == rank + 1:
+            return shape[0]
         if shape[0] % self.batch:
             raise InputError(
                 f"{self.array.where} has {shape[0]} rows, but input {self.name!r} ({self.wanted}) takes exactly "
@@ -120,12 +125,27 @@ class _Column:
             )
         return shape[0] // self.batch
 
+    def check(self) -> None:
+        """Refuses another dtype or size than the input's, with the place in the file."""
+        given = f"{self.array.where} is {self.array.dtype}{list(self.array.shape)}, but input {self.name!r} is {self.wanted}"
+        if self.array.dtype.name != self.wanted.dtype:
+            raise InputError(f"{given}; convert it with .astype({self.wanted.dtype!r})")
+        wanted = (self.wanted.shape or ())[1:] if self.wanted.shape is not None else self.array.shape[1:]
+        sizes = self.array.shape[len(self.array.shape) - len(wanted) :]
+        for axis, (size, here) in enumerate(zip(wanted, sizes, strict=True), 1):
+            if isinstance(size, int) and size != here:
+                raise InputError(
+                    f"{given}: axis {axis} must be {size}, not {here}{layout_hint(self.wanted.shape, (None, *sizes))}"
+                )
+
     def samples(self) -> Iterator[np.ndarray]:
         rank, rank_here = self.rank, len(self.array.shape)
         if rank_here == rank == 0:
             return itertools.repeat(self.array.whole())
         if rank_here == rank - 1:
             return iter([self.array.whole()[None]])
+        if rank_here == rank and not self.batched:
+            return iter([self.array.whole()])
         rows = self.array.rows()
         if rank_here == rank + 1:
             return rows
@@ -143,6 +163,12 @@ class _Stored:
     def shape(self) -> tuple[int, ...]:
         with self.open() as stream:
             return self._header(stream)[0]
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """As it is read: in the machine's order of bytes."""
+        with self.open() as stream:
+            return self._header(stream)[2].newbyteorder("=")
 
     def whole(self) -> np.ndarray:
         """The array."""

@@ -23,14 +23,25 @@ Size = int | tuple[int, int]  # the shorter side (for a crop: both sides), or (h
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What becomes of a picture on its way to the model. Sizes are in pixels; None leaves it to the model's input."""
+    """What becomes of a picture on its way to the model. Sizes are in pixels; None leaves it to the model's input.
 
-    resize: Size | None = None  # the shorter side, or (height, width); None: as small as the crop allows, or not at all
-    crop: Size | None = None  # the part of the centre that is kept
-    mean: tuple[float, ...] | None = None  # of pixels from 0 to 255; one value, or one for each channel; None: 0
-    std: tuple[float, ...] | None = None  # the same; None: 1
-    layout: str | None = None  # "NCHW" or "NHWC"
-    color: str | None = None  # "rgb", "bgr" or "gray"
+    Attributes:
+      resize: the shorter side, or (height, width); None: as small as the crop allows, or not at all.
+      crop: the part of the centre that is kept: one number for both sides, or (height, width).
+      central_fraction: in place of both: the part of each side that is kept, then stretched to the model's size.
+      mean: subtracted from pixels, which go from 0 to 255; one value, or one for each channel; None: 0.
+      std: what pixels are then divided by; None: 1.
+      layout: "NCHW" or "NHWC".
+      color: "rgb", "bgr" or "gray".
+    """
+
+    resize: Size | None = None
+    crop: Size | None = None
+    central_fraction: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: str | None = None
+    color: str | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{key} = {value}" for key, value in vars(self).items() if value is not None)
@@ -42,12 +53,14 @@ class ImageReader:
 
         x = (pixel - mean) / std,   pixel in 0..255
 
-    The picture is resized (bilinear, as pillow does it), its centre is cut out, its colours are ordered.
+    The picture is resized (bilinear, as pillow does it), its centre is cut out, its colours are ordered. With a central
+    fraction it is the other way round: the centre is cut out, and stretched to the model's size, whatever its proportions.
 
     Attributes:
       name, wanted: the input, and what the model declares of it.
       resize: see `ImageOptions`.
       crop: (height, width) of the centre that is kept; None keeps all.
+      central_fraction: see `ImageOptions`.
       mean, std: float32 [1] or [C], in the model's order of colours.
       layout, color: see `ImageOptions`.
     """
@@ -56,6 +69,7 @@ class ImageReader:
     wanted: TensorType
     resize: Size | None
     crop: tuple[int, int] | None
+    central_fraction: float | None
     mean: np.ndarray
     std: np.ndarray
     layout: str
@@ -86,8 +100,9 @@ class ImageReader:
         for key, size in (("resize", options.resize), ("crop", crop)):
             if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
                 raise ConfigError(f"{key} = {size}; expected pixels, at least 1")
+        _check_fraction(options, crop, name, wanted)
         mean, std = _normalization(options, COLORS[color], wanted)
-        return cls(name, wanted, options.resize, crop, mean, std, layout, color)
+        return cls(name, wanted, options.resize, crop, options.central_fraction, mean, std, layout, color)
 
     def __call__(self, path: Path) -> dict[str, np.ndarray]:
         """The input made from one image file.
@@ -115,6 +130,10 @@ class ImageReader:
         from PIL.Image import Resampling
 
         width, height = picture.size
+        if self.central_fraction is not None and self.crop is not None:
+            left, top = (round(side * (1 - self.central_fraction) / 2) for side in (width, height))
+            centre = picture.crop((left, top, width - left, height - top))
+            return centre.resize(self.crop[::-1], Resampling.BILINEAR)
         if isinstance(self.resize, tuple):
             new_height, new_width = self.resize
         elif self.resize is not None:
@@ -168,6 +187,21 @@ def _layout(name: str, wanted: TensorType, layout: str | None) -> str:
     if shape[3] in (1, 3):
         return "NHWC"
     raise ConfigError(f"input {name!r} is {wanted}: its channel axis cannot be told; say layout NCHW or NHWC")
+
+
+def _check_fraction(options: ImageOptions, size: tuple[int, int] | None, name: str, wanted: TensorType) -> None:
+    """Refuses a central fraction that is none, or that there is no size to stretch it to."""
+    fraction = options.central_fraction
+    if fraction is None:
+        return
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"central_fraction = {fraction}; expected a number above 0 and at most 1")
+    if options.resize is not None:
+        raise ConfigError("central_fraction and resize exclude each other: the part that is kept gets the model's size")
+    if size is None:
+        raise ConfigError(
+            f"central_fraction = {fraction} needs a size to stretch pictures to, but input {name!r} is {wanted}; say crop"
+        )
 
 
 def _color(name: str, wanted: TensorType, channels: int | str | None, color: str | None) -> str:

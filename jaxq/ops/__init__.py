@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -26,14 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.errors import DynamicShapeError, UnsupportedOpError, did_you_mean
+from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODULES = (
     "cast", "elementwise", "activations", "tensor", "indexing", "reduction", "convolution", "pooling", "normalization",
     "neural", "losses", "recurrent", "attention", "image", "sampling", "signal", "contrib", "contrib_attention",
-    "quantized", "control", "data_dependent", "contrib_quantized",
+    "quantized", "control", "data_dependent", "sequence", "random", "contrib_quantized",
 )  # fmt: skip
 
 
@@ -45,7 +46,10 @@ class Op:
     domain: str
     since: int
     function: Callable[..., Any]
-    static: tuple[str, ...]  # parameters that must be known while tracing; "*" means the variadic ones
+    static: tuple[str, ...]  # parameters that must be known while tracing
+    data_dependent: bool = (
+        False  # the static parameters are data: to take them from a graph input as known makes no sense
+    )
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:
@@ -77,11 +81,13 @@ class Op:
 _TABLE: dict[tuple[str, str], dict[int, Op]] = {}
 
 
-def op(name: str, *, since: int, domain: str = "", static: tuple[str, ...] = ()) -> Callable[[F], F]:
+def op(
+    name: str, *, since: int, domain: str = "", static: tuple[str, ...] = (), data_dependent: bool = False
+) -> Callable[[F], F]:
     """Registers a function as the meaning of operator `name` from opset `since` of its domain on."""
 
     def register(function: F) -> F:
-        entry = Op(name, domain, since, function, static)
+        entry = Op(name, domain, since, function, static, data_dependent)
         versions = _TABLE.setdefault((domain, name), {})
         if since in versions:
             raise ValueError(f"{name} since {since} is already served by {versions[since].function.__name__}")
@@ -127,7 +133,9 @@ def find(name: str, domain: str, version: int) -> Op:
 
 
 def is_static(value: Any) -> bool:
-    """Whether a value is known while tracing."""
+    """Whether a value is known while tracing; a sequence is when all of its elements are."""
+    if isinstance(value, list):
+        return all(map(is_static, value))
     return isinstance(value, (np.ndarray, np.generic, int, float, bool))
 
 
@@ -167,6 +175,32 @@ def platform() -> str:
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+class TooLarge(ModelError):
+    """A tensor is larger than what is allowed while compiling, or than the memory of the device."""
+
+
+MOST_BYTES = 1 << 31  # of all values that are computed while tracing; see `jaxq.bounds`
+
+
+def refuse_huge(shape: Sequence[Any], dtype: Any) -> None:
+    """Refuses an array that an operator's function is about to make from numbers alone.
+
+    Raises:
+      TooLarge: it would have more than `MOST_BYTES`.
+    """
+    size = math.prod(map(int, shape)) * np.dtype(dtype).itemsize
+    if size > MOST_BYTES:
+        raise TooLarge(
+            f"{np.dtype(dtype)}{list(map(int, shape))} would have {as_size(size)}; what is computed before the data are "
+            f"there may have {as_size(MOST_BYTES)}. Is the size right?"
+        )
+
+
+def as_size(count: int) -> str:
+    """A number of bytes, for messages: `3.2 GiB`."""
+    return f"{count / (1 << 30):.3g} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.3g} MiB"
 
 
 # The number that ONNX gives to each element type (TensorProto.DataType), and the name that numpy or ml_dtypes gives it.

@@ -12,6 +12,7 @@ from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import op, static_ints
 from jaxq.ops.attention import attend, merge_heads, rotate, score_bias, split_heads, visible_keys
 from jaxq.ops.contrib import MICROSOFT
+from jaxq.ops.contrib_quantized import matmul_integer_to_float
 
 
 def refuse(operator: str, **given) -> None:
@@ -44,13 +45,55 @@ def attention(
     refuse("Attention", do_rotary=do_rotary, past_present_share_buffer=past_present_share_buffer)
     projected = x @ weights if bias is None else x @ weights + bias
     sizes = qkv_hidden_sizes or (projected.shape[-1] // 3,) * 3
-    q, k, v = (split_heads(part, num_heads) for part in jnp.split(projected, [sizes[0], sizes[0] + sizes[1]], axis=-1))
+    parts = jnp.split(projected, [sizes[0], sizes[0] + sizes[1]], axis=-1)
+    return self_attention(
+        parts, num_heads, mask_index, past, attention_bias, mask_filter_value, scale=scale, causal=unidirectional
+    )
+
+
+def self_attention(parts, num_heads, mask_index, past, attention_bias, mask_filter_value, *, scale, causal):
+    """Attention from the projections q, k and v, and the keys and values for the next call."""
+    q, k, v = (split_heads(part, num_heads) for part in parts)
     if past is not None:
         k, v = jnp.concatenate([past[0], k], axis=2), jnp.concatenate([past[1], v], axis=2)
-    added = padding_bias(mask_index, q, k, mask_filter_value, attention_bias, unidirectional)
+    added = padding_bias(mask_index, q, k, mask_filter_value, attention_bias, causal)
     y, _ = attend(q, k, v, added, scale=scale or None)
-    present = jnp.stack([k, v]) if k.shape == v.shape else jnp.zeros((0,), x.dtype)
+    present = jnp.stack([k, v]) if k.shape == v.shape else jnp.zeros((0,), y.dtype)
     return merge_heads(y), present
+
+
+@op("QAttention", since=1, domain=MICROSOFT)
+def qattention(
+    x,
+    weight,
+    bias,
+    input_scale,
+    weight_scale,
+    mask_index=None,
+    input_zero_point=None,
+    weight_zero_point=None,
+    past=None,
+    *,
+    num_heads,
+    do_rotary=0,
+    mask_filter_value=-10000.0,
+    past_present_share_buffer=0,
+    scale=0.0,
+    unidirectional=0,
+):
+    """Attention whose projection is computed in integers; everything after it is float."""
+    refuse("QAttention", do_rotary=do_rotary, past_present_share_buffer=past_present_share_buffer)
+    projected = matmul_integer_to_float(x, weight, input_scale, weight_scale, input_zero_point, weight_zero_point, bias)
+    return self_attention(
+        jnp.split(projected, 3, axis=-1),
+        num_heads,
+        mask_index,
+        past,
+        None,
+        mask_filter_value,
+        scale=scale,
+        causal=unidirectional,
+    )
 
 
 @op("MultiHeadAttention", since=1, domain=MICROSOFT)

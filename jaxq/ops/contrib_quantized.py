@@ -15,7 +15,7 @@ from jaxq.errors import ModelError
 from jaxq.ops import op
 from jaxq.ops.activations import leaky_relu
 from jaxq.ops.contrib import MICROSOFT
-from jaxq.ops.pooling import average_pool, global_average_pool
+from jaxq.ops.pooling import average_pool, global_average_pool, max_pool
 from jaxq.ops.quantized import (
     dequantize_linear,
     dynamic_quantize_linear,
@@ -127,6 +127,21 @@ def qlinear_average_pool(
         strides=strides,
     )
     return quantize_like(_channels_back(y, channels_last), y_scale, y_zero_point, x)
+
+
+@op("NhwcMaxPool", since=1, domain=MICROSOFT)
+def nhwc_max_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=(), pads=(), strides=()):
+    """MaxPool of integers in the layout [N, H, W, C]."""
+    y = max_pool(
+        _channels_first(x, True),
+        kernel_shape=kernel_shape,
+        auto_pad=auto_pad,
+        ceil_mode=ceil_mode,
+        dilations=dilations,
+        pads=pads,
+        strides=strides,
+    )
+    return _channels_back(y, True)
 
 
 @op("QLinearGlobalAveragePool", since=1, domain=MICROSOFT)

@@ -5,7 +5,6 @@ The operands that are named static here may be traced as well; static ones are a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +14,12 @@ import numpy as np
 from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
 from jaxq.ops import array_namespace, is_static, op
 
-Body = Callable[..., tuple[Any, ...]]
+Body = Any  # jaxq.execute.Subgraph, which stands above: body(*values) -> outputs
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
+MOST_TURNS = 4096  # that are followed one by one while compiling, where that can be avoided
+INT32_MAX = np.iinfo(np.int32).max  # exporters write the largest int64 for a loop that only its condition ends
 
 
 @op("If", since=1, static=("cond",))
@@ -35,8 +36,9 @@ def if_(cond, *, then_branch, else_branch):
         ) from None
 
 
-def traced(values: Any) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(value) for value in values)
+def traced(values: Any) -> tuple[Any, ...]:
+    """Arrays, and sequences of arrays, as JAX arrays."""
+    return jax.tree.map(jnp.asarray, tuple(values))
 
 
 # ----------------------------------------------------------------------------------------------------------------- Loop
@@ -53,12 +55,16 @@ def loop(max_trip_count=None, cond=None, *initial, body):
     become a `lax.scan`, unless the state changes its shape or a turn's shapes depend on its number. Otherwise it is a
     `lax.while_loop`, which has no rows, for their number would depend on the data.
     """
+    if len(body.outputs) <= len(initial):
+        raise ModelError(
+            f"the body gives {len(body.outputs)} outputs; a condition and {len(initial)} states are needed at least"
+        )
     counted = max_trip_count is None or is_static(max_trip_count)
     if counted and (cond is None or is_static(cond)):
         turns = None if max_trip_count is None else int(np.reshape(max_trip_count, ()))
         if cond is not None and not np.reshape(cond, ()):
             turns = 0
-        if turns is not None and turns > MOST_UNROLLED:
+        if turns is not None and MOST_UNROLLED < turns < INT32_MAX and not body.concrete:
             try:
                 return _scanned(body, turns, initial, cond is not None)
             except (_Unsuitable, DynamicShapeError, ModelError):
@@ -78,10 +84,12 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
     """One turn after the other, while the condition is known.
 
     Raises:
-      _Unsuitable: the condition depends on the data, or the loop has no end.
+      _Unsuitable: the condition depends on the data, or the loop has too many turns.
     """
     state, rows, turn = initial, [], 0
     while turns is None or turn < turns:
+        if turn == MOST_TURNS and not body.concrete:
+            raise _Unsuitable
         condition, *results = body(
             np.array(turn, np.int64), np.array(True), *state, **{"inlined": True} if turns == 1 else {}
         )
@@ -102,9 +110,20 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
 
 
 def _no_rows(body: Body, initial: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-    """The stacked rows of a loop that makes no turn."""
-    results = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
-    return tuple(np.zeros((0, *each.shape), each.dtype) for each in results[1 + len(initial) :])
+    """The stacked rows of a loop that makes no turn: of the shapes that a turn would make.
+
+    A body that cannot run without a turn to make gives what the file declares, with 0 for an unknown size (ONNX Runtime).
+    """
+    first = 1 + len(initial)
+    try:
+        made = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
+        rows = [(each.shape, each.dtype) for each in made[first:]]
+    except ModelError:
+        declared = body.types[first:]
+        if any(each is None or each.shape is None for each in declared):
+            raise
+        rows = [(tuple(size if isinstance(size, int) else 0 for size in each.shape), each.dtype) for each in declared]
+    return tuple(np.zeros((0, *shape), dtype) for shape, dtype in rows)
 
 
 def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
@@ -131,9 +150,13 @@ def _like(state: tuple[jax.Array, ...], results: Any) -> tuple[jax.Array, ...]:
       _Unsuitable: the shape or type has changed.
     """
     values = traced(results)
-    if [(v.shape, v.dtype) for v in values] != [(v.shape, v.dtype) for v in state]:
+    if _types(values) != _types(state):
         raise _Unsuitable
     return values
+
+
+def _types(state: tuple[Any, ...]) -> Any:
+    return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
 def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
@@ -150,9 +173,13 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
             raise DynamicShapeError(
                 "the number of turns of the loop depends on the data, and with it the shape of its stacked outputs"
             )
+        if max_trip_count is None and (cond is None or (is_static(after) and np.reshape(after, ()))):
+            raise ModelError("the loop has no trip count, and its condition stays true: it would never end")
         after = condition if cond is None else jnp.asarray(after).reshape(())
         return turn + 1, after, _like(state, results)
 
+    if is_static(max_trip_count):
+        max_trip_count = np.minimum(max_trip_count, INT32_MAX).astype(np.int32)
     limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
     start = jnp.asarray(True if cond is None else cond).reshape(())
     turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
@@ -160,7 +187,8 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
         return jax.lax.while_loop(goes_on, step, (turn, start, traced(initial)))[2]
     except _Unsuitable:
         raise DynamicShapeError(
-            "the number of turns of the loop depends on the data, so its state must keep its shape and type"
+            f"the loop has more than {MOST_TURNS} turns, or their number depends on the data; its state must keep its "
+            "shape and type then"
         ) from None
 
 
@@ -183,6 +211,11 @@ def scan(
     """
     state_count = len(initial_state_and_scan_inputs) - num_scan_inputs
     row_count = len(body.outputs) - state_count
+    if state_count < 0 or row_count < 0 or num_scan_inputs < 1:
+        raise ModelError(
+            f"num_scan_inputs = {num_scan_inputs} does not fit {len(initial_state_and_scan_inputs)} inputs and a body with "
+            f"{len(body.outputs)} outputs"
+        )
 
     def walked(sequences: Any) -> Any:
         places = zip(sequences, *_places(scan_input_axes, scan_input_directions, num_scan_inputs), strict=True)
@@ -197,8 +230,20 @@ def scan(
         return results[:state_count], results[state_count:]
 
     initial, sequences = initial_state_and_scan_inputs[:state_count], initial_state_and_scan_inputs[state_count:]
+    if body.concrete:
+        return _scanned_now(body, initial, walked(sequences), stacked)
     final, rows = jax.lax.scan(step, traced(initial), walked(sequences))
     return *final, *stacked(rows)
+
+
+def _scanned_now(body: Body, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
+    """Turn by turn, on values that are there, so that the body may do what cannot be compiled."""
+    rows = []
+    for turn in range(len(sequences[0])):
+        results = body(*state, *(np.asarray(each[turn]) for each in sequences))
+        state, row = results[: len(state)], results[len(state) :]
+        rows.append(row)
+    return *state, *stacked([jnp.stack(column) for column in zip(*rows, strict=True)])
 
 
 def _places(axes: Any, directions: Any, count: int) -> tuple[Any, Any]:

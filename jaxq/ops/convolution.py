@@ -182,7 +182,7 @@ def plain_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) ->
 def cpu_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
     # CPUs compute in no less than 32 bit; the sums of the variants are then rounded once.
     wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-    y = cpu_variant(x, window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
+    y = cpu_variant(x, w.shape[-1], window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)
     return fusion_border(y).astype(x.dtype)
 
 
@@ -198,18 +198,20 @@ def fusion_border(y: jax.Array) -> jax.Array:
     return lax.reduce_precision(y, kind.nexp, kind.nmant)
 
 
-# Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data.
+# Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data. So it
+# is where the patches take no more room than the kernel, as in the last layers of most networks.
 FEW_TERMS = 32
 # Groups are taken together until a block has this many channels: the zeros between them cost less than more calls.
 BLOCK_CHANNELS = 32
 
 
-def cpu_variant(x: jax.Array, window: Window, group: int) -> Variant:
+def cpu_variant(x: jax.Array, outputs: int, window: Window, group: int) -> Variant:
     """The variant that is fast on CPU; measured by tools/bench_convolution.py."""
     channels, cells = x.shape[1], math.prod(window.size)
     if group == 1:
         few = channels * cells <= FEW_TERMS and math.prod(window.strides) > 1
-        return patch_convolution if cells == 1 or few else channels_last_convolution
+        small = x.shape[0] * math.prod(window.output) <= outputs
+        return patch_convolution if cells == 1 or few or small else channels_last_convolution
     return depthwise_convolution if group == channels else grouped_convolution
 
 

@@ -1,6 +1,6 @@
 """Operators whose output shape depends on the values: NonZero, Unique, Compress, NonMaxSuppression.
 
-They cannot be compiled, so they run on values that are known while tracing, in numpy.
+They cannot be compiled, so they run in numpy: on values that are known while tracing, or in the tail (`jaxq.split`).
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.ops import op, static_array
+from jaxq.ops import op, refuse_huge, static_array
 
 
-@op("NonZero", since=9, static=("x",))
+@op("NonZero", since=9, static=("x",), data_dependent=True)
 def non_zero(x):
     """The indices [rank, count] of the elements that are not zero, in row-major order."""
     values = static_array(x, "NonZero.X")
+    refuse_huge((np.count_nonzero(values), values.ndim), np.int64)
     return np.argwhere(values).T.astype(np.int64)
 
 
-@op("Compress", since=9, static=("condition",))
+@op("Compress", since=9, static=("condition",), data_dependent=True)
 def compress(x, condition, *, axis=None):
     """The slices of x along `axis` (default: elements of x, flattened) where the condition holds."""
     kept = np.flatnonzero(static_array(condition, "Compress.condition"))
     return x.reshape(-1)[kept] if axis is None else x[(slice(None),) * (axis % x.ndim) + (kept,)]
 
 
-@op("Unique", since=11, static=("x",))
+@op("Unique", since=11, static=("x",), data_dependent=True)
 def unique(x, *, axis=None, sorted=1):
     """Distinct elements (or slices along `axis`), where each first occurs, which one each is, and how often it is."""
     values = static_array(x, "Unique.X")
@@ -43,6 +44,7 @@ def unique(x, *, axis=None, sorted=1):
     "NonMaxSuppression",
     since=10,
     static=("boxes", "scores", "max_output_boxes_per_class", "iou_threshold", "score_threshold"),
+    data_dependent=True,
 )
 def non_max_suppression(
     boxes, scores, max_output_boxes_per_class=None, iou_threshold=None, score_threshold=None, *, center_point_box=0
@@ -54,10 +56,10 @@ def non_max_suppression(
       scores: [batch, classes, boxes]; only those above `score_threshold` take part.
       iou_threshold: a box goes when its intersection with a better one is more than this share of their union.
     """
+    corners = _corners(static_array(boxes, "NonMaxSuppression.boxes"), bool(center_point_box))
     limit = int(_scalar(max_output_boxes_per_class, 0, "NonMaxSuppression.max_output_boxes_per_class"))
     overlap = _scalar(iou_threshold, 0, "NonMaxSuppression.iou_threshold")
     least = _scalar(score_threshold, -np.inf, "NonMaxSuppression.score_threshold")
-    corners = _corners(static_array(boxes, "NonMaxSuppression.boxes"), bool(center_point_box))
     rows = [
         (sample, group, box)
         for sample, by_class in enumerate(static_array(scores, "NonMaxSuppression.scores"))

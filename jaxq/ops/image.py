@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import op, static_array, static_ints
+from jaxq.ops import op, refuse_huge, static_array, static_ints
 from jaxq.ops.spatial import sliding_window
 
 Kernel = Callable[[np.ndarray], np.ndarray]  # distance from the point -> weight of the cell
@@ -61,6 +61,8 @@ def resize(
     axes = [axis % x.ndim for axis in axes] or list(range(x.ndim))
     lengths = np.array([x.shape[axis] for axis in axes])
     factors, targets = sizes_and_scales(lengths, scales, sizes, keep_aspect_ratio_policy)
+    for target in targets:
+        refuse_huge((target, 8), np.float64)  # places and weights
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     region = static_array(roi, "Resize.roi").astype(np.float32).reshape(2, -1) if crop else np.zeros((2, len(axes)))
     y = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import array_namespace, is_static, op, static_ints
+from jaxq.ops import array_namespace, is_static, op, refuse_huge, static_ints
 from jaxq.ops.cast import is_floating
 
 # ---------------------------------------------------------------------------------------------------------------- Slice
@@ -135,10 +135,16 @@ def tensor_scatter(past_cache, update, write_indices=None, *, axis=-2, mode="lin
 # ------------------------------------------------------------------------------------------------------ OneHot and TopK
 
 
+def _depth(depth: Any) -> int:
+    length = static_ints(depth, "OneHot.depth")[0]
+    refuse_huge((length,), np.int64)
+    return length
+
+
 @op("OneHot", since=9, static=("depth",))
 def one_hot_from_start(indices, depth, values, *, axis=-1):
     """A new axis of length `depth` with values[1] at the index and values[0] elsewhere; before opset 11."""
-    length = static_ints(depth, "OneHot.depth")[0]
+    length = _depth(depth)
     xp = array_namespace(indices, values)
     rank = indices.ndim + 1
     places = np.arange(length).reshape([-1 if i == axis % rank else 1 for i in range(rank)]).astype(indices.dtype)
@@ -148,7 +154,7 @@ def one_hot_from_start(indices, depth, values, *, axis=-1):
 @op("OneHot", since=11, static=("depth",))
 def one_hot(indices, depth, values, *, axis=-1):
     """Negative indices count from the end."""
-    length = static_ints(depth, "OneHot.depth")[0]
+    length = _depth(depth)
     indices = array_namespace(indices).where(indices < 0, indices + length, indices)
     return one_hot_from_start(indices, depth, values, axis=axis)
 
@@ -156,14 +162,21 @@ def one_hot(indices, depth, values, *, axis=-1):
 @op("TopK", since=10, static=("k",))
 def top_k(x, k, *, axis=-1, largest=1, sorted=1):
     """The k largest (or smallest) elements along `axis`, in order, and their indices; equal ones in their order."""
-    moved = jnp.moveaxis(x, axis, -1)
-    _, indices = jax.lax.top_k(moved if largest else _reversed_order(moved), static_ints(k, "TopK.k")[0])
-    values = jnp.take_along_axis(moved, indices, -1)
-    indices = indices.astype(jax.dtypes.canonicalize_dtype(np.int64))
-    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
+    xp, count = array_namespace(x), static_ints(k, "TopK.k")[0]
+    indices: Any
+    moved = xp.moveaxis(x, axis, -1)
+    if not 0 <= count <= moved.shape[-1]:
+        raise ModelError(f"k = {count}, but axis {axis} has length {moved.shape[-1]}")
+    if xp is np:
+        indices = np.argsort(_reversed_order(moved) if largest else moved, -1, kind="stable")[..., :count]
+    else:
+        indices = jax.lax.top_k(moved if largest else _reversed_order(moved), count)[1]
+    values = xp.take_along_axis(moved, indices, -1)
+    indices = indices.astype(np.int64 if xp is np else jax.dtypes.canonicalize_dtype(np.int64))
+    return xp.moveaxis(values, -1, axis), xp.moveaxis(indices, -1, axis)
 
 
-def _reversed_order(x: jax.Array) -> jax.Array:
+def _reversed_order(x: Any) -> Any:
     """Values in the opposite order; -x would overflow for the lowest integer."""
     return -x if is_floating(x.dtype) else ~x
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxq.errors import UnsupportedOpError
-from jaxq.ops import is_static, op, static_ints
+from jaxq.ops import is_static, op, refuse_huge, static_ints
 from jaxq.ops.convolution import check_kernel
 from jaxq.ops.spatial import per_channel, sliding_window
 
@@ -100,8 +100,10 @@ def read_cells(x: jax.Array, batch: jax.Array, places: Sequence[jax.Array], padd
 @op("AffineGrid", since=20, static=("size",))
 def affine_grid(theta, size, *, align_corners=0):
     """The sampling grid [N, *P, n] of affine maps theta [N, n, n + 1] for an image of `size` (N, C, *P)."""
+    lengths = static_ints(size, "AffineGrid.size")[2:]
+    refuse_huge((*lengths, len(lengths) + 1), np.float64)
     axes = []
-    for length in static_ints(size, "AffineGrid.size")[2:]:
+    for length in lengths:
         step = np.arange(length, dtype=np.float64)
         axes.append((2 * step + 1) / length - 1 if not align_corners else 2 * step / max(length - 1, 1) - 1)
     meshed = np.meshgrid(*axes, indexing="ij")

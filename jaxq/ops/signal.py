@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxq.errors import ModelError
-from jaxq.ops import ELEMENT_TYPES, op, static_array, static_ints, wider
+from jaxq.ops import ELEMENT_TYPES, op, refuse_huge, static_array, static_ints, wider
 
 
 @op("DFT", since=20, static=("dft_length", "axis"))
@@ -71,6 +71,7 @@ def blackman_window(size, *, output_datatype=1, periodic=1):
 def cosine_window(size, terms: tuple[float, ...], output_datatype: int, periodic: int) -> np.ndarray:
     """The sum over k of terms[k] * cos(2 pi k n / N), with N = size, or size - 1 for a symmetric window."""
     (count,) = static_ints(size, "window size")
+    refuse_huge((count, len(terms)), np.float64)
     phase = 2 * np.pi * np.arange(count) / max(count if periodic else count - 1, 1)
     waves = np.stack([term * np.cos(k * phase) for k, term in enumerate(terms)])
     return waves.sum(axis=0).astype(ELEMENT_TYPES[output_datatype])
@@ -85,6 +86,7 @@ def mel_weight_matrix(num_mel_bins, dft_length, sample_rate, lower_edge_hertz, u
     """[dft_length // 2 + 1, num_mel_bins]: one triangle of height 1 for each mel bin, its corners rounded to DFT bins."""
     given = (num_mel_bins, dft_length, sample_rate, lower_edge_hertz, upper_edge_hertz)
     mels, length, rate, lower, upper = (static_array(value, "MelWeightMatrix").item() for value in given)
+    refuse_huge((length // 2 + 1, mels), np.float64)
     low, high = (2595 * np.log10(1 + edge / 700) for edge in (lower, upper))
     mel = low + np.arange(mels + 2) * (high - low) / (mels + 2)
     corners = ((length + 1) * 700 * (10 ** (mel / 2595) - 1) // rate).astype(int)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxq.errors import ModelError, UnsupportedOpError
+from jaxq.ops import refuse_huge
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def sliding_window(
             )
         output.append(count)
         padding.append((before, max((count - 1) * stride + extent - length - before, 0)))
+    refuse_huge(output, np.int64)
     return Window(tuple(size), tuple(strides), tuple(dilations), paired, tuple(output), tuple(padding))
 
 

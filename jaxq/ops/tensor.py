@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.ops import array_namespace, is_static, op, static_array, static_ints
+from jaxq.ops import array_namespace, is_static, op, refuse_huge, static_array, static_ints
 from jaxq.ops.cast import element_dtype
-
-MOST_BYTES = 1 << 32  # of a constant that the graph makes
 
 # --------------------------------------------------------------------------------------------------- making new tensors
 
@@ -49,16 +47,8 @@ def constant(
 def constant_of_shape(shape, *, value=None):
     fill = np.zeros(1, np.float32) if value is None else value.array
     target = static_ints(shape, "ConstantOfShape.input")
-    _refuse_huge(math.prod(target), fill.dtype)
+    refuse_huge(target, fill.dtype)
     return np.full(target, fill.reshape(()), fill.dtype)
-
-
-def _refuse_huge(count: int, dtype: np.dtype) -> None:
-    """Raises ModelError instead of filling the memory with a constant that a few bytes of the file ask for."""
-    if count * dtype.itemsize > MOST_BYTES:
-        raise ModelError(
-            f"a constant of {count} elements ({dtype}) is larger than {MOST_BYTES >> 30} GiB; is its size right?"
-        )
 
 
 @op("Range", since=11, static=("start", "limit", "delta"))
@@ -70,7 +60,7 @@ def range_(start, limit, delta, *, stash_type=1):
     if step == 0:
         raise ModelError("Range.delta is 0, so the limit is never reached")
     count = max(math.ceil((last.astype(wide) - first.astype(wide)) / step.astype(wide)), 0)
-    _refuse_huge(count, first.dtype)
+    refuse_huge((count,), wide)
     return (first.astype(wide) + np.arange(count, dtype=wide) * step.astype(wide)).astype(first.dtype)
 
 

@@ -13,6 +13,7 @@ from models import integer_network
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import control
+from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, WEIGHTS, Space
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
@@ -26,10 +27,8 @@ def planted(monkeypatch):
     monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
 
 
-def control_base(given, estimators, seed, batch_size, state):
-    from jaxq.accuracy.base import quantize_once
-
-    return quantize_once(given, estimators, seed, batch_size)
+def control_base(given, estimators, state):
+    return quantize_once(given, estimators)
 
 
 def run(validation=None, function=accuracy, *, model=None, reports=None, **options):
@@ -109,8 +108,8 @@ def test_a_cheaper_repair_is_taken_where_it_suffices(monkeypatch):
         from dataclasses import replace
 
         base = control_base(given, *rest)
-        tensors = {"relu0": replace(base.encodings["minmax"]["relu0"], scale=np.full((1, 1, 1, 1), 50.0, np.float32))}
-        return replace(base, encodings={"minmax": {**base.encodings["minmax"], **tensors}})
+        tensors = {"relu0": replace(base.encodings[ASKED_FOR]["relu0"], scale=np.full((1, 1, 1, 1), 50.0, np.float32))}
+        return replace(base, encodings={ASKED_FOR: {**base.encodings[ASKED_FOR], **tensors}})
 
     monkeypatch.setattr(control, "open_base", spoilt)
     reports = []

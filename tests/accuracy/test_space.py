@@ -3,12 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from accuracy_models import base_of, chain_space, images
+from accuracy_models import MINMAX, base_of, chain_space, images
 from models import NETWORKS, samples
 
 import jaxq
 from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space, rounded
-from jaxq.algorithms.calibration import RangeEstimator
 from jaxq.quantizer import fake_quantize
 
 ROUGH = {"rtol": 2e-5, "atol": 2e-5}
@@ -41,7 +40,7 @@ def test_what_is_tried_is_what_is_written(network):
 def test_all_layers_quantized_is_what_quantize_gives(network):
     name, space = network
     feed = samples(name, 1, first=50)[0]
-    usual = jaxq.quantize(NETWORKS[name][0](), samples(name, 6), range_estimator="minmax")(feed)
+    usual = jaxq.quantize(NETWORKS[name][0](), samples(name, 6), advanced_parameters=MINMAX)(feed)
     for key, value in space.candidate({})(feed).items():
         np.testing.assert_allclose(np.asarray(value), np.asarray(usual[key]), **ROUGH)
 
@@ -157,7 +156,7 @@ def test_layers_in_float_are_counted_by_their_weights():
 
 
 def test_rounding_in_numpy_is_that_of_the_program():
-    space = Space(base_of(NETWORKS["residual"][0](), samples("residual", 4), RangeEstimator.MSE))
+    space = Space(base_of(NETWORKS["residual"][0](), samples("residual", 4)))
     for name, encoding in space.base.weights.items():
         value = np.asarray(space.base.exact[name])
         np.testing.assert_array_equal(

@@ -8,6 +8,7 @@ from models import Network, residual_network, smooth
 
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.equalization import (
+    HEADROOM,
     LARGEST_FACTOR,
     Equalization,
     Noise,
@@ -15,6 +16,7 @@ from jaxq.algorithms.equalization import (
     input_channels,
     pairs,
     scaled_input,
+    within_bound,
 )
 from jaxq.collect import collect
 from jaxq.fusion import fuse
@@ -32,10 +34,17 @@ def chain_network(between: str, *, group: int = 1, tail: str = "Conv", pool: boo
     net.initializers["first.weight"] *= spread.astype(np.float32)[:, None, None, None]
     net.initializers["first.bias"] *= spread.astype(np.float32)
     if between == "PRelu":
-        x = net.node("PRelu", [x, net.constant("slope", [0.2])], "hidden")
+        x = net.node("PRelu", [x, net.constant("slope", np.linspace(0.1, 0.8, 8).reshape(8, 1, 1))], "hidden")
+    elif between == "PRelu of the width":
+        x = net.node("PRelu", [x, net.constant("slope", np.linspace(0.1, 0.8, 6))], "hidden")
+    elif between == "Clip":
+        x = net.node("Clip", [x, net.constant("low", 0.0), net.constant("high", 6.0)], "hidden")
+    elif between == "negative Clip":
+        x = net.node("Clip", [x, net.constant("low", -1.0), net.constant("high", 6.0)], "hidden")
     elif between:
         x = net.node(between, [x], "hidden", **({"alpha": 0.1} if between == "LeakyRelu" else {}))
     if pool:
+        x = net.node("Pad", [x, net.constant("pads", [0, 0, 1, 1, 0, 0, 1, 1], np.int64)], "padded")
         x = net.node("MaxPool", [x], "pooled", kernel_shape=[2, 2])
     if tail == "Gemm":
         net.dense(net.node("Flatten", [net.node("GlobalAveragePool", [x], "mean")], "flat"), "y", (8, 5))
@@ -49,9 +58,11 @@ def chain_network(between: str, *, group: int = 1, tail: str = "Conv", pool: boo
 CASES = {
     "Relu": chain_network("Relu"),
     "LeakyRelu": chain_network("LeakyRelu"),
+    "PRelu": chain_network("PRelu"),
+    "Clip": chain_network("Clip"),
     "no activation function": chain_network(""),
     "depthwise reader": chain_network("Relu", group=8),
-    "through pooling": chain_network("Relu", pool=True),
+    "through padding and pooling": chain_network("Relu", pool=True),
 }
 FEEDS = [{"x": row[None]} for row in smooth(8, 3, 6, 6)]
 BATCH = {"x": smooth(4, 3, 6, 6, seed=9)}
@@ -62,7 +73,7 @@ def tensor(model: Model) -> str:
 
 
 def equalized(model: Model, feeds=FEEDS, also=()) -> Model:
-    return run_pipeline([Equalization(quantized=frozenset({tensor(model), *also}))], model, feeds)
+    return run_pipeline([Equalization(quantized=frozenset({tensor(model), *also}), clips=True)], model, feeds)
 
 
 @pytest.mark.parametrize("model", CASES.values(), ids=CASES)
@@ -119,7 +130,9 @@ def test_a_factor_for_all_channels_changes_no_noise():
 
 
 def found_pairs(model: Model, *quantized: str) -> list[tuple[str, float, bool]]:
-    return [(p.before.outputs[0], p.slope, p.rounded) for p in pairs(model.graph, model.params, frozenset(quantized))]
+    return [
+        (p.before.outputs[0], p.slope[0], p.rounded) for p in pairs(model.graph, model.params, frozenset(quantized))
+    ]
 
 
 def test_the_slope_is_that_of_the_activation_function():
@@ -148,7 +161,7 @@ def test_a_tensor_that_not_only_products_of_its_channels_read_is_left_alone(tail
     assert found_pairs(load(net.proto()), "hidden", "first") == []
 
 
-@pytest.mark.parametrize("between", ["Sigmoid", "PRelu", "Tanh"])
+@pytest.mark.parametrize("between", ["Sigmoid", "PRelu of the width", "negative Clip", "Tanh"])
 def test_scaling_does_not_pass_what_it_does_not_commute_with(between):
     assert found_pairs(chain_network(between), "hidden", "first") == []
 
@@ -231,3 +244,30 @@ def test_scaling_the_input_of_a_weight_scales_its_columns(node, shape):
         connected = before.any(axis=2)
         assert [row.tolist().index(True) for row in connected] == [row // multiplier for row in range(shape[0])]
         assert connected.sum() == shape[0]
+
+
+def test_a_clip_cuts_off_what_it_did_and_nothing_else_that_was_seen():
+    noise = Noise(np.zeros(4), np.array([9.0, 6.0, 3.0, 0.1]), 0.0, False, [np.ones((2, 4, 1))], bound=6.0)
+    factor = within_bound(noise, np.array([0.5, 0.5, 0.2, 0.015625]))
+    np.testing.assert_allclose(factor, [1, 1, 3 * HEADROOM / 6, 0.1 * HEADROOM / 6])
+
+
+def test_with_one_scale_for_each_weight_their_rows_and_columns_are_balanced():
+    model = CASES["Relu"]
+    names = frozenset({"first.weight", "y.weight"})
+    step = Equalization(quantized=frozenset({"hidden"}), one_scale=names)
+    after = run_pipeline([step], model, FEEDS)
+    expected = np.asarray(model(BATCH)["y"])
+    np.testing.assert_allclose(after(BATCH)["y"], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+    def spread(each: Model) -> float:
+        rows = np.abs(each.params["first.weight"]).max(axis=(1, 2, 3))
+        return rows.max() / rows.min()
+
+    assert spread(after) < spread(model) / 8
+
+
+def test_a_tensor_behind_a_clip_is_left_alone_unless_asked_for():
+    step = Equalization(quantized=frozenset({"hidden"}))
+    assert not step.needs(CASES["Clip"])
+    assert replace(step, clips=True).needs(CASES["Clip"])

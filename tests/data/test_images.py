@@ -141,3 +141,28 @@ def test_a_truncated_picture_is_an_error_that_names_it(tmp_path):
 def test_a_picture_smaller_than_the_crop_is_an_error_that_says_how_large_it_is(picture):
     with pytest.raises(CalibrationError, match=r"is 3 x 4 after resizing, smaller than .* 4 x 6"):
         reader(resize=3)(picture(PIXELS))
+
+
+def test_a_central_fraction_is_cut_out_and_stretched_to_the_size_of_the_model(picture):
+    pixels = np.zeros((8, 20, 3), np.uint8)
+    pixels[2:6, 5:15] = 200  # the central half of each side
+    x = reader(central_fraction=0.5)(picture(pixels))["x"]
+    assert x.shape == (1, 3, 4, 6)
+    assert (x == 200).all()
+    assert (reader(central_fraction=1.0)(picture(pixels))["x"] == 200).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "wanted, options, message",
+    [
+        pytest.param(
+            NCHW, {"central_fraction": 0.0}, "central_fraction = 0.0; expected a number above 0", id="nothing"
+        ),
+        pytest.param(NCHW, {"central_fraction": 1.5}, "expected a number above 0 and at most 1", id="too much"),
+        pytest.param(NCHW, {"central_fraction": 0.5, "resize": 8}, "exclude each other", id="with resize"),
+        pytest.param(FREE, {"central_fraction": 0.5}, "needs a size to stretch pictures to.*; say crop", id="no size"),
+    ],
+)
+def test_a_central_fraction_that_means_nothing_is_refused(wanted, options, message):
+    with pytest.raises(ConfigError, match=message):
+        reader(wanted, **options)

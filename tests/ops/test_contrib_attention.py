@@ -23,6 +23,16 @@ def case(op, *inputs, outputs=1, static=(), **attributes):
     )
 
 
+integers = np.random.default_rng(0).integers(0, 256, (B, S, 6), np.uint8)
+integer_weights = np.random.default_rng(1).integers(-128, 128, (6, 3 * HIDDEN), np.int8)
+columns, zeros = np.linspace(0.01, 0.02, 3 * HIDDEN, dtype=np.float32), np.zeros(3 * HIDDEN, np.int8)
+
+
+def qattention(weight_scale, *rest, **attributes):
+    inputs = (integers, integer_weights, bias, np.array(0.02, np.float32), weight_scale, *rest)
+    return case("QAttention", *inputs, num_heads=H, static=(1,), **attributes)
+
+
 def mha(*inputs, **attributes):
     return case("MultiHeadAttention", *inputs, num_heads=H, **attributes)
 
@@ -55,6 +65,12 @@ CASES = {
     "Attention sizes": case(
         "Attention", x, normal(6, 2 * HIDDEN + 12), normal(2 * HIDDEN + 12), num_heads=H, scale=0.3,
         qkv_hidden_sizes=[HIDDEN, HIDDEN, 12],
+    ),
+    "QAttention": qattention(np.array(0.01, np.float32)),
+    "QAttention by column, masked": qattention(columns, padding, np.array(100, np.uint8), zeros, unidirectional=1),
+    "QAttention past": qattention(
+        np.array(0.01, np.float32), None, np.array(128, np.uint8), np.array(0, np.int8), normal(2, B, H, P, D),
+        unidirectional=1, outputs=2,
     ),
     "MultiHeadAttention": mha(query, key, value),
     "MultiHeadAttention bias": mha(query, key, value, bias, scale=0.2),

@@ -72,6 +72,15 @@ CASES = {
     "QLinearAveragePool of the last axis": case(
         "QLinearAveragePool", channels_last, f(0.1), u8(9), f(0.08), u8(20), kernel_shape=[2, 2], channels_last=1
     ),
+    "NhwcMaxPool": case("NhwcMaxPool", channels_last, kernel_shape=[3, 2], pads=[1, 0, 1, 1], strides=[2, 1]),
+    "NhwcMaxPool of signed": case(
+        "NhwcMaxPool",
+        steps(1, 5, 6, 3, dtype=np.int8),
+        kernel_shape=[2, 2],
+        dilations=[2, 1],
+        ceil_mode=1,
+        strides=[2, 2],
+    ),
     "QLinearGlobalAveragePool": case("QLinearGlobalAveragePool", image, f(0.1), u8(9), f(0.05), u8(20)),
     "QLinearConv": case(
         "QLinearConv",

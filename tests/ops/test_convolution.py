@@ -21,6 +21,8 @@ SHAPES = {
     "strides": ((1, 3, 7, 8), (4, 3, 3, 3), {"strides": (2, 3), "pads": (1, 1, 1, 1)}),
     "dilations": ((1, 3, 9, 8), (2, 3, 3, 2), {"dilations": (2, 3)}),
     "strides that leave cells unread": ((1, 2, 8, 8), (2, 2, 3, 3), {"strides": (2, 2), "pads": (0, 0, 1, 0)}),
+    "fewer windows than channels": ((1, 6, 4, 5), (32, 6, 3, 2), {"pads": (1, 0, 1, 1)}),
+    "fewer windows than channels, dilations": ((3, 6, 5, 5), (64, 6, 2, 3), {"dilations": (2, 1), "pads": (1, 0, 1, 1)}),
     "1x1": ((2, 3, 4, 5), (6, 3, 1, 1), {}),
     "1x1 with strides": ((1, 3, 5, 4), (2, 3, 1, 1), {"strides": (2, 2)}),
     "1x1 with padding": ((1, 3, 4, 4), (2, 3, 1, 1), {"strides": (2, 1), "pads": (1, 0, 0, 2)}),
@@ -90,6 +92,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(data, kernel, a
 
 VARIANTS = {
     "plain": convolution.channels_last_convolution,
+    "fewer windows than channels": convolution.patch_convolution,
     "1x1 with padding": convolution.patch_convolution,
     "depthwise": convolution.depthwise_convolution,
     "depthwise, channel multiplier": convolution.depthwise_convolution,
@@ -103,7 +106,7 @@ def test_the_variant_of_the_cpu(name):
     attributes = dict(attributes)
     group = attributes.pop("group", 1)
     window = sliding_window(data[2:], kernel[2:], **attributes)
-    assert convolution.cpu_variant(jnp.zeros(data), window, group) is VARIANTS[name]
+    assert convolution.cpu_variant(jnp.zeros(data), kernel[0], window, group) is VARIANTS[name]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -140,6 +143,14 @@ def test_other_platforms_take_the_plain_convolution(name, monkeypatch):
     assert str(jax.make_jaxpr(lambda x, w: conv(x, w, **attributes))(x, w)) == str(
         jax.make_jaxpr(lambda x, w: plain(x, w, **attributes))(x, w)
     )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reductions_do_not_reach_into_convolutions_on_cpu(name):
+    data, kernel, attributes = SHAPES[name]
+    x, w = jnp.asarray(normal(*data)), jnp.asarray(normal(*kernel, seed=1))
+    text = jax.jit(lambda x, w: jnp.max(conv(x, w, **attributes), (2, 3))).lower(x, w).compile().as_text()
+    assert "reduce-precision(" in text
 
 
 TRANSPOSED = {

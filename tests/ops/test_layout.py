@@ -1,5 +1,6 @@
 """Weights put into the order in which they are read: the same function, and which weights are left alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from jaxq.execute import execute, traced_params
 from jaxq.onnx_import import load
 from jaxq.ops import layout
 from jaxq.ops.layout import LAID_OUT, lay_out
+from jaxq.quantizer import IntType, QuantParams, fake_quantize
 
 X = normal(2, 4, 5, 6)
 
@@ -107,3 +109,36 @@ def test_other_platforms_keep_onnx_order(monkeypatch):
     monkeypatch.setattr(layout, "platform", lambda: "gpu")
     float_model = model([CONV], W)
     assert lay_out(float_model.graph, float_model.params) == (float_model.graph, {})
+
+
+def test_a_laid_out_model_compiles_no_transposition_of_its_kernels():
+    float_model = model([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])], W)
+    graph, params, _ = float_model.program
+    text = str(jax.make_jaxpr(lambda p, x: execute(graph, p, {"x": x})[0])(params, jnp.asarray(X)))
+    assert "permutation=(2, 3, 1, 0)" not in text
+    plain = str(jax.make_jaxpr(lambda p, x: execute(float_model.graph, p, {"x": x})[0])(params | W, jnp.asarray(X)))
+    assert "permutation=(2, 3, 1, 0)" in plain
+
+
+def test_the_program_has_its_encodings_in_the_same_order_and_the_model_keeps_its_own():
+    scale = np.linspace(0.1, 0.6, 6, dtype=np.float32).reshape(6, 1, 1, 1)
+    encodings = {"w": QuantParams.of(scale, 0, IntType(4))}
+    float_model = model([helper.make_node("Conv", ["x", "w"], ["y"])], W)
+    quantized = float_model.replace(encodings=encodings)
+    assert quantized.program.encodings["w"].scale.shape == (1, 1, 1, 6)
+    assert quantized.program.params["w"].shape == (3, 3, 4, 6)
+    assert quantized.params["w"].shape == (6, 4, 3, 3)
+    assert quantized.encodings["w"].scale.shape == (6, 1, 1, 1)
+    rounded = float_model.replace(params={"w": np.asarray(fake_quantize(jnp.asarray(W["w"]), encodings["w"]))})
+    np.testing.assert_allclose(quantized(X)["y"], rounded(X)["y"], atol=1e-5)
+
+
+def test_weights_that_are_jax_arrays_stay_as_they_are():
+    float_model = model([CONV], W)
+    held = float_model.replace(params={"w": jnp.asarray(W["w"])})
+    assert held.program.graph is held.graph
+
+    def total(w):
+        return float_model.replace(params={"w": w})(X)["y"].sum()
+
+    assert jax.grad(total)(jnp.asarray(W["w"])).shape == (6, 4, 3, 3)

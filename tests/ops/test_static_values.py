@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from jaxq.bounds import Budget
 from jaxq.execute import run_static
 from jaxq.ops import find
 
@@ -137,7 +138,7 @@ def test_static_and_traced_values_give_the_same(op):
 )
 def test_shape_arithmetic_has_64_bits(data, op, scalar):
     function = find(op, "", OPSET)
-    wide = run_static(function, [data, np.array(scalar, np.int64)], {})
+    wide = run_static(function, [data, np.array(scalar, np.int64)], {}, Budget())
     with jax.enable_x64(True):
         traced = function.function(jnp.asarray(data), jnp.asarray(scalar))
     np.testing.assert_array_equal(wide, traced)

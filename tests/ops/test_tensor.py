@@ -85,9 +85,9 @@ def test_shapes_are_known_and_have_64_bits():
 
 
 def test_constants_have_a_bound():
-    with pytest.raises(ModelError, match=r"a constant of 1000000000000 elements \(float32\) is larger than 4 GiB"):
+    with pytest.raises(ModelError, match=r"float32\[1000000, 1000000\] would have 3.73e\+03 GiB; .* may have 2 GiB"):
         find("ConstantOfShape", "", 9).function(ints(10**6, 10**6))
-    with pytest.raises(ModelError, match="larger than 4 GiB"):
+    with pytest.raises(ModelError, match=r"GiB; .* may have 2 GiB"):
         find("Range", "", 11).function(np.array(0), np.array(2**60), np.array(1))
     with pytest.raises(ModelError, match="delta is 0"):
         find("Range", "", 11).function(np.array(0), np.array(1), np.array(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +16,7 @@ from jaxq.errors import AccuracyError, ConfigError
 if TYPE_CHECKING:
     from jaxq.accuracy.report import AccuracyReport
     from jaxq.model import Model
+    from jaxq.options import QuantizeOptions
 
 MaxDrop = Annotated[
     float | None,
@@ -83,8 +84,10 @@ class AccuracyChoices:
     max_iter_num: int | None
     work: Path | None
 
-    def refuse_unused(self) -> None:
+    def check(self) -> None:
         """Raises ConfigError for options that mean nothing without a limit."""
+        if self.max_drop is not None:
+            return
         plain = {"--metric": self.metric, "--val": self.val, "--repair": self.repair, "--time-budget": self.time_budget,
                  "--max-iter-num": self.max_iter_num, "--work": self.work}  # fmt: skip
         for option, value in plain.items():
@@ -98,7 +101,7 @@ def quantize_within(
     data: Iterable[Any],
     validation: Iterable[Any],
     output: Path,
-    options: Mapping[str, Any],
+    options: QuantizeOptions,
     *,
     quiet: bool,
 ) -> tuple[Model, AccuracyReport]:
@@ -120,6 +123,8 @@ def quantize_within(
         time_budget=choices.time_budget,
         intermediate_model_dir=folder,
     )
+    arguments = options.arguments()
+    arguments["advanced_quantization_parameters"] = arguments.pop("advanced_parameters")
     last: list[AccuracyReport] = []
 
     def show(report: AccuracyReport) -> None:
@@ -140,7 +145,7 @@ def quantize_within(
             drop_type=choices.drop_type,
             advanced_accuracy_restorer_parameters=parameters,
             on_step=show,
-            **options,
+            **arguments,
         )
     except AccuracyError as error:
         if error.best is None or error.report is None:

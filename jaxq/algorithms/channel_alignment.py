@@ -1,0 +1,153 @@
+"""Moves and stretches the channels between two convolutions until they lie over each other, so that one range fits all."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.fusion import owned, scale_output
+from jaxq.graph import Graph, Node
+from jaxq.model import Model
+from jaxq.observers import Observer
+
+OUTLIERS = 1e-4  # the part of a channel's values at either end that does not count
+FACTORS = (1e-2, 1e2)  # the least and the largest factor of a channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelAlignment:
+    """Gives each channel between two convolutions, with no activation function between them, the middle 0 and the median width.
+
+        middle = (low + high) / 2,   bias_before -= middle,   bias_after += sum over taps and inputs of W_after * middle
+        factor = width / median width,   W_before /= factor,   bias_before /= factor,   W_after *= factor
+
+    low and high are each channel's quantiles at 1e-4 and 1 - 1e-4, the median over the samples. The function of the float model
+    does not change. A factor is between 1/100 and 100; a channel without width keeps 1.
+
+    Source: ActivationChannelAlignment of POT, ChannelAlignment of NNCF. They ask the second convolution for stride and
+    dilation 1 and to be the only reader; here several convolutions may read, with any stride, and only padding is
+    refused, since a moved channel is no longer padded with its zero.
+
+    Args:
+      samples: how many samples the quantiles are taken from.
+    """
+
+    samples: int = 64
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {
+            pair.before.outputs[0]: channel_quantiles(self.samples, pair.channels)
+            for pair in pairs(model.graph, model.params)
+        }
+
+    def apply(self, model: Model, stats: Mapping[str, Quantiles], samples: object = None) -> Model:
+        params = dict(model.params)
+        for pair in pairs(model.graph, model.params):
+            seen = stats[pair.before.outputs[0]]
+            real = ~np.isnan(seen.low).any(axis=1) & np.isfinite(seen.low + seen.high).all(axis=1)
+            if real.any():
+                low, high = (np.median(each[real].astype(np.float64), axis=0) for each in seen)
+                align(pair, low, high, params)
+        return model.replace(params=params)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution and those that read it, without padding, and nothing else does."""
+
+    before: Node
+    after: tuple[Node, ...]
+    channels: int
+
+
+def pairs(graph: Graph, params: Mapping[str, Any]) -> Iterator[Pair]:
+    """Every convolution whose output only convolutions without padding read; all with weights and biases of their own."""
+    for node in graph.nodes:
+        readers = graph.consumers.get(node.outputs[0], ()) if _convolution(graph, params, node) else ()
+        if not readers or node.outputs[0] in graph.outputs:
+            continue
+        if all(index == 0 and _convolution(graph, params, each) and _takes_shifts(each) for each, index in readers):
+            yield Pair(node, tuple(each for each, _ in readers), params[node.inputs[1]].shape[0])
+
+
+def _convolution(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
+    operands = node.inputs[1:]
+    return (
+        node.op == "Conv" and not node.domain and len(operands) == 2 and all(owned(graph, params, x) for x in operands)
+    )
+
+
+def _takes_shifts(node: Node) -> bool:
+    unpadded = not any(node.attributes.get("pads", ())) and node.attributes.get("auto_pad", "NOTSET") in (
+        "NOTSET",
+        "VALID",
+    )
+    return unpadded and node.attributes.get("group", 1) == 1
+
+
+def align(pair: Pair, low: np.ndarray, high: np.ndarray, params: dict[str, Any]) -> None:
+    """Writes the weights and biases of the pair for channels that reach from low to high [C]."""
+    middle, factor = (low + high) / 2, alignment_factor(high - low)
+    bias = pair.before.inputs[2]
+    params[bias] = (np.asarray(params[bias], np.float64) - middle).astype(params[bias].dtype)
+    scale_output(pair.before, params, 1 / factor)
+    for node in pair.after:
+        _, weight_name, bias_name = node.inputs
+        weight = np.asarray(params[weight_name], np.float64)
+        taps = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+        params[bias_name] = (np.asarray(params[bias_name], np.float64) + taps @ middle).astype(params[bias_name].dtype)
+        spread = factor.reshape(1, -1, *([1] * (weight.ndim - 2)))
+        params[weight_name] = (weight * spread).astype(params[weight_name].dtype)
+
+
+def alignment_factor(width: np.ndarray) -> np.ndarray:
+    """Each channel's width over the median of those that have one, within FACTORS; 1 for one without."""
+    wide = width > 0
+    if not wide.any():
+        return np.ones_like(width)
+    return np.clip(np.where(wide, width / np.median(width[wide]), 1.0), *FACTORS)
+
+
+class Quantiles(NamedTuple):
+    """Of each channel in each sample, the values below and above which OUTLIERS of it lie; NaN where nothing has been seen."""
+
+    low: Any  # float32 [T, capacity, channels]
+    high: Any
+
+
+@functools.cache
+def channel_quantiles(capacity: int, channels: int) -> Observer:
+    """The quantiles at 1e-4 and 1 - 1e-4 of each channel (axis 1) in each of the first `capacity` samples.
+
+    Linear between neighbours, as numpy's default. So near the ends a few of the smallest and largest values are all it takes.
+    """
+
+    def init(count: int) -> Quantiles:
+        return Quantiles(*(jnp.full((count, capacity, channels), jnp.nan, jnp.float32) for _ in range(2)))
+
+    def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Quantiles:
+        rows = [jnp.moveaxis(x, 2, 1).reshape(x.shape[0], x.shape[2], -1).astype(jnp.float32) for x in tensors]
+        return Quantiles(jnp.stack([-_upper(-row) for row in rows]), jnp.stack([_upper(row) for row in rows]))
+
+    def update(state: Quantiles, measured: Quantiles, index: jax.Array) -> Quantiles:
+        return Quantiles(*(a.at[:, index].set(b, mode="drop") for a, b in zip(state, measured, strict=True)))
+
+    def merge(a: Quantiles, b: Quantiles) -> Quantiles:
+        return Quantiles(*(jnp.where(jnp.isnan(x), y, x) for x, y in zip(a, b, strict=True)))
+
+    return Observer(init, measure, update, merge)
+
+
+def _upper(rows: jax.Array) -> jax.Array:
+    """The quantile at 1 - OUTLIERS along the last axis."""
+    place = OUTLIERS * (rows.shape[-1] - 1)  # counted from the largest value
+    whole, part = math.floor(place), place - math.floor(place)
+    largest = jax.lax.top_k(rows, min(whole + 2, rows.shape[-1]))[0]
+    return largest[..., whole] * (1 - part) + largest[..., -1] * part

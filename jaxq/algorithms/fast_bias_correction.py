@@ -1,0 +1,222 @@
+"""Moves the biases by what the rounding of the weights adds to each channel's mean, from statistics of the float model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.fusion import channel_count, owned
+from jaxq.graph import Graph, Node
+from jaxq.model import Model
+from jaxq.observers import Observer
+from jaxq.quantizer import fake_quantize_array
+
+# Gates of the recurrent operators, as rows of W and R in units of the hidden size: those whose state enters as it is.
+PLAIN_GATES = {"LSTM": (0, 1, 2, 3), "GRU": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product `weight * tensor` that a bias is added to.
+
+    Attributes:
+      weight: the param; its rounding is what is corrected.
+      tensor: what it is multiplied with; `axis` is that of its channels, `channels` their number.
+    """
+
+    node: Node
+    weight: str
+    bias: str
+    tensor: str
+    axis: int
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastBiasCorrection:
+    """Takes back the mean of what the rounded weights add, from the mean of each input channel; no pass of its own.
+
+        shift = (W - round(W)) E[x],    bias <- bias + shift
+
+    Layers are independent: each is corrected as if the float tensors came in, and the rounding of activations is left as it is.
+    `BiasCorrection` sees both, at the price of running the model twice.
+
+    Source: Nagel et al., arXiv:1906.04721, section 4.2; FastBiasCorrection of POT and NNCF. They subtract the output for the
+    mean input from the measured mean of the float output, and so take the borders of padded convolutions for an error of
+    rounding; here the same mean input goes through both weights.
+
+    Args:
+      nodes: names of the nodes that may be corrected.
+      samples: the means are taken over the first so many samples.
+      threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
+    """
+
+    nodes: tuple[str, ...]
+    samples: int = 128
+    threshold: float = 2.0
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {term.tensor: channel_means(self.samples, term.channels, term.axis) for term in self.terms(model)}
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
+        params = dict(model.params)
+        shifts: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
+        for term in self.terms(model):
+            mean = mean_over_samples(np.asarray(stats[term.tensor]))
+            if mean is None or term.weight not in model.encodings:
+                continue
+            weight = np.asarray(model.params[term.weight])
+            value = weight.astype(np.float64)
+            rounding = value - fake_quantize_array(weight, model.encodings[term.weight])
+            start = np.zeros(np.shape(params[term.bias]))
+            shifts[term.bias] = shifts.get(term.bias, start) + mean_output(term, rounding, mean)
+            outputs[term.bias] = outputs.get(term.bias, start) + mean_output(term, value, mean)
+        for name, shift in shifts.items():
+            bias = np.asarray(params[name], np.float64)
+            if accepted(shift, bias, outputs[name] + bias, self.threshold):
+                params[name] = (bias + shift).astype(params[name].dtype)
+        return model.replace(params=params)
+
+    def terms(self, model: Model) -> list[Term]:
+        """The products to look at; a tensor is watched along one axis, that of the first node that reads it."""
+        watched: dict[str, tuple[int, int]] = {}
+        found = list(terms(model.graph, model.params, self.nodes))
+        return [
+            term
+            for term in found
+            if watched.setdefault(term.tensor, (term.axis, term.channels)) == (term.axis, term.channels)
+        ]
+
+
+def accepted(shift: np.ndarray, bias: np.ndarray, output: np.ndarray, threshold: float) -> bool:
+    """Whether a shift is finite and at most `threshold` times the largest bias or the largest mean of the output.
+
+    POT and NNCF divide element by element, so that one zero in a bias keeps the layer from ever being corrected.
+    """
+    size = max(np.abs(bias).max(initial=0.0), np.abs(output).max(initial=0.0))
+    return bool(np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= threshold * size)
+
+
+@functools.cache
+def channel_means(capacity: int, channels: int, axis: int) -> Observer:
+    """The mean of each channel in each of the first `capacity` samples; NaN where one has not been seen.
+
+    State: float32 [T, capacity, channels]. Channels lie along `axis` of a sample's tensor.
+    """
+
+    def init(count: int) -> jax.Array:
+        return jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
+
+    def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
+        return jnp.stack([_channels_last(x, axis % (x.ndim - 1) + 1).mean(1) for x in tensors])
+
+    def update(state: jax.Array, measured: jax.Array, index: jax.Array) -> jax.Array:
+        return state.at[:, index].set(measured, mode="drop")
+
+    def merge(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(jnp.isnan(a), b, a)
+
+    return Observer(init, measure, update, merge)
+
+
+def _channels_last(x: jax.Array, axis: int) -> jax.Array:
+    """x [B, ...] as float32 [B, positions, channels], once it is there: a reduction fused with a convolution is slow on CPU."""
+    x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
+    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+
+
+def mean_over_samples(means: np.ndarray) -> np.ndarray | None:
+    """[samples, channels] -> [channels], in an order of its own, so that the samples' order does not matter; None: none seen."""
+    seen = means[~np.isnan(means).any(axis=1)].astype(np.float64)
+    return np.sort(seen, axis=0).mean(axis=0) if len(seen) else None
+
+
+def mean_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What the product of `weight` and an input with these channel means [C] adds to the bias, in the bias's shape.
+
+    Padding is not counted: away from the borders every tap of a kernel sees the whole mean.
+    """
+    node = term.node
+    if node.op == "MatMul":
+        return mean @ weight
+    if node.op == "Gemm":
+        return node.attributes.get("alpha", 1.0) * (
+            weight @ mean if node.attributes.get("transB", 0) else mean @ weight
+        )
+    groups = int(node.attributes.get("group", 1))
+    if node.op in ("Conv", "ConvTranspose"):
+        taps = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+        inputs = mean.reshape(groups, -1)
+        if node.op == "Conv":
+            return np.einsum("goi,gi->go", taps.reshape(groups, -1, taps.shape[1]), inputs).reshape(-1)
+        strides = node.attributes.get("strides", (1,) * (weight.ndim - 2))  # each output sees one in so many taps
+        return np.einsum("gio,gi->go", taps.reshape(groups, -1, taps.shape[1]), inputs).reshape(-1) / np.prod(strides)
+    return recurrent_output(term, weight, mean)
+
+
+def recurrent_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """For W or R [directions, gates * hidden, C] of an LSTM or GRU, in the shape of B [directions, 2 * gates * hidden].
+
+    The hidden gate of a GRU sees the state times its reset gate, whose mean is not known: its part of R is left alone.
+    """
+    directions, rows, _ = weight.shape
+    added = np.zeros((directions, 2 * rows))
+    if term.weight == term.node.inputs[1]:
+        added[:, :rows] = weight @ mean
+        return added
+    hidden = rows // {"LSTM": 4, "GRU": 3}[term.node.op]
+    products = np.einsum("dri,di->dr", weight, mean.reshape(directions, hidden))
+    for gate in PLAIN_GATES[term.node.op]:
+        added[:, rows + gate * hidden : rows + (gate + 1) * hidden] = products[:, gate * hidden : (gate + 1) * hidden]
+    return added
+
+
+def terms(graph: Graph, params: Mapping[str, Any], nodes: Sequence[str]) -> Iterator[Term]:
+    """Every product of the named nodes that has a bias of its own; that of a MatMul is the vector of the only Add behind it."""
+    chosen = set(nodes)
+    for node in graph.nodes:
+        if node.name not in chosen or node.domain or len(node.inputs) < 2 or node.inputs[1] not in params:
+            continue
+        shape = np.shape(params[node.inputs[1]])
+        if node.op in ("Conv", "ConvTranspose", "Gemm"):
+            if len(node.inputs) < 3 or not owned(graph, params, node.inputs[2]):
+                continue
+            beta = node.attributes.get("beta", 1.0) if node.op == "Gemm" else 1.0
+            transposed = node.op == "Gemm" and node.attributes.get("transA", 0)
+            if beta != 1.0 or transposed or np.shape(params[node.inputs[2]]) != (channel_count(node, shape),):
+                continue
+            channels = shape[1] * int(node.attributes.get("group", 1)) if node.op == "Conv" else shape[0]
+            if node.op == "Gemm" and node.attributes.get("transB", 0):
+                channels = shape[1]
+            yield Term(node, node.inputs[1], node.inputs[2], node.inputs[0], 1, channels)
+        elif node.op == "MatMul" and len(shape) == 2:
+            bias = added_vector(graph, params, node)
+            if bias:
+                yield Term(node, node.inputs[1], bias, node.inputs[0], -1, shape[0])
+        elif node.op in PLAIN_GATES and len(node.inputs) > 3 and owned(graph, params, node.inputs[3]):
+            yield from recurrent_terms(node, params)
+
+
+def recurrent_terms(node: Node, params: Mapping[str, Any]) -> Iterator[Term]:
+    """W with the input and, where there is one direction whose states are all an output, R with the state."""
+    directions, _, channels = np.shape(params[node.inputs[1]])
+    yield Term(node, node.inputs[1], node.inputs[3], node.inputs[0], -1, channels)
+    if directions == 1 and node.outputs[0] and node.inputs[2] in params:
+        yield Term(node, node.inputs[2], node.inputs[3], node.outputs[0], -1, np.shape(params[node.inputs[2]])[2])
+
+
+def added_vector(graph: Graph, params: Mapping[str, Any], node: Node) -> str:
+    """The vector [C] that the only reader of a MatMul, an Add, adds to its output; "" if it is not so."""
+    readers = graph.consumers.get(node.outputs[0], ())
+    if len(readers) != 1 or readers[0][0].op != "Add" or node.outputs[0] in graph.outputs:
+        return ""
+    width = np.shape(params[node.inputs[1]])[-1:]
+    found = [name for name in readers[0][0].inputs if owned(graph, params, name) and np.shape(params[name]) == width]
+    return found[0] if found else ""

@@ -1,0 +1,94 @@
+"""Options that several commands have, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from jaxq.data import ImageOptions
+
+LARGEST_COUNT = 10**6  # of samples
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """One side in pixels, or HEIGHTxWIDTH."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) == 2:
+        return sides[0], sides[1]
+    raise typer.BadParameter(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas") from None
+
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+QuantizedPath = Annotated[Path, typer.Argument(metavar="QUANTIZED", help="A file that jaxq wrote.", show_default=False)]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help=".npz (keys are input names, first axis samples), .npy, a folder of images or of .npy/.npz files, or "
+        "package.module:function, which returns an iterable.",
+        show_default=False,
+    ),
+]
+Target = Annotated[str, typer.Option(metavar="NAME", help="The runtime that executes the file.")]
+Device = Annotated[
+    Literal["cpu", "gpu", "tpu"] | None,
+    typer.Option(metavar="cpu|gpu|tpu", help="Where JAX runs.", show_default="its own choice"),
+]
+JsonPath = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write the result as JSON; - prints it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show where an error comes from.")]
+
+Resize = Annotated[
+    Any,
+    typer.Option(parser=_size, metavar="PIXELS", help="Images: their shorter side, or HEIGHTxWIDTH, before the crop."),
+]
+Crop = Annotated[
+    Any,
+    typer.Option(parser=_size, metavar="PIXELS", help="Images: the centre that is kept.", show_default="model's size"),
+]
+Mean = Annotated[
+    Any, typer.Option(parser=_numbers, metavar="R,G,B", help="Images: subtracted from pixels of 0 to 255.")
+]
+Std = Annotated[Any, typer.Option(parser=_numbers, metavar="R,G,B", help="Images: what pixels are then divided by.")]
+Layout = Annotated[
+    Literal["NCHW", "NHWC"] | None,
+    typer.Option(metavar="NCHW|NHWC", help="Images: order of axes.", show_default="the model's"),
+]
+Color = Annotated[
+    Literal["rgb", "bgr", "gray"] | None,
+    typer.Option(metavar="rgb|bgr|gray", help="Images: order of colours.", show_default="rgb or gray"),
+]
+
+
+BatchAxis = Annotated[
+    str, typer.Option(metavar="NUMBER|none", help="The axis along which an item of the data holds samples.")
+]
+
+
+def axis_of(text: str) -> int | None:
+    """The axis that --batch-axis names."""
+    if text != "none" and not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither the number of an axis nor none", param_hint="'--batch-axis'")
+    return None if text == "none" else int(text)
+
+
+def image_options(resize: Any, crop: Any, mean: Any, std: Any, layout: str | None, color: str | None) -> ImageOptions:
+    from jaxq.data import ImageOptions
+
+    return ImageOptions(resize=resize, crop=crop, mean=mean, std=std, layout=layout, color=color)

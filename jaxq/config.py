@@ -1,0 +1,211 @@
+"""jaxq's own configuration: a job as JSON. Other formats are translated into the same `Job`; `jaxq.run` does it.
+
+    {"model": "resnet50.onnx", "data": "photos/", "quantize": {"preset": "mixed", "subset_size": 100}}
+
+The keys of `quantize` are the keyword arguments of `jaxq.quantize`. Paths are relative to the file. See docs/config.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from jaxq import options as options_module
+from jaxq.data import ImageOptions
+from jaxq.errors import ConfigError
+from jaxq.estimators import RangeEstimatorParametersSet
+from jaxq.files import write_text
+from jaxq.formats.json_text import parse_json, read_json
+from jaxq.formats.validation import validated
+from jaxq.options import QuantizeOptions
+
+SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
+
+
+class Strict(pydantic.BaseModel):
+    """A part of a configuration: it never changes, and knows all its keys."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataOptions(Strict):
+    """Where the samples are, and how they are read.
+
+    Attributes:
+      source: an .npz or .npy file, a folder of images or of such files, a pattern, a .txt list of files, or
+        package.module:function.
+      images: how pictures become inputs.
+      batch_axis: the axis along which an item of the data holds samples; null: an item is one sample.
+      shuffle: draw the samples at random, by `quantize.seed`; otherwise the first ones, of a folder evenly spread ones.
+    """
+
+    source: str
+    images: ImageOptions | None = None
+    batch_axis: int | None = 0
+    shuffle: bool = False
+
+
+class Job(Strict):
+    """What `jaxq run` does: a model and data in, a quantized file out.
+
+    Attributes:
+      schema_: the address of the schema, for editors.
+      model: the ONNX file, in float.
+      data: the calibration samples: what `jaxq quantize --data` takes, or an object.
+      name: the files written are called so; null: as the model.
+      quantize: the keyword arguments of `jaxq.quantize`; null leaves the model in float.
+      dump_intermediate_model: write the model as it is before its biases are corrected, too.
+      accuracy: limits of accuracy; their keys are those of nncf's accuracy control.
+      layerwise_tuning: options of fine-tuning the layers after quantization.
+    """
+
+    schema_: Annotated[str | None, pydantic.Field(alias="$schema")] = None
+    model: str
+    data: DataOptions
+    name: str | None = None
+    quantize: QuantizeOptions | None = QuantizeOptions()
+    dump_intermediate_model: bool = False
+    accuracy: dict[str, Any] | None = None
+    layerwise_tuning: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain values for JSON; `read_job` reads it back."""
+        found: dict[str, Any] = {
+            "model": self.model,
+            "data": options_module.plain(self.data.model_dump(exclude_defaults=True)),
+        }
+        if set(found["data"]) == {"source"}:
+            found["data"] = self.data.source
+        if self.data.images is not None:
+            found["data"]["images"] = options_module.plain(self.data.images)
+        found["quantize"] = None if self.quantize is None else self.quantize.to_dict()
+        if found["quantize"] == {}:
+            del found["quantize"]
+        rest = self.model_dump(by_alias=True, exclude_defaults=True, exclude={"model", "data", "quantize"})
+        return found | rest
+
+
+def of_call(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    options: QuantizeOptions | None = None,
+    *,
+    images: ImageOptions | None = None,
+    batch_axis: int | None = 0,
+) -> Job:
+    """The job that a call of `jaxq.quantize` does, where model and data are files."""
+    source = DataOptions(source=os.fspath(data), images=images, batch_axis=batch_axis)
+    return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions())
+
+
+def read_job(path: str | os.PathLike[str]) -> Job:
+    """The job in a file of jaxq's own format.
+
+    Raises:
+      ConfigError: the file is not one; the message gives the path in it and what was expected.
+    """
+    return job_of(read_json(path), os.fspath(path))
+
+
+def job_of(content: Any, where: str) -> Job:
+    """The job that the content of a file describes; `where` is the file's name, for messages."""
+    if isinstance(content, Mapping) and isinstance(content.get("data"), str):
+        content = {**content, "data": {"source": content["data"]}}
+    return validated(Job, content, where)
+
+
+def write_job(job: Job, path: str | os.PathLike[str]) -> None:
+    """Writes the job as JSON; what has its default is left out. Paths in it become relative to the file where they can."""
+    content, folder = job.to_dict(), Path(path).resolve().parent
+
+    def relative(text: str) -> str:
+        return os.path.relpath(text, folder) if Path(text).exists() else text
+
+    content["model"] = relative(content["model"])
+    if isinstance(content["data"], str):
+        content["data"] = relative(content["data"])
+    else:
+        content["data"]["source"] = relative(content["data"]["source"])
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def options_of(settings: Iterable[str]) -> QuantizeOptions:
+    """The options that a list of `key=value` stands for; dots in a key lead inside, a value is JSON or else a string.
+
+    E.g. `advanced_parameters.disable_bias_correction=true`, `preset=mixed`.
+
+    Raises:
+      ConfigError: see `read_job`.
+    """
+    content: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"{setting!r} is no setting; expected key=value")
+        try:
+            value = parse_json(text, key)
+        except ConfigError:
+            value = text
+        *outer, last = key.split(".")
+        place = content
+        for step in outer:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return job_of({"model": "", "data": "", "quantize": content}, "settings").quantize or QuantizeOptions()
+
+
+# ------------------------------------------------------------------------------------------------------------ the schema
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the format, for editors: they complete keys and show what each of them means."""
+    made = Job.model_json_schema(by_alias=True)
+    enumerations = {f"#/$defs/{name}" for name, each in made["$defs"].items() if "enum" in each}
+    made["properties"]["data"] = {"anyOf": [{"type": "string"}, made["properties"]["data"]]}  # see `job_of`
+    for definition in (made, *made["$defs"].values()):
+        _describe(definition)
+        for each in definition.get("properties", {}).values():
+            members = each.get("anyOf", [])
+            if enumerations.intersection(member.get("$ref", "") for member in members):
+                each["anyOf"] = [member for member in members if member != {"type": "string"}]
+    named = made["$defs"]["AdvancedQuantizationParameters"]["properties"]
+    for key in ("activations_range_estimator_params", "weights_range_estimator_params"):
+        names = {"enum": [name for name, _ in RangeEstimatorParametersSet.items()]}
+        named[key]["anyOf"] = [names if each == {"type": "string"} else each for each in named[key]["anyOf"]]
+    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    made["title"] = "jaxq configuration"
+    return made
+
+
+_JSON = {"None": "null", "True": "true", "False": "false"}
+_PYTHON = re.compile(r"\b(None|True|False)\b")
+
+
+def _describe(definition: dict[str, Any]) -> None:
+    """Moves the meaning of each key from the docstring of its class to the key."""
+    text = inspect.cleandoc(definition.get("description", ""))
+    meanings = attribute_meanings(text)
+    if meanings:
+        definition["description"] = text.split("\n\nAttributes:")[0]
+    for key, each in definition.get("properties", {}).items():
+        each.pop("title", None)
+        if meaning := meanings.get(key.replace("$schema", "schema_")):
+            each["description"] = _PYTHON.sub(lambda word: _JSON[word[0]], meaning)
+
+
+def attribute_meanings(text: str) -> Mapping[str, str]:
+    """The entries of a docstring's `Attributes:` section, each on one line; `a, b: ...` counts for both."""
+    _, _, section = text.partition("Attributes:\n")
+    section = section.split("\n\n")[0]
+    found: dict[str, str] = {}
+    for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n   .*)*)", section, re.MULTILINE):
+        for name in names.split(", "):
+            found[name] = " ".join(meaning.split())
+    return found

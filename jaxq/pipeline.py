@@ -1,0 +1,222 @@
+"""What `jaxq.quantize` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
+from jaxq.algorithms.calibration import Calibration, IntegerBiases
+from jaxq.algorithms.channel_alignment import ChannelAlignment
+from jaxq.algorithms.equalization import Equalization
+from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
+from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
+from jaxq.collect import tensor_shapes
+from jaxq.data.samples import Samples
+from jaxq.errors import ModelError
+from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.fusion import add_missing_biases, fuse
+from jaxq.graph import Graph
+from jaxq.model import Model, split_static
+from jaxq.observers import Observer
+from jaxq.onnx_import import Source, load
+from jaxq.options import Preset, QuantizeOptions
+from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.quantizer import PerTensor
+from jaxq.schemes import QuantizationParameters, updated
+from jaxq.scope import stand_ins
+from jaxq.split import split
+
+ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
+WEIGHTS = RangeEstimatorParametersSet.MINMAX
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model with the plan of its quantizers, and the data to calibrate them with.
+
+    Attributes:
+      model: in float, rewritten for quantization; its graph is that of the plan.
+      graph: the same before any tensor got a second name for quantized readers.
+      dtypes: of every tensor that is made when it runs.
+      ignored: names of the nodes that the user keeps in float.
+    """
+
+    model: Model
+    graph: Graph
+    plan: Plan
+    dtypes: Mapping[str, str]
+    data: Samples
+    options: QuantizeOptions
+    ignored: frozenset[str]
+
+    def place(self, ignored: Iterable[str] = ()) -> Plan:
+        """The plan when more nodes stay in float."""
+        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(ignored))
+
+    def preserving(self) -> list[Algorithm]:
+        """The steps that leave the function of the float model as it is, given where its quantizers are."""
+        if self.options.advanced_parameters.disable_equalization:
+            return []
+        activations = frozenset(self.plan.activations)
+        weights = self.plan.weights
+        single = frozenset(weight.name for weight in weights if isinstance(weight.scheme.granularity, PerTensor))
+        # Behind a Clip it is worth its seconds where all channels of a weight have one scale: there it saves MobileNetV2.
+        return [Equalization(quantized=activations, one_scale=single, clips=bool(single))]
+
+    def calibration(self, estimator: RangeEstimatorParameters | None = None) -> Calibration:
+        """The step that sets the quantizers of activations and weights; `estimator` replaces that of the options."""
+        advanced = self.options.advanced_parameters
+        return Calibration(
+            plan=self.plan,
+            activations=RangeEstimatorParametersSet.of(
+                estimator or advanced.activations_range_estimator_params or ACTIVATIONS
+            ),
+            weights=RangeEstimatorParametersSet.of(advanced.weights_range_estimator_params or WEIGHTS),
+        )
+
+    def correction(self) -> list[Algorithm]:
+        """The steps that move biases."""
+        advanced, nodes = self.options.advanced_parameters, self.plan.nodes
+        if advanced.disable_bias_correction:
+            return []
+        chosen = advanced.bias_correction_params
+        if chosen.apply_for_all_nodes:
+            nodes = tuple(node.name for _, node in self.plan.graph.walk())
+        if self.options.fast_bias_correction:
+            return [FastBiasCorrection(nodes=nodes, **given(threshold=chosen.threshold))]
+        sites = bias_sites(self.plan.graph, self.model.params, nodes)
+        return [BiasCorrection(sites=sites, **given(threshold=chosen.threshold))]
+
+    def run(self, watch: Callable[[Model], None] | None = None) -> Model:
+        """The quantized model; `watch` is given the one whose biases are not corrected yet."""
+        last = IntegerBiases(self.plan)
+        watching = () if watch is None else (Watch(last, watch),)
+        # One pass over the data from calibration on: bias correction looks at the float model, too.
+        together = (self.calibration(), *watching, *self.correction(), last)
+        return run_pipeline([*self.preserving(), together], self.model, self.data, self.options.batch_size)
+
+    def record(self, stacklevel: int) -> dict[str, str]:
+        """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
+        return self.data.record(stacklevel + 1) | {
+            # without the batch size, which changes nothing of the result
+            "jaxq.options": json.dumps(replace(self.options, batch_size=None).to_dict(), sort_keys=True),
+            "jaxq.preset": str(self.options.resolved_preset),
+            "jaxq.target": self.options.target.name,
+            "jaxq.ignored": " ".join(sorted(self.ignored)),
+        }
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A step that changes nothing: it shows somebody what the model would be if `last` came now."""
+
+    last: Algorithm
+    show: Callable[[Model], None]
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {}
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.show(self.last.apply(model, {}, samples))
+        return model
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None: for the others the algorithm has its own default."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Prepared:
+    """Everything of `quantize` up to the places of the quantizers; raises what `quantize` does."""
+    model = load(source)
+    refuse_quantized(model)
+    scope = options.ignored_scope
+    ignored = scope.select(model.graph, model.folded)
+    graph, params = fuse(model.graph, model.params)
+    scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
+    advanced = options.advanced_parameters
+    if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
+        graph, params = add_missing_biases(graph, params)
+    model = model.replace(graph=graph, params=params)
+    samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    samples.first()  # before any work
+    ignored |= host_nodes(model, samples.first())
+    model = run_pipeline(rewriting(model.graph, options, ignored), model, samples, options.batch_size)
+    dtypes = tensor_dtypes(model, samples.first())
+    plan = place(model.graph, model.params, dtypes, options, ignored)
+    refuse_empty(plan, model.graph, options, ignored)
+    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored)
+
+
+def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
+    """The steps that leave the function of the float model as it is, and may change its graph: they come before placement."""
+    advanced, steps = options.advanced_parameters, list[Algorithm]()
+    alphas = advanced.smooth_quant_alphas
+    transformer = is_transformer(graph) if options.transformer is None else options.transformer
+    if transformer and (alphas.matmul, alphas.convolution) != (OFF, OFF):
+        steps.append(SmoothQuant(matmul=alphas.matmul, convolution=alphas.convolution, ignored=ignored))
+    if not advanced.disable_channel_alignment:
+        steps.append(ChannelAlignment())
+    return steps
+
+
+def refuse_quantized(model: Model) -> None:
+    """Refuses a model that holds quantization operators or encodings: its float weights are gone."""
+    found = quantized_nodes(model.graph)
+    if found or model.encodings:
+        where = f"{found[0]} and {len(found) - 1} more" if found else "it has encodings"
+        raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
+
+
+def host_nodes(model: Model, sample: Mapping[str, Any]) -> frozenset[str]:
+    """The nodes that the host runs behind the compiled part (`jaxq.split`): they stay in float."""
+    static, inputs = split_static(model.graph, sample)
+    return split(model.graph, model.params, static, inputs).host_nodes
+
+
+def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:
+    """The dtype name of every tensor that is made when the model runs on the sample."""
+    static, inputs = split_static(model.graph, sample)
+    shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
+    return {name: shape.dtype.name for name, shape in shapes.items()}
+
+
+def place(
+    graph: Graph, params: Mapping[str, Any], dtypes: Mapping[str, str], options: QuantizeOptions, ignored: Iterable[str]
+) -> Plan:
+    """Where the quantizers go, by the options."""
+    advanced, target, preset = options.advanced_parameters, options.target, options.resolved_preset
+    weights = advanced.weights_quantization_params
+    if preset is Preset.ACCURACY and target.asymmetric_per_channel:
+        weights = updated(QuantizationParameters(mode="asymmetric"), weights)
+    return place_quantizers(
+        graph,
+        params,
+        dtypes,
+        target,
+        symmetric=preset is Preset.PERFORMANCE,
+        ignored=ignored,
+        transformer=options.transformer,
+        activations=advanced.activations_quantization_params,
+        weights=weights,
+        overrides=advanced.overrides,
+        overflow_fix=advanced.overflow_fix,
+        quantize_outputs=advanced.quantize_outputs,
+        propagation=advanced.quantizer_propagation_rule,
+    )
+
+
+def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: Iterable[str]) -> None:
+    """Raises ModelError if the plan quantizes nothing."""
+    if not plan.nodes:
+        kinds = ", ".join(sorted({node.op for _, node in graph.walk()}))
+        raise ModelError(
+            f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
+            f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
+        )

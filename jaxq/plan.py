@@ -1,0 +1,100 @@
+"""The result of placement: which tensors are quantized, how, and in which graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.model import Model
+from jaxq.quantizer import Scheme
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A param that is quantized by itself, without data."""
+
+    name: str
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A param that is kept in int32, in units of the products it is added to."""
+
+    name: str
+    node: str
+    activation: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where quantizers go.
+
+    Attributes:
+      graph: the graph to run, in which every quantized tensor has a name of its own.
+      activations: tensor -> the group whose quantizer it uses; tensors of one group share scale and zero point.
+      schemes: group -> how its tensors are quantized.
+      weights, biases: params, each once.
+      nodes: names of the nodes that are quantized.
+      moved: tensors that hold nothing but values of others of their group: their ranges need not be looked at.
+      unclipped: groups whose range must hold every value that was seen: scores in front of a final Sigmoid or Softmax, and
+        outputs of the model.
+      copies: name of a new param -> the param or constant whose value it has.
+      left: names of nodes that stay in float although the target has a kernel for them -> why.
+    """
+
+    graph: Graph
+    activations: Mapping[str, str]
+    schemes: Mapping[str, Scheme]
+    weights: tuple[Weight, ...]
+    biases: tuple[Bias, ...]
+    nodes: tuple[str, ...]
+    moved: frozenset[str] = frozenset()
+    unclipped: frozenset[str] = frozenset()
+    copies: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def prepare(self, model: Model) -> Model:
+        """The model with the plan's graph and copies, for the algorithms to work on."""
+        values = {**model.params, **constants(model.graph)}
+        params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
+        return model.replace(graph=self.graph, params=params)
+
+
+def constants(graph: Graph) -> dict[str, object]:
+    """Every constant of the graph, its branches and loops, as arrays."""
+    found: dict[str, Literal] = dict(graph.constants)
+    for inner, _ in graph.walk():
+        found.update(inner.constants)
+    return {name: literal.array for name, literal in found.items()}
+
+
+def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Mapping[str, str]) -> Graph:
+    """`y = Identity(x)` for each y -> x of `sources`, after x is made; input (node name, index) of `edges` then reads its y."""
+    wanted: dict[str, list[str]] = {}
+    for new, old in sources.items():
+        wanted.setdefault(old, []).append(new)
+    return _read_copies(graph, edges, wanted)
+
+
+def _read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]]) -> Graph:
+    nodes: list[Node] = []
+
+    def copy(name: str) -> None:
+        for new in wanted.get(name, ()):
+            nodes.append(Node("Identity", (name,), (new,), name=new, version=graph.opsets.get("", 17)))
+
+    for name in graph.inputs:
+        copy(name)
+    for node in graph.nodes:
+        inputs = tuple(edges.get((node.name, index), name) for index, name in enumerate(node.inputs))
+        attributes = {
+            key: _read_copies(value, edges, wanted) if isinstance(value, Graph) else value
+            for key, value in node.attributes.items()
+        }
+        nodes.append(replace(node, inputs=inputs, attributes=FrozenDict(attributes)))
+        for name in node.outputs:
+            copy(name)
+    return replace(graph, nodes=tuple(nodes))

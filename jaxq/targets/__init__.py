@@ -1,0 +1,46 @@
+"""What each runtime computes in integers, as data: one table a target, no conditions elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxq.errors import ConfigError, did_you_mean
+from jaxq.targets.ascend import ASCEND
+from jaxq.targets.onnxruntime import ONNXRUNTIME, ONNXRUNTIME_AVX2
+from jaxq.targets.openvino import OPENVINO
+from jaxq.targets.portable import PORTABLE
+from jaxq.targets.qnn import QNN
+from jaxq.targets.table import OPSET_OF, Rule, Target
+from jaxq.targets.tensorrt import TENSORRT
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (ONNXRUNTIME, ONNXRUNTIME_AVX2, TENSORRT, OPENVINO, QNN, ASCEND, PORTABLE)
+}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+      ConfigError: there is none; the message gives the nearest one.
+    """
+    if not isinstance(name, str) or name not in TARGETS:
+        known = f"known: {', '.join(sorted(TARGETS))}{did_you_mean(str(name), TARGETS)}"
+        raise ConfigError(f"target = {name!r}; {known}")
+    return TARGETS[name]
+
+
+__all__ = [
+    "ASCEND",
+    "ONNXRUNTIME",
+    "ONNXRUNTIME_AVX2",
+    "OPENVINO",
+    "OPSET_OF",
+    "PORTABLE",
+    "QNN",
+    "TARGETS",
+    "TENSORRT",
+    "Rule",
+    "Target",
+    "find_target",
+]

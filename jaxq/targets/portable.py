@@ -1,0 +1,31 @@
+"""What every runtime takes."""
+
+from __future__ import annotations
+
+from jaxq.quantizer import IntType
+from jaxq.targets.table import MOVES, POINTWISE, Rule, Target
+
+# Products with constant weights only, whose kernels all runtimes have; int8 with zero point 0, which all of them read; float
+# biases, which no runtime refuses and ONNX Runtime rounds by itself; weights of 8 bits on the narrow grid.
+PORTABLE = Target(
+    name="any",
+    title="any runtime that reads QDQ ONNX",
+    rules={
+        "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0),
+        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),
+        "MatMul": Rule(activations=(0,), weights=(1,), weight_axis=-1, output=False),
+        "Gemm": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),
+    },
+    same_scale=MOVES,
+    fused=frozenset({"Relu", "Clip"}),
+    fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    pointwise=POINTWISE,
+    activation=IntType(8),
+    weight=IntType(8, narrow=True),
+    activation_types=frozenset({"int8"}),
+    weight_types=frozenset({"int8"}),
+    activation_modes=frozenset({"symmetric"}),
+    bias_types=frozenset(),
+    centered=True,
+    default_preset="performance",
+)

@@ -1,0 +1,170 @@
+"""The form of a target's table: what a runtime computes in integers, and how it wants its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxq.quantizer import IntType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How a runtime's integer kernel takes one operator.
+
+    Attributes:
+      activations: positions of the inputs that must be quantized; None for all that are made when the graph runs.
+      weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
+      weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
+      activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
+      bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
+      output: the kernel is used only if the output is quantized too.
+      body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
+      skip_only: of an addition, the summand that a kernel with weights makes last stays as it is: that kernel adds the others,
+        which are quantized.
+    """
+
+    activations: tuple[int, ...] | None
+    weights: tuple[int, ...] = ()
+    weight_axis: int | None = 0
+    activation_axis: int | None = None
+    bias: int | None = None
+    output: bool = True
+    body_only: bool = False
+    skip_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime: its integer operators, and how it wants its numbers.
+
+    Types are ONNX's, by name (int8, uint16, float8_e4m3fn ...). Whether something is allowed is asked of the table; nothing else
+    knows the name of a target.
+
+    Attributes:
+      name: as in `target=...`.
+      title: the runtime and the version that the table is about, in words.
+      rules: operator -> how its integer kernel takes it. `DepthwiseConv` is a Conv with one filter for each channel, where
+        that differs from other convolutions.
+      other: the rule for operators on floats that stand in no table; None leaves them in float.
+      same_scale: operators that move or select values: input and output share one quantizer.
+      fused: operators that the runtime merges into the integer kernel before them: no quantizer in between.
+      fusing: the operators whose kernels take up a fused one.
+      pointwise: float operators which an integer kernel may stand before and after; an integer kernel before one of them gets
+        an output quantizer when something quantized follows.
+      transformer_float: operators that stay in float in transformers, where their ranges are wide and their cost is small.
+      patterns: groups of nodes that stay in float, by their names in `jaxq.patterns`; `transformer_patterns`: the same, in
+        transformers only.
+      anywhere: operators without weights are quantized wherever they stand; otherwise only behind an integer kernel.
+      outputs: whether the outputs of the model are quantized.
+      activation: the integer grid of activations, if nothing else is asked for.
+      weight: the integer grid of weights, if nothing else is asked for.
+      activation_types, weight_types: what the kernels read, by name.
+      activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
+      storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
+      bias_types: what biases may be kept in beside float.
+      centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
+      per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
+      integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
+      merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
+        clips: its zero point must be the lowest integer.
+      domains: of the operators that the runtime has.
+      integer_operators: whether the runtime has ONNX's operators on integers (QLinearConv, MatMulInteger) too.
+      default_preset: what `preset=None` means: "mixed" where asymmetric activations cost the runtime nothing.
+      overflow_fix: which weights are held to 7 bits by default: "disable", "first_layer_only" or "enable" (all of them).
+      opset: the lowest opset in which per-channel QDQ can be written.
+      opset_of: type -> the lowest opset with it in QuantizeLinear and DequantizeLinear.
+    """
+
+    name: str
+    title: str
+    rules: Mapping[str, Rule]
+    other: Rule | None = None
+    same_scale: frozenset[str]
+    fused: frozenset[str]
+    fusing: frozenset[str]
+    pointwise: frozenset[str]
+    transformer_float: frozenset[str] = frozenset()
+    patterns: tuple[str, ...] = ()
+    transformer_patterns: tuple[str, ...] = ()
+    anywhere: bool = False
+    outputs: bool = False
+    activation: IntType
+    weight: IntType
+    activation_types: frozenset[str]
+    weight_types: frozenset[str]
+    activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
+    weight_modes: frozenset[str] = frozenset({"symmetric"})
+    storage_types: frozenset[str] = frozenset()
+    bias_types: frozenset[str] = frozenset({"int32"})
+    centered: bool = False
+    per_channel: bool = True
+    asymmetric_per_channel: bool = False
+    integer_products_symmetric: bool = False
+    merges_at_zero: bool = False
+    domains: frozenset[str] = frozenset({""})
+    integer_operators: bool = False
+    default_preset: str
+    overflow_fix: str = "disable"
+    opset: int = 13
+    opset_of: Mapping[str, int] = field(default_factory=lambda: OPSET_OF)
+
+
+# The opset that brought each type to QuantizeLinear and DequantizeLinear.
+OPSET_OF: Mapping[str, int] = {
+    "int8": 10,
+    "uint8": 10,
+    "int32": 10,
+    "float8_e4m3fn": 19,
+    "float8_e5m2": 19,
+    "int16": 21,
+    "uint16": 21,
+    "int4": 21,
+    "uint4": 21,
+}
+
+# What moves or selects values and never makes new ones, whatever the runtime.
+MOVES = frozenset(
+    [
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Gather",
+        "Concat",
+        "Resize",
+        "Upsample",
+        "Pad",
+        "Expand",
+        "Tile",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
+)
+
+POINTWISE = frozenset(
+    [
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Elu",
+        "Selu",
+        "Gelu",
+        "Swish",
+        "Mish",
+        "Softplus",
+        "PRelu",
+        "Relu",
+        "Clip",
+        "Mul",
+        "Add",
+        "Div",
+        "Sub",
+    ]
+)

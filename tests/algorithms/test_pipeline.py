@@ -1,0 +1,60 @@
+"""A method is a list of algorithms; a tuple of them shares one pass, on the model as it was before the first."""
+
+from dataclasses import dataclass
+
+from models import Network, smooth
+
+from jaxq.algorithms import run_pipeline
+from jaxq.observers import extremes
+from jaxq.onnx_import import load
+
+FEEDS = [{"x": row[None]} for row in smooth(5, 4)]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Remembers what it was given."""
+
+    found: list
+    samples: int | None = None
+
+    def needs(self, model):
+        return {"x": extremes(5)}
+
+    def apply(self, model, stats, samples):
+        self.found.append(stats["x"])
+        return model
+
+
+class Counted:
+    def __init__(self):
+        self.passes: list[int] = []
+
+    def __iter__(self):
+        self.passes.append(0)
+        for feed in FEEDS:
+            self.passes[-1] += 1
+            yield feed
+
+
+def model():
+    net = Network()
+    net.output(net.node("Relu", [net.input("x", ["N", 4])], "y"), ["N", 4])
+    return load(net.proto())
+
+
+def test_algorithms_in_a_tuple_share_one_pass():
+    first, second, data = [], [], Counted()
+    run_pipeline([(Watch(first), Watch(second))], model(), data)
+    assert data.passes == [5]
+    assert (first[0].low == second[0].low).all()
+    run_pipeline([Watch(first), Watch(second)], model(), data)
+    assert data.passes == [5, 5, 5]
+
+
+def test_an_algorithm_that_wants_few_samples_gets_no_more():
+    data = Counted()
+    run_pipeline([Watch([], samples=2), (Watch([], samples=2), Watch([], samples=3))], model(), data)
+    assert data.passes == [2, 3]
+    run_pipeline([(Watch([], samples=2), Watch([]))], model(), data)
+    assert data.passes[-1] == 5

@@ -1,0 +1,125 @@
+"""Running configuration files: what is written, where paths lead, and which format a file has."""
+
+import json
+import os
+
+import numpy as np
+import onnx
+import pytest
+from models import residual_network, samples
+
+import jaxq
+from jaxq.errors import ConfigError, JaxqWarning
+from jaxq.onnx_import import load
+from jaxq.run import run_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a small network and twelve samples for it."""
+    onnx.save(residual_network(), tmp_path / "network.onnx")
+    np.savez(tmp_path / "samples.npz", image=np.concatenate([feed["image"] for feed in samples("residual", 12)]))
+    return tmp_path
+
+
+def written(folder, content):
+    (folder / "job.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / "job.json"
+
+
+JOB = {"model": "network.onnx", "data": "samples.npz"}
+POT = {
+    "model": {"model": "network.onnx"},
+    "engine": {"data_source": "samples.npz"},
+    "compression": {"algorithms": [{"name": "DefaultQuantization", "params": {"ignored": {"scope": ["Gemm_score"]}}}]},
+}
+
+
+def test_a_job_is_the_call_that_it_says(folder):
+    options = jaxq.AdvancedQuantizationParameters(disable_bias_correction=True)
+    job = JOB | {"quantize": {"preset": "performance", "advanced_parameters": {"disable_bias_correction": True}}}
+    made = run_config(written(folder, job)).model
+    data = jaxq.Dataset([np.load(folder / "samples.npz")["image"]])
+    expected = jaxq.quantize(folder / "network.onnx", data, preset="performance", advanced_parameters=options)
+    assert dict(made.metadata) == dict(expected.metadata)
+    for name, each in expected.encodings.items():
+        np.testing.assert_array_equal(made.encodings[name].scale, each.scale)
+
+
+def test_the_model_and_a_report_are_written_into_the_folder(folder, tmp_path):
+    text = '{"model": "network.onnx", // a note\n "data": "samples.npz",}'
+    result = run_config(written(folder, text), tmp_path / "new" / "out")
+    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == ["network.json", "network.onnx"]
+    assert result.path == tmp_path / "new" / "out" / "network.onnx"
+    assert any(node.op == "QuantizeLinear" for node in load(result.path).graph.nodes)
+    report = json.loads((tmp_path / "new" / "out" / "network.json").read_text())
+    assert report == result.report
+    assert report["job"]["data"] == str(folder / "samples.npz")
+    assert report["metadata"]["jaxq.calibration_samples"] == "12"
+
+
+def test_without_a_folder_nothing_is_written(folder):
+    before = sorted(folder.iterdir())
+    assert run_config(written(folder, JOB)).path is None
+    assert sorted(folder.iterdir()) == sorted({*before, folder / "job.json"})
+
+
+def test_a_name_is_that_of_the_files(folder, tmp_path):
+    run_config(written(folder, JOB | {"name": "mine"}), tmp_path / "out")
+    assert (tmp_path / "out" / "mine.onnx").is_file()
+
+
+def test_paths_are_relative_to_the_file(folder, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_config(os.path.relpath(written(folder, JOB))).model.encodings
+
+
+def test_the_model_itself_is_not_replaced(folder):
+    with pytest.raises(ConfigError, match="would replace the model itself"):
+        run_config(written(folder, JOB), folder)
+
+
+def test_a_model_may_stay_in_float(folder, tmp_path):
+    with pytest.warns(JaxqWarning, match="leaves the whole model in float"):
+        run_config(written(folder, JOB | {"quantize": None}), tmp_path / "out")
+    assert not any(node.op == "QuantizeLinear" for node in load(tmp_path / "out" / "network.onnx").graph.nodes)
+
+
+def test_more_samples_than_there_are_is_a_warning_only_where_the_file_says_so(folder, recwarn):
+    run_config(written(folder, JOB))
+    assert not [each for each in recwarn if "samples; all of them" in str(each.message)]
+    with pytest.warns(
+        JaxqWarning, match=r"job\.json: quantize\.subset_size = 100, but the data has 12 samples; all of them"
+    ):
+        run_config(written(folder, JOB | {"quantize": {"subset_size": 100}}))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            POT,
+            r"job\.json: compression\.algorithms\[0\]\.params\.ignored: ignored name 'Gemm_score' matches no node; did you",
+        ),
+        (
+            JOB | {"quantize": {"ignored_scope": {"types": ["Cnv"]}}},
+            r"job\.json: quantize\.ignored_scope: ignored type 'Cnv' matches no node; did you mean 'Conv'",
+        ),
+        (
+            JOB | {"quantize": {"ignored_scope": {"patterns": ["layer9.*"]}}},
+            r"job\.json: quantize\.ignored_scope: ignored pattern 'layer9\.\*' matches no node",
+        ),
+        ([1], r"job\.json: expected an object in braces, not list"),
+        ({"model": {"model": "x"}}, "job.json: model = .*; expected a string"),
+    ],
+    ids=["POT", "type", "pattern", "list", "half a POT file"],
+)
+def test_what_is_wrong_is_said_with_its_place(folder, content, message):
+    with pytest.raises(ConfigError, match=message):
+        run_config(written(folder, content))
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read '.*nowhere\.json'"):
+        run_config(tmp_path / "nowhere.json")
