@@ -6,8 +6,8 @@
 DATA is a folder with an `evaluate.py` that defines TASKS: name -> model path, `calib(n)` and `metric(run, n)`. PYTHON is the
 interpreter of an environment with nncf, onnx and onnxruntime; without it only jaxq is run. JSON are search parameters of jaxq.
 
-`--hard` gives weights 4 bits and one scale for each tensor in jaxq. nncf has 8 bits at least on ONNX: there it gives weights one
-scale for each tensor. `--per-tensor` does that in both.
+`--per-tensor` gives weights of 8 bits one scale for each tensor. `--hard` gives them 4 bits, too, and runs jaxq alone: nncf
+quantizes ONNX models to 8 bits.
 
 Each run is a process of its own. Seconds count the call alone, compilation included and importing not. The value is top-1 of the
 written file in ONNX Runtime; layers are those with weights, in float of all; evaluations are of all the validation data for
@@ -77,8 +77,9 @@ def run_jaxq(task: Any, items: Items, arguments: argparse.Namespace, out: str) -
     from jaxq.errors import AccuracyError
 
     warnings.simplefilter("ignore", jaxq.JaxqWarning)
+    weights = None
     if arguments.hard or arguments.per_tensor:
-        weights_per_tensor(4 if arguments.hard else 8)
+        weights = jaxq.QuantizationParameters(num_bits=4 if arguments.hard else 8, per_channel=False)
     reports: list[Any] = []
     feeds = list(task.calib(100))
     started = time.perf_counter()
@@ -89,6 +90,7 @@ def run_jaxq(task: Any, items: Items, arguments: argparse.Namespace, out: str) -
             items,
             "top1",
             max_drop=arguments.max_drop,
+            advanced_quantization_parameters=jaxq.AdvancedQuantizationParameters(weights_quantization_params=weights),
             advanced_accuracy_restorer_parameters=jaxq.AdvancedAccuracyRestorerParameters(
                 **json.loads(arguments.search)
             ),
@@ -101,24 +103,6 @@ def run_jaxq(task: Any, items: Items, arguments: argparse.Namespace, out: str) -
     report = reports[-1]
     return {"seconds": seconds, "evaluations": len(report.steps), "layers": [report.float_layers, report.weight_layers],
             "phases": dict(report.seconds), "kept": [each.layer for each in report.kept]}  # fmt: skip
-
-
-def weights_per_tensor(bits: int) -> None:
-    """Makes every plan give weights one scale for each tensor, and so many bits."""
-    from dataclasses import replace
-
-    from jaxq.quantizer import IntType, Scheme
-
-    importlib.import_module("jaxq.accuracy.front")
-    module: Any = sys.modules["jaxq.quantize"]
-    place = module.place
-
-    def changed(*given: Any, **options: Any) -> Any:
-        plan = place(*given, **options)
-        scheme = Scheme(IntType(bits, narrow=True))
-        return replace(plan, weights=tuple(replace(weight, scheme=scheme) for weight in plan.weights))
-
-    module.place = changed
 
 
 def run_nncf(task: Any, items: Items, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
@@ -136,7 +120,7 @@ def run_nncf(task: Any, items: Items, arguments: argparse.Namespace, out: str) -
         return float(np.mean(each)), each
 
     parameters = nncf.AdvancedQuantizationParameters()
-    if arguments.hard or arguments.per_tensor:
+    if arguments.per_tensor:
         parameters.weights_quantization_params = nncf.quantization.advanced_parameters.QuantizationParameters(
             per_channel=False
         )
@@ -214,7 +198,7 @@ def main() -> None:
     if arguments.tool:
         print(json.dumps(measure(arguments.tasks[0], arguments)))
         return
-    tools = [("jaxq", sys.executable), *([("nncf", arguments.nncf)] if arguments.nncf else [])]
+    tools = [("jaxq", sys.executable), *([("nncf", arguments.nncf)] if arguments.nncf and not arguments.hard else [])]
     options = [each for each in sys.argv[1:] if each not in arguments.tasks]
     results = []
     print(

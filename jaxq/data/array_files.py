@@ -63,7 +63,7 @@ class ArrayFile:
     def __init__(self, path: Path, declared: Mapping[str, TensorType], batched: bool = True, label: str | None = None):
         if label is not None:
             declared = {**declared, label: TensorType("")}
-        stored = _stored_arrays(path, declared)
+        stored = _stored_arrays(path, declared, label)
         self._columns = {name: _Column(name, declared[name], array, batched) for name, array in stored.items()}
         counts = {name: column.count() for name, column in self._columns.items()}
         lengths = {name: count for name, count in counts.items() if count is not None}
@@ -213,8 +213,8 @@ class _Stored:
         return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _stored_arrays(path: Path, declared: Mapping[str, TensorType]) -> dict[str, _Stored]:
-    """The file's array for each input."""
+def _stored_arrays(path: Path, declared: Mapping[str, TensorType], label: str | None = None) -> dict[str, _Stored]:
+    """The file's array for each input, and for the label."""
     if path.suffix.lower() == ".npy":
         if len(declared) != 1:
             raise InputError(
@@ -228,6 +228,10 @@ def _stored_arrays(path: Path, declared: Mapping[str, TensorType]) -> dict[str, 
     except (zipfile.BadZipFile, OSError) as error:
         raise CalibrationError(f"{str(path)!r} is not an .npz file, or is damaged: {error}") from None
     for name, wanted in declared.items():
+        if name not in keys and name == label:
+            raise InputError(
+                f"{str(path)!r} has no labels: no key {name!r} among {keys}; np.savez(path, ..., {name}=array), one row a sample"
+            )
         if name not in keys:
             raise InputError(
                 f"{str(path)!r} has no array for the model's input {name!r} ({wanted}){did_you_mean(name, keys)}; "

@@ -7,7 +7,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from accuracy_models import accuracy, base_of, chain, images, labelled, prepared, ruined
+from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, prepared, ruined
 from models import integer_network
 
 import jaxq
@@ -42,7 +42,7 @@ def run(validation=None, function=accuracy, *, model=None, reports=None, **optio
             data,
             function,
             on_step=keep,
-            range_estimator="minmax",
+            advanced_quantization_parameters=MINMAX,
             **options,
         )
 
