@@ -85,8 +85,12 @@ class AccuracyChoices:
     work: Path | None
 
     def check(self) -> None:
-        """Raises ConfigError for options that mean nothing without a limit."""
+        """Raises ConfigError for options that mean nothing without a limit, and for an unknown metric."""
         if self.max_drop is not None:
+            from jaxq.metrics import find_metric
+
+            if self.metric is not None:
+                find_metric(self.metric)
             return
         plain = {"--metric": self.metric, "--val": self.val, "--repair": self.repair, "--time-budget": self.time_budget,
                  "--max-iter-num": self.max_iter_num, "--work": self.work}  # fmt: skip

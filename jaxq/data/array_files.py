@@ -64,6 +64,8 @@ class ArrayFile:
         if label is not None:
             declared = {**declared, label: TensorType("")}
         stored = _stored_arrays(path, declared, label)
+        if label is not None:
+            declared = {**declared, label: TensorType(stored[label].dtype.name)}  # whatever it is
         self._columns = {name: _Column(name, declared[name], array, batched) for name, array in stored.items()}
         counts = {name: column.count() for name, column in self._columns.items()}
         lengths = {name: count for name, count in counts.items() if count is not None}
