@@ -229,6 +229,8 @@ class _Linter:
     def zero_point(self, each: Quantizer) -> Iterator[Finding]:
         if each.zero_point is None or each.type is None or each.role == "bias":
             return
+        if each.type not in (self.target.weight_types if each.role == "weight" else self.target.activation_types):
+            return  # which has been said
         modes = self.target.weight_modes if each.role == "weight" else self.target.activation_modes
         values = np.unique(np.asarray(each.zero_point, np.float64))
         middle = 128 if each.type == "uint8" else 32768 if each.type == "uint16" else 8 if each.type == "uint4" else 0

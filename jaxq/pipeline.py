@@ -45,6 +45,7 @@ class Prepared:
       graph: the same before any tensor got a second name for quantized readers.
       dtypes: of every tensor that is made when it runs.
       ignored: names of the nodes that the user keeps in float.
+      on_host: names of the nodes behind the compiled part (`jaxq.split`), which stay in float.
     """
 
     model: Model
@@ -54,10 +55,11 @@ class Prepared:
     data: Samples
     options: QuantizeOptions
     ignored: frozenset[str]
+    on_host: frozenset[str]
 
     def place(self, ignored: Iterable[str] = ()) -> Plan:
         """The plan when more nodes stay in float."""
-        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(ignored))
+        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(self.on_host, ignored))
 
     def preserving(self) -> list[Algorithm]:
         """The steps that leave the function of the float model as it is, given where its quantizers are."""
@@ -146,12 +148,12 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     model = model.replace(graph=graph, params=params)
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
     samples.first()  # before any work
-    ignored |= host_nodes(model, samples.first())
-    model = run_pipeline(rewriting(model.graph, options, ignored), model, samples, options.batch_size)
+    on_host = host_nodes(model, samples.first())
+    model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
     dtypes = tensor_dtypes(model, samples.first())
-    plan = place(model.graph, model.params, dtypes, options, ignored)
+    plan = place(model.graph, model.params, dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
-    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored)
+    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored, on_host)
 
 
 def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:

@@ -1,7 +1,9 @@
 """jaxq's own configuration: what the schema says is what the code reads, and a call can be written and read back."""
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from jaxq.config import DataOptions, Job, attribute_meanings, job_of, of_call, o
 from jaxq.data import ImageOptions
 from jaxq.errors import ConfigError
 from jaxq.estimators import RangeEstimatorParameters, StatisticsCollectorParameters
+from jaxq.formats.json_text import parse_json
+from jaxq.formats.pot_job import is_pot, job_of_pot
 from jaxq.options import AdvancedBiasCorrectionParameters, AdvancedQuantizationParameters, QuantizeOptions
 from jaxq.schemes import FP8QuantizationParameters, Override, QuantizationParameters
 from jaxq.scope import IgnoredScope, Operation, Subgraph
@@ -166,3 +170,12 @@ def test_wrong_settings_are_refused(setting, message):
 def test_a_job_is_the_same_however_its_data_are_written():
     one, other = (job_of({"model": "m", "data": data}, "f") for data in ("d", {"source": "d"}))
     assert one == other == Job(model="m", data=DataOptions(source="d"))
+
+
+def test_the_examples_of_the_documentation_are_read():
+    page = (Path(__file__).parent.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    own, pot = (parse_json(text, "docs/config.md") for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    assert job_of(own, "own").quantize.advanced_parameters.overrides[0].patterns == ("layer4.*",)
+    assert is_pot(pot)
+    assert not is_pot(own)
+    assert job_of_pot(pot, "pot")[0].quantize.subset_size == 300

@@ -79,6 +79,22 @@ def test_a_quantized_model_is_recognized():
     summary = summary_of(*nodes, scale=np.array(0.5))
     assert summary.quantized
     assert summary.fates == {}
+    assert summary.findings == ()
+
+
+def test_of_a_quantized_model_the_target_s_findings_are_listed():
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="rounded"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3))
+    numbers = {"scale": np.float32(0.5), "zero": np.int8(3)}
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items()]
+    graph = helper.make_graph(nodes, "graph", [x], [onnx.ValueInfoProto(name="y")], initializers)
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    (finding,) = summarize(model, "tensorrt").to_dict()["findings"]
+    assert (finding["severity"], finding["node"]) == ("refused", "rounded")
+    assert summarize(model, "onnxruntime").findings == ()
 
 
 def test_a_free_size_that_must_be_large_is_guessed():

@@ -1,12 +1,18 @@
 """The tables of the targets are complete, consistent, and about operators that jaxq knows."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from jaxq.ops import table
 from jaxq.options import Preset
+from jaxq.patterns import PATTERNS
 from jaxq.quantizer import IntType
-from jaxq.targets import ONNXRUNTIME, TARGETS
+from jaxq.schemes import OverflowFix, type_name
+from jaxq.targets import ASCEND, ONNXRUNTIME, PORTABLE, QNN, TARGETS
 
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "target_tables.py"
 EVERY = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
@@ -54,3 +60,30 @@ def test_the_default_preset_is_one_of_the_presets(target):
 def test_onnx_runtime_takes_unsigned_activations_and_needs_an_axis_for_weights():
     assert ONNXRUNTIME.activation == IntType(8, signed=False)
     assert ONNXRUNTIME.opset == 13
+
+
+def test_the_page_about_targets_has_the_tables_of_now():
+    specification = importlib.util.spec_from_file_location("target_tables", TOOL)
+    tool = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tool)
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert tool.put_into(page) == page, "run `python tools/target_tables.py --write`"
+
+
+@EVERY
+def test_the_defaults_are_among_what_is_allowed(target):
+    assert type_name(target.activation) in target.activation_types
+    assert type_name(target.weight) in target.weight_types
+    assert {"performance": "symmetric", "mixed": "asymmetric"}[target.default_preset] in target.activation_modes
+    assert target.overflow_fix in list(OverflowFix)
+    assert target.storage_types <= target.activation_types | target.weight_types
+    assert {*target.patterns, *target.transformer_patterns} <= {*PATTERNS, "input preprocessing"}
+
+
+def test_what_any_runtime_takes_is_taken_by_all():
+    for target in TARGETS.values():
+        if target is ASCEND:
+            continue  # asks for nothing more than the inputs of its layers: no outputs
+        assert PORTABLE.rules.keys() <= target.rules.keys()
+        assert PORTABLE.weight_types <= target.weight_types
+        assert target is QNN or PORTABLE.activation_types <= target.activation_types

@@ -17,7 +17,7 @@ from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer
-from jaxq.quantizer import QuantParams, fake_quantize_array
+from jaxq.quantizer import QuantParams, fake_quantize, fake_quantize_array
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class BiasCorrection:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        graph, params, _ = model.program
-        weights, encodings = rounded_params(model)
+        graph, params, encodings = model.program
+        weights, encodings = rounded_params(params, encodings)
         off = {name: switched_off(each) for name, each in encodings.items()}
         nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
         exact, missing = nothing, nothing
@@ -100,23 +100,29 @@ class Means(NamedTuple):
         return self.total / np.maximum(self.count, np.float32(1))
 
 
-def rounded_params(model: Model) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
+def rounded_params(
+    params: Mapping[str, jax.Array], encodings: Mapping[str, QuantParams]
+) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
     """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled."""
-    params, encodings = dict(model.program.params), {}
-    for name, each in model.program.encodings.items():
+    weights, others = dict(params), {}
+    for name, each in encodings.items():
         if name in params:
-            params[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+            weights[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+        elif each.mantissa is not None:
+            others[name] = each
         else:
-            low, high = np.float32(each.qmin), np.float32(each.qmax)
-            encodings[name] = replace(each, qmin=low, qmax=high) if np.asarray(each.enabled) else switched_off(each)
-    return params, encodings
+            bounds = {"qmin": np.float32(each.qmin), "qmax": np.float32(each.qmax)}
+            others[name] = replace(each, **bounds) if np.asarray(each.enabled) else switched_off(each)
+    return weights, others
 
 
 def switched_off(params: QuantParams) -> QuantParams:
     """A grid that rounds nothing above 2**-17 and changes the rest by less than 1e-12, in arrays of the same shapes.
 
-    A switch in the program (`enabled`) would make it half as long again to compile.
+    A switch in the program (`enabled`), which floating-point grids have here, would make it half as long again to compile.
     """
+    if params.mantissa is not None:
+        return replace(params, enabled=np.bool_(False))
     scale, zero_point = np.full_like(params.scale, 2.0**-40), np.zeros_like(params.zero_point)
     return QuantParams(scale, zero_point, np.float32(-np.inf), np.float32(np.inf))
 
@@ -164,6 +170,8 @@ def _walk(
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
     """`fake_quantize` by a multiplication: values next to a tie may fall on either side, which no mean over many notices."""
+    if params.mantissa is not None:
+        return fake_quantize(x, params)
     numbers = (params.scale, params.zero_point, params.qmin, params.qmax)
     scale, zero, low, high = (jnp.asarray(each, jnp.float32) for each in numbers)
     grid = jnp.round(jax.lax.optimization_barrier(x).astype(jnp.float32) * (1 / scale)) + zero

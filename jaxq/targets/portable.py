@@ -1,4 +1,4 @@
-"""What every runtime takes."""
+"""What every runtime takes that has floats to fall back on (QNN has not)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxq.targets.table import MOVES, POINTWISE, Rule, Target
 # biases, which no runtime refuses and ONNX Runtime rounds by itself; weights of 8 bits on the narrow grid.
 PORTABLE = Target(
     name="any",
-    title="any runtime that reads QDQ ONNX",
+    title="Any runtime that reads QDQ ONNX and computes in float what is not quantized",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),

@@ -1,0 +1,150 @@
+"""The linter says, node by node, what a runtime would refuse, compute wrongly, or leave slow."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from models import written
+
+from jaxq.lint import Severity, describe, lint
+from jaxq.onnx_import import load
+from jaxq.targets import ASCEND, ONNXRUNTIME, ONNXRUNTIME_AVX2, OPENVINO, QNN, TENSORRT, Target
+
+REFUSED, WRONG, SLOW = Severity.REFUSED, Severity.WRONG, Severity.SLOW
+GOOD: dict[str, Any] = {
+    "sx": np.float32(0.5), "zx": np.uint8(3), "sy": np.float32(0.25), "zy": np.uint8(0),
+    "w": np.ones((4, 4, 1, 1), np.int8), "sw": np.float32([1, 2, 3, 4]), "zw": np.zeros(4, np.int8),
+    "b": np.arange(4, dtype=np.int32), "sb": np.float32([0.5, 1, 1.5, 2]), "zb": np.zeros(4, np.int32),
+}  # fmt: skip
+QX = "[qx] xi = QuantizeLinear (x, sx, zx)  [dx] xd = DequantizeLinear (xi, sx, zx)"
+DW = "[dw] wd = DequantizeLinear <axis = 0> (w, sw, zw)"
+DB = "[db] bd = DequantizeLinear <axis = 0> (b, sb, zb)"
+QY = "[qy] yi = QuantizeLinear (a, sy, zy)  [dy] y = DequantizeLinear (yi, sy, zy)"
+CONV = "[conv] c = Conv (xd, wd, bd)  [relu] a = Relu (c)"
+WHOLE = f"{QX} {DW} {DB} {CONV} {QY}"
+
+
+def found(
+    text: str = WHOLE, target: Target = ONNXRUNTIME, opset: int = 17, **values: Any
+) -> list[tuple[Severity, str]]:
+    """Severity and node of each finding, for x -> y; `values` change the numbers of the good file."""
+    numbers = {name: value for name, value in {**GOOD, **values}.items() if f" {name}" in text or f"({name}" in text}
+    model = load(written(f"(float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {text} }}", opset, **numbers))
+    return [(each.severity, each.node) for each in lint(model, target)]
+
+
+def test_a_good_file_has_no_findings():
+    assert found() == []
+    assert found(target=OPENVINO) == []
+    assert found(target=QNN) == []
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, np.nan, np.inf, 1e-40], ids=str)
+def test_a_scale_is_a_positive_normal_number(scale):
+    assert (WRONG, "qx") in found(sx=np.float32(scale))
+
+
+def test_types_that_a_runtime_does_not_read_are_refused():
+    assert found(target=ASCEND) == [(REFUSED, "qx"), (REFUSED, "qy")]
+    signed = {"zx": np.int8(3), "zy": np.int8(-128)}
+    assert found(target=ASCEND, **signed) == []
+
+
+def test_tensorrt_wants_zero_points_of_zero_and_biases_in_float():
+    signed = {"zx": np.int8(3), "zy": np.int8(0)}
+    assert found(target=TENSORRT, **signed) == [(REFUSED, "qx"), (REFUSED, "db")]
+    floats = WHOLE.replace(DB, "").replace("wd, bd", "wd")
+    assert found(floats, target=TENSORRT, zx=np.int8(0), zy=np.int8(0)) == []
+
+
+def test_sixteen_bits_need_opset_21_and_have_no_kernels_in_onnx_runtime():
+    wide = {"zx": np.uint16(3), "zy": np.uint16(0)}
+    assert (REFUSED, "qx") in found(**wide, opset=19)
+    assert (SLOW, "qx") in found(**wide, opset=21)
+    assert found(target=QNN, **wide, opset=21) == []
+
+
+def test_the_scales_of_a_weight_belong_to_its_output_channels():
+    assert (REFUSED, "conv") in found(
+        WHOLE.replace("[dw] wd = DequantizeLinear <axis = 0>", "[dw] wd = DequantizeLinear <axis = 1>")
+    )
+
+
+def test_channels_with_different_zero_points_are_refused_where_the_kernel_wants_one():
+    uneven = {"w": np.ones((4, 4, 1, 1), np.uint8), "zw": np.uint8([1, 2, 3, 4])}
+    assert (REFUSED, "dw") in found(**uneven)
+    assert (REFUSED, "dw") not in found(target=OPENVINO, **uneven)
+
+
+def test_a_bias_has_the_scale_of_the_products():
+    assert found(sb=GOOD["sb"] * 2) == [(WRONG, "conv")]
+    assert found(zb=np.int32([0, 0, 1, 0])) == [(WRONG, "conv")]
+
+
+def test_large_weights_saturate_without_dot_products():
+    large = np.full((4, 4, 1, 1), 100, np.int8)
+    assert found(w=large) == []
+    assert found(w=large, target=ONNXRUNTIME_AVX2) == [(WRONG, "conv")]
+    assert found(w=np.full((4, 4, 1, 1), -64, np.int8), target=ONNXRUNTIME_AVX2) == []
+
+
+def test_a_kernel_with_some_of_its_inputs_quantized_is_slow():
+    assert found(WHOLE.replace("Conv (xd", "Conv (x")) == [(SLOW, "conv")]
+
+
+def test_a_kernel_without_a_quantized_output_is_slow_where_it_needs_one():
+    text = f"{QX} {DW} {DB} {CONV} y = Abs (a)"
+    assert found(text) == [(SLOW, "conv")]
+    assert found(text, target=OPENVINO) == []
+
+
+def test_quantizers_between_a_kernel_and_its_activation_function_are_slow():
+    text = f"{QX} {DW} {DB} [conv] c = Conv (xd, wd, bd)  [qc] ci = QuantizeLinear (c, sx, zx)" \
+           f"  [dc] cd = DequantizeLinear (ci, sx, zx)  [relu] a = Relu (cd) {QY}"  # fmt: skip
+    assert found(text) == [(SLOW, "relu")]
+
+
+def test_a_relu_is_merged_only_if_the_quantizer_behind_starts_at_zero():
+    assert found(zy=np.uint8(128)) == [(SLOW, "relu")]
+    assert found(zy=np.uint8(128), target=OPENVINO) == []
+
+
+def test_values_that_are_rounded_twice_are_slow():
+    again = "[q2] i2 = QuantizeLinear (xd, sy, zy)  [d2] x2 = DequantizeLinear (i2, sy, zy)"
+    assert (SLOW, "q2") in found(f"{QX} {again} {DW} {DB} {CONV.replace('xd', 'x2')} {QY}")
+    pool = "[pool] a = MaxPool <kernel_shape = [1, 1]> (xd)"
+    assert found(f"{QX} {pool} {QY}") == [(SLOW, "pool")]
+    assert found(f"{QX} {pool} {QY}", sy=GOOD["sx"], zy=GOOD["zx"]) == []
+
+
+def test_the_two_halves_of_a_pair_have_the_same_numbers():
+    assert (WRONG, "dx") in found(WHOLE.replace("DequantizeLinear (xi, sx, zx)", "DequantizeLinear (xi, sy, zy)"))
+
+
+def test_integers_without_a_dequantizer_are_refused():
+    text = "[qx] xi = QuantizeLinear (x, sx, zx)  [sum] s = Add (xi, xi)  y = Cast <to = 1> (s)"
+    assert (REFUSED, "qx") in found(text)
+
+
+def test_operators_on_integers_are_for_those_who_have_them():
+    text = f"{QX} [q] q = QLinearConv (xi, sx, zx, w, sw, zw, sy, zy)  [dy] y = DequantizeLinear (q, sy, zy)"
+    assert found(text) == []
+    assert (REFUSED, "q") in found(text, target=TENSORRT)
+
+
+def test_outputs_are_quantized_where_everything_is():
+    text = f"{QX} {DW} {DB} [conv] y = Conv (xd, wd, bd)"
+    assert (SLOW, "y") in found(text, target=QNN)
+
+
+def test_findings_are_told_together_and_the_worst_first():
+    model = load(
+        written(f"(float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {WHOLE} }}", **{**GOOD, "sb": GOOD["sb"] * 2})
+    )
+    lines = describe(lint(model, TENSORRT))
+    assert lines[0].startswith("refused")
+    assert sum("int32" in line for line in lines) == 1
+    one = lint(model, ONNXRUNTIME)[0]
+    many = describe(tuple(replace(one, node=f"conv{number}") for number in range(9)))
+    assert "conv0, conv1, conv2, conv3 and 5 more" in many[0]
