@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.front import quantize_with_accuracy_control
+    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
     from jaxq.compress import compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
+        AccuracyError,
         CalibrationError,
         ConfigError,
         DeviceError,
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
     from jaxq.verify import verify
 
 _HOME = {
+    "AccuracyError": "errors",
+    "AdvancedAccuracyRestorerParameters": "accuracy.options",
     "AdvancedBiasCorrectionParameters": "options",
     "AdvancedQuantizationParameters": "options",
     "AdvancedSmoothQuantParameters": "options",
@@ -76,6 +81,7 @@ _HOME = {
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
+    "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
     "FP8QuantizationParameters": "schemes",
     "IgnoredScope": "scope",
@@ -107,6 +113,7 @@ _HOME = {
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
+    "quantize_with_accuracy_control": "accuracy.front",
     "run_config": "run",
     "save": "onnx_export",
     "to_flax": "flax_module",
@@ -114,6 +121,8 @@ _HOME = {
 }
 
 __all__ = [
+    "AccuracyError",
+    "AdvancedAccuracyRestorerParameters",
     "AdvancedBiasCorrectionParameters",
     "AdvancedQuantizationParameters",
     "AdvancedSmoothQuantParameters",
@@ -122,6 +131,7 @@ __all__ = [
     "ConfigError",
     "Dataset",
     "DeviceError",
+    "DropType",
     "DynamicShapeError",
     "FP8QuantizationParameters",
     "IgnoredScope",
@@ -153,6 +163,7 @@ __all__ = [
     "from_flax",
     "load",
     "quantize",
+    "quantize_with_accuracy_control",
     "run_config",
     "save",
     "to_flax",
