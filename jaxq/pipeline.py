@@ -33,6 +33,7 @@ from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.split import split
 from jaxq.targets import Target
+from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -158,6 +159,8 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     plan = place(model.graph, model.params, dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_unoptimized(plan, options.target)
+    for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
+        refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
     return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored, on_host)
 
 
