@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph import Graph, Literal, Node
+from jaxq.graph import LAID_OUT, Graph, Literal, Node
 from jaxq.ops import find
 
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
@@ -249,6 +249,8 @@ def check_nodes(graph: Graph) -> None:
         if not node.domain and "" not in graph.opsets:
             raise ModelError(f"{node} is of ONNX's standard operators, but the model imports no opset of them")
         try:
+            if node.domain == LAID_OUT:
+                raise UnsupportedOpError(f"operator {node.domain}.{node.op} is not implemented")
             entry = find(node.op, node.domain, node.version)
         except UnsupportedOpError as error:
             missing.setdefault(str(error), []).append(node.name)

@@ -103,7 +103,15 @@ BAD = {
     "too many outputs": (model_of("[neg] y, z = Neg (x)"), r"'neg' .* has 2 outputs, but takes 1"),
     "another rank": (
         model_of("[conv] y = Conv (x, w)", w=np.ones((1, 1, 3, 3), np.float32)),
-        r"node 'conv' \((jaxq\.)?Conv",
+        r"node 'conv' \(Conv, opset 17\)",
+    ),
+    "a kernel of rank 1": (
+        model_of("[conv] y = Conv (x, w)", w=np.ones(3, np.float32)),
+        r"node 'conv' \(Conv, opset 17\)",
+    ),
+    "a dense layer of rank 1": (
+        model_of("[dense] y = Gemm <transB = 1> (x, w)", w=np.ones(4, np.float32)),
+        r"node 'dense' \(Gemm, opset 17\)",
     ),
     "shapes that do not fit": (
         model_of("a = Neg (x)  [product] b = MatMul (a, w)  y = Relu (b)", w=np.ones((5, 3), np.float32)),
@@ -120,6 +128,10 @@ BAD = {
     "an unknown domain": (
         model_of("[it] y = com.acme.Fold (x)"),
         r"com.acme.Fold \(opset 1\) is not implemented: .* first 'it'",
+    ),
+    "the domain that is jaxq's own": (
+        model_of("[it] y = jaxq.Conv (x, x)"),
+        "jaxq.Conv is not implemented: .* first 'it'",
     ),
     "no opset": (
         changed(model_of("[neg] y = Neg (x)"), lambda m: m.ClearField("opset_import")),
