@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -181,7 +182,7 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
 def channels_last(x: jax.Array, axis: int) -> jax.Array:
     """x as [positions, channels], once it is there: a reduction that is merged with a convolution is slow on CPU."""
     x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
-    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:
