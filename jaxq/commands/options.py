@@ -40,8 +40,8 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help=".npz (keys are input names, first axis samples), .npy, a folder of images or of .npy/.npz files, or "
-        "package.module:function, which returns an iterable.",
+        help=".npz (keys are input names, first axis samples), .npy, a folder, pattern or .txt list of images or of "
+        ".npy/.npz files, or package.module:function, which returns an iterable.",
         show_default=False,
     ),
 ]

@@ -166,7 +166,8 @@ def quantize(
             )
         save(quantized, output)
         if save_config is not None:
-            config.write_job(config.of_call(model, data, options, images=images, batch_axis=axis), save_config)
+            job = config.of_call(model, data, options, images=images, batch_axis=axis, accuracy=choices.section())
+            config.write_job(job, save_config)
         seconds = time.perf_counter() - started
     result = {
         "model": str(model),
