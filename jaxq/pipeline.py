@@ -59,7 +59,9 @@ class Prepared:
 
     def place(self, ignored: Iterable[str] = ()) -> Plan:
         """The plan when more nodes stay in float."""
-        return place(self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(self.on_host, ignored))
+        return place(
+            self.graph, self.model.params, self.dtypes, self.options, self.ignored.union(self.on_host, ignored)
+        )
 
     def preserving(self) -> list[Algorithm]:
         """The steps that leave the function of the float model as it is, given where its quantizers are."""
