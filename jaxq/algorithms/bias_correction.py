@@ -239,7 +239,8 @@ def _walk(
         return Walk(found, after, traced)
 
     found, after, outputs = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
-    return Walk(*jax.tree.map(lambda x: x[0], (found, after)), outputs)
+    found, after = jax.tree.map(lambda x: x[0], (found, after))  # the same for every sample
+    return Walk(found, after, outputs)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
