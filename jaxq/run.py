@@ -112,8 +112,13 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
         job, places = job_of(content, where), {"ignored": "quantize.ignored_scope"}
         if "subset_size" in (content.get("quantize") or {}):
             places["subset_size"] = "quantize.subset_size"
-    data = job.data.model_copy(update={"source": _resolved(job.data.source, folder)})
-    return job.model_copy(update={"model": _resolved(job.model, folder), "data": data}), places
+    changes: dict[str, Any] = {
+        "model": _resolved(job.model, folder),
+        "data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)}),
+    }
+    if isinstance(validation := (job.accuracy or {}).get("validation"), str):
+        changes["accuracy"] = {**(job.accuracy or {}), "validation": _resolved(validation, folder)}
+    return job.model_copy(update=changes), places
 
 
 def _resolved(text: str, folder: Path) -> str:
@@ -122,7 +127,7 @@ def _resolved(text: str, folder: Path) -> str:
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
         return text
-    return str(folder / text)
+    return os.path.normpath(folder / text)
 
 
 def run_job(job: Job, intermediate: Path | None = None) -> Model:

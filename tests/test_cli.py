@@ -18,6 +18,7 @@ import jaxq
 import jaxq.quantize
 import jaxq.verify
 from jaxq import cli, demo
+from jaxq.run import read_any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -109,6 +110,16 @@ def test_a_command_that_is_written_down_does_the_same_again(digits, tmp_path):
     assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
 
 
+def test_limits_of_accuracy_are_written_down_too(digits, tmp_path):
+    config = ["--save-config", str(tmp_path / "config.json")]
+    options = ["--max-drop", "0.5", "--search", "pot", "--val", str(digits / "few.npz"), *config]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options, "-q"]) == 0
+    job, _ = read_any(tmp_path / "config.json")
+    assert job.accuracy["max_drop"] == 0.5
+    assert job.accuracy["search"] == "pot"
+    assert job.accuracy["validation"] == str((digits / "few.npz").resolve())
+
+
 def test_run_says_what_it_wrote_and_gives_it_as_json(digits, tmp_path, capsys):
     (tmp_path / "job.json").write_text(
         json.dumps({"model": str(digits / "digits.onnx"), "data": str(digits / "few.npz")})
@@ -166,7 +177,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["quantize"], ["run"], ["inspect"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["quantize"], ["compress"], ["run"], ["inspect"], ["verify"], ["demo"]])
 def test_help_is_there_for_every_command(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "Usage: jaxq" in capsys.readouterr().out

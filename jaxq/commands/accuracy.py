@@ -98,6 +98,15 @@ class AccuracyChoices:
             if value:
                 raise ConfigError(f"{option} is for --max-drop, which is not given; e.g. --max-drop 0.01")
 
+    def section(self) -> dict[str, Any] | None:
+        """The same as the `accuracy` section of a configuration file; None without a limit."""
+        if self.max_drop is None:
+            return None
+        said = {"max_drop": self.max_drop, "drop_type": self.drop_type, "metric": self.metric, "validation": self.val,
+                "ranking": self.ranking, "search": self.search, "repairs": self.repair, "time_budget": self.time_budget,
+                "max_num_iterations": self.max_iter_num}  # fmt: skip
+        return {key: value for key, value in said.items() if value is not None}
+
 
 def quantize_within(
     choices: AccuracyChoices,
