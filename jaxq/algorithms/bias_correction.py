@@ -49,7 +49,7 @@ class BiasCorrection:
       sites: where; see `bias_sites`.
       samples: at most so many are used.
       batch: samples between two updates of the shifts. Part of the method, not of its speed: it is the same on every device.
-      checks: samples on which the outputs are compared; behind the others, if there are so many.
+      checks: samples on which the outputs are compared; behind the others, if there are any; 0: none.
       threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
     """
 
@@ -63,6 +63,8 @@ class BiasCorrection:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        if not self.sites:
+            return model
         stream = iter(samples)
         walks = Walks(self, model)
         nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
@@ -238,8 +240,9 @@ def _walk(
         traced = {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
         return Walk(found, after, traced)
 
-    found, after, outputs = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
-    return Walk(*jax.tree.map(lambda x: x[0], (found, after)), outputs)
+    walk = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
+    found, after = jax.tree.map(lambda x: x[0], (walk.found, walk.missing))
+    return Walk(found, after, walk.outputs)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
