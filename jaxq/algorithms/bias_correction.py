@@ -50,7 +50,7 @@ class BiasCorrection:
       sites: where; see `bias_sites`.
       samples: at most so many are used.
       batch: samples between two updates of the shifts. Part of the method, not of its speed: it is the same on every device.
-      checks: samples on which the outputs are compared; behind the others, if there are so many.
+      checks: samples on which the outputs are compared; behind the others, if there are any; 0: none.
       threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
     """
 
@@ -64,6 +64,8 @@ class BiasCorrection:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        if not self.sites:
+            return model
         stream = iter(samples)
         walks = Walks(self, model)
         nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
