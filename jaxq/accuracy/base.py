@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jaxq.accuracy.space import Base
 from jaxq.accuracy.state import State, encoding_arrays, encodings_from
 from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.bias_correction import BiasCorrection
 from jaxq.algorithms.calibration import Calibration
 from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.model import Model
@@ -93,6 +95,14 @@ def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
 
 
 def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
+    corrections = [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
+    feeds: list[Mapping[str, Any]] = []
+
+    def correct(model: Model) -> Mapping[str, Any]:
+        if not feeds:
+            feeds.extend(itertools.islice(prepared.data, corrections[0].samples))
+        return corrections[0].apply(model, {}, feeds).params
+
     return Base(
         prepared.graph,
         prepared.plan,
@@ -102,6 +112,7 @@ def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: A
         encodings,
         weights,
         metadata,
+        correct if corrections else None,
     )
 
 

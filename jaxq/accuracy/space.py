@@ -46,6 +46,8 @@ class Base:
       encodings: name of a range estimator -> encodings of all activations; the first is the one asked for.
       weights: encodings of the weights.
       metadata: of the file.
+      correct: a model -> its params with the biases corrected for the rounding of this model; None: the search leaves the
+        biases as they were corrected for all quantizers.
     """
 
     graph: Graph
@@ -56,6 +58,7 @@ class Base:
     encodings: Mapping[str, Mapping[str, QuantParams]]
     weights: Mapping[str, QuantParams]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    correct: Callable[[Model], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Space:
         self.first = next(iter(base.encodings))
         self.layers = {layer.name: layer for layer in _layers(base)}
         self._biases = {bias: node for bias in base.corrected if (node := _owner(base.plan, bias)) is not None}
-        self._cache: dict[tuple[str, bytes, bool], np.ndarray] = {}
+        self._cache: dict[tuple[str, bytes], np.ndarray] = {}
+        self._corrections: dict[tuple[tuple[str, str], ...], dict[str, np.ndarray]] = {}
         self._plans: dict[frozenset[str], Plan] = {}
 
     # ------------------------------------------------------------------------------------------------- what a setting means
@@ -156,12 +160,30 @@ class Space:
 
     def candidate(self, setting: Setting) -> Model:
         """The model for trying a setting: the same program for every setting, of which only the arrays differ."""
-        parts = self.parts(setting)
+        parts = self.corrected(setting)
         params = {
             name: self._round(name, value, parts.encodings[name]) if name in parts.rounded else value
             for name, value in parts.params.items()
         }
         return Model(self.switches.graph, params, self._switched(parts, parts.switches))
+
+    def corrected(self, setting: Setting) -> Parts:
+        """The parts of a setting, with biases corrected for what this setting rounds.
+
+        The correction for all quantizers makes up, in late layers, for errors of early ones; where those went back to float it
+        does harm. It is the same compiled program for every setting.
+        """
+        parts = self.parts(setting)
+        if self.base.correct is None or not parts.moved or not setting:
+            return parts
+        key = tuple(sorted(setting.items()))
+        if key not in self._corrections:
+            exact = {**parts.params, **{name: self.base.exact[name] for name in parts.moved}}
+            weights = {name: parts.encodings[name] for name in parts.rounded - parts.moved}
+            model = Model(self.switches.graph, exact, {**self._switched(parts, parts.switches), **weights})
+            found = self.base.correct(model)
+            self._corrections[key] = {name: np.asarray(found[name]) for name in parts.moved}
+        return replace(parts, params={**parts.params, **self._corrections[key]})
 
     def float_model(self) -> Model:
         """The same program with every quantizer off."""
@@ -176,14 +198,16 @@ class Space:
         }
 
     def _round(self, name: str, value: Any, encoding: QuantParams) -> np.ndarray:
-        key = (name, np.asarray(encoding.scale).tobytes(), value is self.base.corrected.get(name))
+        if name in self.base.corrected:
+            return rounded(np.asarray(value), encoding)
+        key = (name, np.asarray(encoding.scale).tobytes())
         if key not in self._cache:
             self._cache[key] = rounded(np.asarray(value), encoding)
         return self._cache[key]
 
     def final(self, setting: Setting, metadata: Mapping[str, str] | None = None) -> Model:
         """The model to keep: traced anew with the layers of the setting in float, and with the very numbers that were tried."""
-        parts = self.parts(setting)
+        parts = self.corrected(setting)
         own = self.switches.tensors_of(parts.plan)
         encodings = {name: parts.encodings[tensor] for name, tensor in own.items() if tensor in parts.encodings}
         encodings |= {name: parts.encodings[name] for name in parts.rounded}
