@@ -241,5 +241,5 @@ def warn_of_unoptimized(plan: Plan, target: Target) -> None:
             f"target {target.name!r} loads a file with {min(found)} only with its graph optimizations off or basic "
             "(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)",
             JaxqWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
