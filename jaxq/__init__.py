@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from jaxq.compress import compress_weights
+    from jaxq.accuracy.front import quantize_with_accuracy_control
+    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
+    from jaxq.compress import BackupMode, CompressWeightsMode, GroupSizeFallbackMode, compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
+        AccuracyError,
         CalibrationError,
         ConfigError,
         DeviceError,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from jaxq.run import RunResult, run_config
     from jaxq.schemes import (
         FP8QuantizationParameters,
+        FP8Type,
         OverflowFix,
         Override,
         QuantizationParameters,
@@ -68,16 +72,23 @@ if TYPE_CHECKING:
     from jaxq.verify import verify
 
 _HOME = {
+    "AccuracyError": "errors",
+    "AdvancedAccuracyRestorerParameters": "accuracy.options",
     "AdvancedBiasCorrectionParameters": "options",
     "AdvancedQuantizationParameters": "options",
     "AdvancedSmoothQuantParameters": "options",
     "AggregatorType": "estimators",
+    "BackupMode": "compress",
     "CalibrationError": "errors",
+    "CompressWeightsMode": "compress",
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
+    "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
     "FP8QuantizationParameters": "schemes",
+    "FP8Type": "schemes",
+    "GroupSizeFallbackMode": "compress",
     "IgnoredScope": "scope",
     "InputError": "errors",
     "JaxqError": "errors",
@@ -107,6 +118,7 @@ _HOME = {
     "from_flax": "flax_module",
     "load": "onnx_import",
     "quantize": "quantize",
+    "quantize_with_accuracy_control": "accuracy.front",
     "run_config": "run",
     "save": "onnx_export",
     "to_flax": "flax_module",
@@ -114,16 +126,23 @@ _HOME = {
 }
 
 __all__ = [
+    "AccuracyError",
+    "AdvancedAccuracyRestorerParameters",
     "AdvancedBiasCorrectionParameters",
     "AdvancedQuantizationParameters",
     "AdvancedSmoothQuantParameters",
     "AggregatorType",
+    "BackupMode",
     "CalibrationError",
+    "CompressWeightsMode",
     "ConfigError",
     "Dataset",
     "DeviceError",
+    "DropType",
     "DynamicShapeError",
     "FP8QuantizationParameters",
+    "FP8Type",
+    "GroupSizeFallbackMode",
     "IgnoredScope",
     "InputError",
     "JaxqError",
@@ -153,6 +172,7 @@ __all__ = [
     "from_flax",
     "load",
     "quantize",
+    "quantize_with_accuracy_control",
     "run_config",
     "save",
     "to_flax",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from jaxq.errors import ConfigError, did_you_mean
+
+Kind = TypeVar("Kind", bound=StrEnum)
 
 
 def check_integer(key: str, value: object, *, at_least: int) -> None:
@@ -54,14 +57,14 @@ def check_kind(key: str, value: object, kind: Any, example: str = "") -> None:
         raise ConfigError(f"{key} = {value!r}; expected {article} {wanted.__name__}{', ' if example else ''}{example}")
 
 
-def member(kind: Any, key: str, value: object) -> Any:
-    """The member of an enumeration that `value` is or names.
+def member(kind: type[Kind], key: str, value: object) -> Kind:
+    """The member of an enumeration that `value` is or names, in capitals or not.
 
     Raises:
       ConfigError: there is none; the message lists the values and gives the nearest.
     """
-    try:
-        return kind(value)
-    except ValueError:
-        known = [each.value for each in kind]
-        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
+    for each in kind:
+        if isinstance(value, str) and each.value.lower() == value.lower():
+            return each
+    known = [each.value for each in kind]
+    raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}")

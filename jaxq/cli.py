@@ -15,15 +15,16 @@ from typing import Annotated
 import typer
 
 from jaxq import progress
+from jaxq.commands.compress import compress
 from jaxq.commands.demo import demo
 from jaxq.commands.inspect import inspect
 from jaxq.commands.quantize import quantize
 from jaxq.commands.run import run
-from jaxq.commands.session import BAD_INPUT, INTERRUPTED
+from jaxq.commands.session import BAD_INPUT, INTERRUPTED, TARGET_MISSED
 from jaxq.commands.verify import verify
-from jaxq.errors import JaxqError
+from jaxq.errors import AccuracyError, JaxqError
 
-COMMANDS = (quantize, run, inspect, verify, demo)  # in the order of `jaxq --help`
+COMMANDS = (quantize, compress, run, inspect, verify, demo)  # in the order of `jaxq --help`
 
 app = typer.Typer(
     name="jaxq",
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # typer's own handling returns the same number
     except Exception as error:
-        code, message = BAD_INPUT, explain(error)
+        code, message = TARGET_MISSED if isinstance(error, AccuracyError) else BAD_INPUT, explain(error)
         if not message:
             raise  # a defect of jaxq, which shows itself as it is
         if verbose:

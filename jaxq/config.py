@@ -99,10 +99,13 @@ def of_call(
     *,
     images: ImageOptions | None = None,
     batch_axis: int | None = 0,
+    accuracy: Mapping[str, Any] | None = None,
 ) -> Job:
-    """The job that a call of `jaxq.quantize` does, where model and data are files."""
-    source = DataOptions(source=os.fspath(data), images=images, batch_axis=batch_axis)
-    return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions())
+    """The job that a call of `jaxq.quantize` does, where model and data are files; with limits of accuracy, if there are any."""
+    said = None if images == ImageOptions() else images
+    source = DataOptions(source=os.fspath(data), images=said, batch_axis=batch_axis)
+    limits = None if accuracy is None else dict(accuracy)
+    return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions(), accuracy=limits)
 
 
 def read_job(path: str | os.PathLike[str]) -> Job:
@@ -133,6 +136,8 @@ def write_job(job: Job, path: str | os.PathLike[str]) -> None:
         content["data"] = relative(content["data"])
     else:
         content["data"]["source"] = relative(content["data"]["source"])
+    if "validation" in content.get("accuracy", {}):
+        content["accuracy"]["validation"] = relative(content["accuracy"]["validation"])
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

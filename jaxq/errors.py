@@ -8,6 +8,7 @@
   + ConfigError               an option is wrong
   + CalibrationError          the calibration data cannot give the numbers asked for
   + DeviceError               the device asked for is not there
+  + AccuracyError             no model within the drop allowed was found; it carries the best one and the report
   + RuntimeMissingError       an optional package is needed for what was asked
 
 Messages have three parts: what is wrong (with the value), where (tensor, node, file), and what to do.
@@ -15,6 +16,7 @@ Messages have three parts: what is wrong (with the value), where (tensor, node, 
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class JaxqError(Exception):
@@ -49,6 +51,19 @@ class CalibrationError(JaxqError):
 
 class DeviceError(JaxqError):
     """The requested device is not available to JAX."""
+
+
+class AccuracyError(JaxqError):
+    """No model within the drop of accuracy that is allowed was found, or the search was broken off by an error.
+
+    Attributes:
+      best: the best `Model` so far, or None.
+      report: what was tried, `jaxq.accuracy.report.AccuracyReport`, or None.
+    """
+
+    def __init__(self, message: str, best: Any = None, report: Any = None):
+        super().__init__(message)
+        self.best, self.report = best, report
 
 
 class RuntimeMissingError(JaxqError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from jaxq.checks import member
 from jaxq.errors import ConfigError, did_you_mean
 
 OUTLIER_PROBABILITY = 1e-4  # the part of the values that lies beyond a quantile, at each end
@@ -68,19 +69,6 @@ DISTRIBUTION = frozenset(
 QUANTILES = frozenset({StatisticsType.QUANTILE, StatisticsType.ABS_QUANTILE})
 
 Kind = TypeVar("Kind", bound=StrEnum)
-
-
-def member(kind: type[Kind], key: str, value: str) -> Kind:
-    """The member of an enumeration with that value (or the member itself).
-
-    Raises:
-      ConfigError: there is none; the message lists the values and gives the nearest.
-    """
-    try:
-        return kind(value.lower() if isinstance(value, str) else value)
-    except ValueError:
-        known = [each.value for each in kind]
-        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
 
 
 @dataclass(frozen=True)

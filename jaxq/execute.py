@@ -244,6 +244,9 @@ def run_static(entry: Op, arguments: list[Any], attributes: dict[str, Any], budg
 
 def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> Any:
     """Runs an operator in the current trace; static operands that are computed with must fit into 32 bit."""
+    for index, value in enumerate(arguments):
+        if isinstance(value, np.ndarray) and value.dtype == object:
+            raise ModelError(f"{entry.input_name(index)} consists of strings, which JAX does not know")
     if runs_in_32_bit():
         for index, value in enumerate(arguments):
             if not entry.needs_static(index):

@@ -111,7 +111,7 @@ def scale_and_shift(
     weight = np.asarray(numbers[name], np.float64)
     has_bias = len(before.inputs) > 2 and before.inputs[2]
     bias = np.asarray(numbers[before.inputs[2]], np.float64) if has_bias else np.zeros(len(factor))
-    if bias.shape != factor.shape:
+    if bias.shape != factor.shape or channel_count(before, weight.shape) != len(factor):
         return None
     bias_name = before.inputs[2] if has_bias else new_bias_name(graph, node, numbers)
     numbers[name] = (weight * _along_output(before, weight, factor)).astype(numbers[name].dtype)

@@ -74,6 +74,10 @@ def _dtype(name: str) -> np.dtype:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+# The domain of operators that read their weight in another order (`jaxq.ops.layout`): no file has it, no message says it.
+LAID_OUT = "jaxq"
+
+
 @dataclass(frozen=True)
 class TensorType:
     """What the file declares of a tensor: dtype name, and per dimension a size, a symbol, or None; shape None: unknown.
@@ -112,7 +116,7 @@ class Node:
         return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
 
     def __str__(self) -> str:
-        domain = f"{self.domain}." if self.domain else ""
+        domain = "" if self.domain in ("", LAID_OUT) else f"{self.domain}."
         return f"node {self.name!r} ({domain}{self.op}, opset {self.version})"
 
 

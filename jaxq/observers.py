@@ -59,7 +59,7 @@ def extremes(capacity: int = ROOM) -> Observer:
     """
 
     def init(count: int) -> Extremes:
-        return Extremes(*(jnp.full((count, min(capacity, ROOM)), jnp.nan, jnp.float32) for _ in range(2)))
+        return Extremes(*(np.full((count, min(capacity, ROOM)), np.nan, np.float32) for _ in range(2)))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Extremes:
         # NaN would read as "not seen": it is reported as infinity, which is as unusable. Zero stands in for an empty tensor.
@@ -124,8 +124,8 @@ def sample_statistics(
     """
     tail = (len(statistics),) if channels is None else (len(statistics), channels)
 
-    def init(count: int) -> jax.Array:
-        return jnp.full((count, min(capacity, ROOM), *tail), jnp.nan, jnp.float32)
+    def init(count: int) -> np.ndarray:
+        return np.full((count, min(capacity, ROOM), *tail), np.nan, np.float32)
 
     def one(x: jax.Array) -> jax.Array:
         if not x.size:
@@ -207,7 +207,7 @@ def channel_extremes(channels: int, axis: int) -> Observer:
     """The smallest and the largest value of each of `channels` channels, which lie along `axis` of a sample's tensor."""
 
     def init(count: int) -> ChannelExtremes:
-        empty = jnp.full((count, channels), jnp.inf, jnp.float32)
+        empty = np.full((count, channels), np.inf, np.float32)
         return ChannelExtremes(empty, -empty)
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> ChannelExtremes:
@@ -262,9 +262,9 @@ def histogram(folds: int | None = None) -> Observer:
     def init(count: int) -> Histogram:
         lead = (count,) if folds is None else (count, folds)
         return Histogram(
-            jnp.zeros((*lead, BINS), jnp.int32),
-            jnp.full((count,), SMALLEST_EXPONENT, jnp.int32),
-            jnp.zeros(lead, jnp.int32),
+            np.zeros((*lead, BINS), np.int32),
+            np.full((count,), SMALLEST_EXPONENT, np.int32),
+            np.zeros(lead, np.int32),
         )
 
     def measure(tensors: Sequence[jax.Array], real_or_index: jax.Array) -> Histogram:

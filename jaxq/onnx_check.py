@@ -8,15 +8,16 @@ from __future__ import annotations
 import functools
 import graphlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph import Graph, Literal, Node
+from jaxq.graph import LAID_OUT, Graph, Literal, Node
 from jaxq.ops import find
 
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
@@ -38,6 +39,7 @@ def check_proto(model: onnx.ModelProto) -> None:
             )
     check_opsets(opsets)
     check_scope(model.graph)
+    check_outputs(model.graph)
     check_functions(model)
 
 
@@ -82,6 +84,10 @@ def check_scope(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         made(node.output, proto_name(node))
         check_attributes(node)
+
+
+def check_outputs(graph: onnx.GraphProto) -> None:
+    """Refuses a model with two outputs of one name: results go by name. (A body may give one tensor as two outputs.)"""
     outputs = [each.name for each in graph.output]
     twice = [name for index, name in enumerate(outputs) if name in outputs[:index]]
     if twice:
@@ -249,6 +255,8 @@ def check_nodes(graph: Graph) -> None:
         if not node.domain and "" not in graph.opsets:
             raise ModelError(f"{node} is of ONNX's standard operators, but the model imports no opset of them")
         try:
+            if node.domain == LAID_OUT:
+                raise UnsupportedOpError(f"operator {node.domain}.{node.op} is not implemented")
             entry = find(node.op, node.domain, node.version)
         except UnsupportedOpError as error:
             missing.setdefault(str(error), []).append(node.name)
@@ -299,6 +307,46 @@ def check_form(node: Node) -> None:
                 f"{node}: attribute {key!r} is {node.attributes[key]!r}, not of kind {attribute.type.name}"
             )
 
+
+def check_weights(graph: Graph, params: Mapping[str, Any]) -> None:
+    """Refuses constant operands of layers whose shapes do not fit their operator: what rewrites a graph relies on them."""
+    for _, node in graph.walk():
+        shapes = [np.shape(params[name]) if name in params else None for name in node.inputs]
+        if not node.domain and node.op in _WEIGHTS and (wrong := _WEIGHTS[node.op](node, shapes)):
+            given = [list(each) if each is not None else "?" for each in shapes]
+            raise ModelError(f"{node}: {wrong}, but its inputs are of shapes {given}".replace("'?'", "?"))
+
+
+def _wrong_kernel(node: Node, shapes: list[tuple[int, ...] | None]) -> str:
+    """What is wrong with the kernel [O, I / group, ...] (transposed: [I, O / group, ...]) and the bias [O] of a convolution."""
+    group, kernel = node.attributes.get("group", 1), shapes[1]
+    if group < 1:
+        return f"group = {group}; it must be positive"
+    if kernel is None:
+        return ""
+    if len(kernel) < 3 or kernel[0] % group:
+        return f"the kernel needs 3 or more axes, and a first one that {group} group(s) divide"
+    channels = kernel[1] * group if node.op == "ConvTranspose" else kernel[0]
+    bias = shapes[2] if len(shapes) > 2 else None
+    return f"the bias must have shape [{channels}]" if bias not in (None, (channels,)) else ""
+
+
+def _wrong_matrix(node: Node, shapes: list[tuple[int, ...] | None]) -> str:
+    return "it multiplies matrices" if any(each is not None and len(each) != 2 for each in shapes[:2]) else ""
+
+
+def _wrong_statistics(node: Node, shapes: list[tuple[int, ...] | None]) -> str:
+    known = {each for each in shapes[1:] if each is not None}
+    per_channel = not node.attributes.get("spatial", 1) or all(len(each) == 1 for each in known)
+    return "" if len(known) <= 1 and per_channel else "scale, bias, mean and variance must be vectors of one length"
+
+
+_WEIGHTS: Mapping[str, Callable[[Node, list[tuple[int, ...] | None]], str]] = {
+    "Conv": _wrong_kernel,
+    "ConvTranspose": _wrong_kernel,
+    "Gemm": _wrong_matrix,
+    "BatchNormalization": _wrong_statistics,
+}
 
 _KINDS: Mapping[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "TENSOR": Literal, "GRAPH": Graph}
 

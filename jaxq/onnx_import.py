@@ -6,8 +6,10 @@ this floor knows ONNX's file format.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from onnx_ir.passes.common import InlinePass
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, unused_name
 from jaxq.model import Model
-from jaxq.onnx_check import check_nodes, check_proto, check_tensor, sort, standard_domain
+from jaxq.onnx_check import check_nodes, check_proto, check_tensor, check_weights, sort, standard_domain
 from jaxq.passes import clean, lift_constants
 from jaxq.scope import stand_ins
 
@@ -53,6 +55,7 @@ def load(source: Source) -> Model:
     graph, params = lift_constants(graph, reader.params, LARGEST_LITERAL)
     whole = graph
     graph, params = clean(graph, params)
+    check_weights(graph, params)
     metadata = {str(key): str(value) for key, value in model.metadata_props.items()}
     return Model(graph, params, metadata=FrozenDict(metadata), folded=stand_ins(whole, graph))
 
@@ -65,7 +68,8 @@ def read(source: Source) -> ir.Model:
         if not proto.graph.output:
             raise ModelError(f"{where} holds no graph with outputs; it is not an ONNX model, or it is damaged")
         check_proto(proto)
-        model = ir.from_proto(proto)
+        with without_log():
+            model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)
         for graph in (model.graph, *model.graph.subgraphs()):
             for value in graph.initializers.values():
@@ -81,6 +85,18 @@ def read(source: Source) -> ir.Model:
     except Exception as error:  # onnx_ir raises many kinds; each means that the file is not a valid model
         raise ModelError(f"{where} is not a valid ONNX model: {innermost(error)}") from error
     return model
+
+
+@contextlib.contextmanager
+def without_log() -> Iterator[None]:
+    """Keeps from the terminal what `onnx_ir` logs about a bad file: the error says it, once, in our words."""
+    logger = logging.getLogger("onnx_ir")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def read_proto(source: Any) -> tuple[onnx.ModelProto, Path]:

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxq.data import open_data
-from jaxq.errors import ConfigError, JaxqWarning
+from jaxq.data import Dataset, open_data
+from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
 from jaxq.files import check_writable, write_text
 from jaxq.model import Model
 from jaxq.onnx_export import save
@@ -50,6 +50,7 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
     Raises:
       ConfigError: the file is wrong; the message gives the path in it, what was expected and the nearest valid key.
       ModelError, CalibrationError, InputError: as `jaxq.quantize`.
+      AccuracyError: the accuracy asked for was not reached; the best model is written all the same.
     """
     start = time.perf_counter()
     job, places = read_any(path)
@@ -64,6 +65,10 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
             raise ConfigError(f"the result would replace the model itself, {str(source)!r}; name another folder")
     try:
         model = run_job(job, file.with_suffix(".intermediate.onnx") if file else None)
+    except AccuracyError as error:
+        if file is not None and error.best is not None:
+            save(error.best, file)
+        raise
     except ConfigError as error:
         place = next((f" {place}:" for word, place in places.items() if str(error).startswith(word)), "")
         raise ConfigError(f"{path}:{place} {error}") from error
@@ -107,8 +112,13 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
         job, places = job_of(content, where), {"ignored": "quantize.ignored_scope"}
         if "subset_size" in (content.get("quantize") or {}):
             places["subset_size"] = "quantize.subset_size"
-    data = job.data.model_copy(update={"source": _resolved(job.data.source, folder)})
-    return job.model_copy(update={"model": _resolved(job.model, folder), "data": data}), places
+    changes: dict[str, Any] = {
+        "model": _resolved(job.model, folder),
+        "data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)}),
+    }
+    if isinstance(validation := (job.accuracy or {}).get("validation"), str):
+        changes["accuracy"] = {**(job.accuracy or {}), "validation": _resolved(validation, folder)}
+    return job.model_copy(update=changes), places
 
 
 def _resolved(text: str, folder: Path) -> str:
@@ -117,7 +127,7 @@ def _resolved(text: str, folder: Path) -> str:
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
         return text
-    return str(folder / text)
+    return os.path.normpath(folder / text)
 
 
 def run_job(job: Job, intermediate: Path | None = None) -> Model:
@@ -126,18 +136,36 @@ def run_job(job: Job, intermediate: Path | None = None) -> Model:
     if job.quantize is None:
         warnings.warn(f"{job.model}: the configuration leaves the whole model in float", JaxqWarning, stacklevel=3)
         return model
-    for key, what in (("accuracy", "accuracy control"), ("layerwise_tuning", "layer-wise tuning")):
-        if getattr(job, key) is not None:
-            warnings.warn(
-                f"{what} is asked for, which this version of jaxq does not have yet; the model is quantized without it",
-                JaxqWarning,
-                stacklevel=3,
-            )
+    if job.layerwise_tuning is not None:
+        warnings.warn(
+            "layer-wise tuning is asked for, which this version of jaxq does not have yet; the model is quantized without it",
+            JaxqWarning,
+            stacklevel=3,
+        )
     limit, seed = job.quantize.subset_size, job.quantize.seed if job.data.shuffle else None
     data = open_data(
         job.data.source, model, limit=limit, images=job.data.images, batch_axis=job.data.batch_axis, seed=seed
     )
+    if job.accuracy is not None:
+        return run_with_accuracy_control(job, model, data)
     prepared = prepare(model, data, job.quantize)
     dump = None if intermediate is None or not job.dump_intermediate_model else partial(save, path=intermediate)
     quantized = prepared.run(watch=dump)
     return quantized.replace(metadata=quantized.metadata | prepared.record(stacklevel=4))
+
+
+def run_with_accuracy_control(job: Job, model: Model, data: Dataset) -> Model:
+    """The model of a job that limits the loss of accuracy."""
+    from jaxq.accuracy.front import quantize_with_accuracy_control
+    from jaxq.accuracy.section import read_section
+
+    assert job.quantize is not None and job.accuracy is not None, "the job quantizes"  # noqa: PT018
+    arguments, source = read_section(job.accuracy)
+    options = job.quantize.arguments()
+    options["advanced_quantization_parameters"] = options.pop("advanced_parameters")
+    labelled = arguments["validation_fn"] or arguments["advanced_accuracy_restorer_parameters"].metrics
+    validation = open_data(
+        source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
+        label="label" if labelled else None,
+    )  # fmt: skip
+    return quantize_with_accuracy_control(model, data, validation, **arguments, **options)

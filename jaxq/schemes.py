@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
-from jaxq.errors import ConfigError, did_you_mean
+from jaxq.checks import member
+from jaxq.errors import ConfigError
 from jaxq.graph import Graph, Node
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.scope import as_tuple, by_name, check_pattern
@@ -185,19 +186,6 @@ class Override:
                 raise ConfigError(message)
             hits |= found
         return frozenset(hits)
-
-
-def member(kind: Any, key: str, value: Any) -> Any:
-    """The member of an enumeration, from itself or its value.
-
-    Raises:
-      ConfigError: there is none; the message names those there are.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        known = [each.value for each in kind]
-        raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}") from None
 
 
 def type_name(grid: Grid) -> str:

@@ -18,6 +18,7 @@ import jaxq
 import jaxq.quantize
 import jaxq.verify
 from jaxq import cli, demo
+from jaxq.run import read_any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -109,6 +110,16 @@ def test_a_command_that_is_written_down_does_the_same_again(digits, tmp_path):
     assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
 
 
+def test_limits_of_accuracy_are_written_down_too(digits, tmp_path):
+    config = ["--save-config", str(tmp_path / "config.json")]
+    options = ["--max-drop", "0.5", "--search", "pot", "--val", str(digits / "few.npz"), *config]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options, "-q"]) == 0
+    job, _ = read_any(tmp_path / "config.json")
+    assert job.accuracy["max_drop"] == 0.5
+    assert job.accuracy["search"] == "pot"
+    assert job.accuracy["validation"] == str((digits / "few.npz").resolve())
+
+
 def test_run_says_what_it_wrote_and_gives_it_as_json(digits, tmp_path, capsys):
     (tmp_path / "job.json").write_text(
         json.dumps({"model": str(digits / "digits.onnx"), "data": str(digits / "few.npz")})
@@ -166,7 +177,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["quantize"], ["run"], ["inspect"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["quantize"], ["compress"], ["run"], ["inspect"], ["verify"], ["demo"]])
 def test_help_is_there_for_every_command(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "Usage: jaxq" in capsys.readouterr().out
@@ -349,7 +360,7 @@ BAD_USE = {
     "bias correction": (["--bias-correction", "slow"], "'--bias-correction'.*'fast', 'full', 'off'"),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
     "image options": (["--resize", "256"], "resize = 256 is for a folder of images"),
-    "option of a later release": (["--max-drop", "0.01"], "No such option: --max-drop"),
+    "option of a later release": (["--sparsity", "0.01"], "No such option: --sparsity"),
     "absent device": (["--device", "tpu"], "there is no tpu here: JAX has .*cpu"),
 }
 
@@ -435,3 +446,65 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path, setting,
     subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env=environment, check=True)
     made = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-cache")}
     assert made == ({folder} if folder else set())
+
+
+# --------------------------------------------------------------------------------------------------- accuracy control
+
+
+@pytest.fixture(scope="module")
+def labelled_digits(digits) -> Path:
+    """Test images of the demo with their labels, as the command line takes them."""
+    np.savez(digits / "labelled.npz", image=demo.images("test")[:60], label=demo.labels("test")[:60])
+    return digits / "labelled.npz"
+
+
+def within(digits: Path, out: Path, *options: str) -> int:
+    return cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(out), "--max-drop", *options])
+
+
+def test_a_limit_on_the_drop_is_kept_and_reported(digits, labelled_digits, tmp_path, capsys):
+    out = tmp_path / "out.onnx"
+    options = ("0.05", "--metric", "top1", "--val", str(labelled_digits), "--json", str(tmp_path / "out.json"))
+    assert within(digits, out, *options) == 0
+    assert "reached: top1" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out.json").read_text())["accuracy"]
+    assert report["status"] == "reached"
+    assert report["goals"][0]["baseline"] > 0.9
+    assert not (tmp_path / "out.onnx.search").exists()
+
+
+def test_a_target_that_is_missed_is_exit_code_3_and_the_best_model_is_there(digits, labelled_digits, tmp_path, capsys):
+    out = tmp_path / "out.onnx"
+    options = ("0.1", "--metric", "falling:metric", "--val", str(labelled_digits), "--max-iter-num", "1")
+    (tmp_path / "falling.py").write_text(
+        "values = [1.0]\ndef metric(outputs, targets):\n    return values.pop() if values else 0.5\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert within(digits, out, *options) == 3
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "was not reached" in capsys.readouterr().err
+    assert jaxq.load(out).graph.nodes
+    assert (tmp_path / "out.onnx.search" / "state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-0.1",), "0 or more"),
+        (("0.1", "--metric", "top_1"), "did you mean 'top1'"),
+        (("0.1", "--metric", "top1"), "label"),
+        (("0.1", "--val", "nowhere.npz"), "no such file"),
+        (("0.1", "--repair", "magic"), "repairs: 'magic' is not known"),
+    ],
+)
+def test_wrong_options_of_accuracy_control_are_refused(digits, tmp_path, capsys, options, message):
+    assert within(digits, tmp_path / "out.onnx", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_accuracy_control_without_a_limit_are_refused(digits, tmp_path, capsys):
+    given = ["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx"), "--metric", "top1"]
+    assert cli.main(given) == 2
+    assert "--metric is for --max-drop" in capsys.readouterr().err

@@ -75,6 +75,24 @@ def test_a_ratio_leaves_the_layers_out_that_would_lose_most(exact, other):
         assert found[other][:2] == (0, 255)
 
 
+def test_a_layer_that_the_host_runs_is_judged_by_its_weights():
+    """No statistic is taken there, which is not the same as an error of zero."""
+    text = """(float[1, 64] x) => (float[1, 32] y, float[K, 32] late, float[1, 32] z) {
+        y = MatMul (x, exact)  flat = Reshape (x, all)  b = Greater (flat, zero)  rows = Unsqueeze (flat, one)
+        k = Compress <axis = 0> (rows, b)  wide = Concat <axis = 1> (k, k)  late = MatMul (wide, tail)  z = MatMul (x, last) }"""
+    random = np.random.default_rng(0)
+    weights = {
+        "exact": random.integers(0, 2, (64, 32)).astype(np.float32),
+        "tail": random.normal(size=(2, 32)).astype(np.float32),
+        "last": random.normal(size=(64, 32)).astype(np.float32),
+    }
+    model = written(text, all=np.array([-1]), zero=np.float32(0), one=np.array([1]), **weights)
+    data = [random.normal(size=(1, 64)).astype(np.float32) for _ in range(2)]
+    options = {"mode": "int4_asym", "group_size": -1, "all_layers": True, "dataset": data}
+    found = grids(compress_weights(model, ratio=0.5, **options))
+    assert {name for name, (_, highest, _) in found.items() if highest == 15} == {"exact"}
+
+
 @pytest.mark.parametrize("group, shape", [(-1, (1, 128)), (64, (1, 128)), (32, (2, 128))])
 def test_a_group_is_of_the_size_asked_for(group, shape):
     assert grids(compress_weights(language_model(), mode="int4_sym", group_size=group))["first"][2] == shape

@@ -68,6 +68,13 @@ def test_paths_are_written_relative_to_the_file(tmp_path):
     assert json.loads((tmp_path / "job.json").read_text()) == {"model": "models/m.onnx", "data": "my_data:load"}
 
 
+def test_limits_of_accuracy_are_written_too(tmp_path):
+    (tmp_path / "val.npz").write_bytes(b"")
+    limits = {"max_drop": 0.01, "metric": "top1", "validation": str(tmp_path / "val.npz")}
+    write_job(of_call("m.onnx", "d.npz", accuracy=limits), tmp_path / "job.json")
+    assert read_job(tmp_path / "job.json").accuracy == limits | {"validation": "val.npz"}
+
+
 def test_a_job_without_quantization_is_one():
     assert job_of({"model": "m.onnx", "data": "d", "quantize": None}, "file").quantize is None
 

@@ -21,6 +21,7 @@ FLOOR = {
     "errors": 0, "checks": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
+    "metrics": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
@@ -37,12 +38,15 @@ FLOOR = {
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
     "lint": 6,
     # wires everything
-    "quantize": 7, "pipeline": 7, "run": 7, "compress": 7, "batch": 7, "cli": 7, "commands": 7, "backend": 7,
+    "quantize": 7, "pipeline": 7, "run": 7, "compress": 7, "accuracy": 7, "batch": 7, "cli": 7, "commands": 7, "backend": 7,
     "demo": 7, "__init__": 7, "__main__": 7,
 }  # fmt: skip
 
 # Two halves of floor 1 that do not meet: numbers know no graph, the graph knows no numbers.
-NUMBERS, STRUCTURE = {"quantizer", "observers", "estimators", "ranges", "distributions", "weight_ranges"}, {"graph"}
+NUMBERS, STRUCTURE = (
+    {"quantizer", "observers", "estimators", "ranges", "distributions", "weight_ranges", "metrics"},
+    {"graph"},
+)
 
 # Foreign package -> the modules of jaxq that may import it. What is not named here (jax, numpy, optax) is free.
 EDGE = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import branching_network, residual_network
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
+from jaxq.graph import LAID_OUT, FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
 from jaxq.onnx_import import load
 
 
@@ -144,4 +144,5 @@ def test_map_nodes_reaches_into_subgraphs(branching):
 
 def test_a_node_says_who_it_is():
     assert str(Node("Conv", (), ("y",), name="Conv_1", version=13)) == "node 'Conv_1' (Conv, opset 13)"
+    assert str(Node("Conv", (), ("y",), name="Conv_1", domain=LAID_OUT)) == "node 'Conv_1' (Conv, opset 17)"
     assert "com.microsoft.Gelu" in str(Node("Gelu", (), ("y",), domain="com.microsoft"))

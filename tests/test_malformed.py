@@ -9,9 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jaxq.bounds import MOST_VISITS, Budget, predicted_bytes
 from jaxq.errors import JaxqError, ModelError
+from jaxq.fusion import fuse
 from jaxq.onnx_check import MOST_NODES
 from jaxq.onnx_import import load
 from jaxq.ops import MOST_BYTES, find
+from jaxq.summary import summarize
 
 X = np.ones((2, 4), np.float32)
 HEAD = "(float[2, 4] x) => (float[R, C] y)"
@@ -103,7 +105,27 @@ BAD = {
     "too many outputs": (model_of("[neg] y, z = Neg (x)"), r"'neg' .* has 2 outputs, but takes 1"),
     "another rank": (
         model_of("[conv] y = Conv (x, w)", w=np.ones((1, 1, 3, 3), np.float32)),
-        r"node 'conv' \((jaxq\.)?Conv",
+        r"node 'conv' \(Conv, opset 17\)",
+    ),
+    "a bias of another length": (
+        model_of("[conv] y = Conv (x, w, b)", w=np.ones((2, 4, 1), np.float32), b=np.ones(3, np.float32)),
+        r"node 'conv' \(Conv, opset 17\): the bias must have shape \[2\], .* shapes \[\?, \[2, 4, 1\], \[3\]\]",
+    ),
+    "a group that does not divide": (
+        model_of("[conv] y = Conv <group = 3> (x, w)", w=np.ones((4, 1, 1), np.float32)),
+        r"node 'conv' .* 3 group\(s\) divide",
+    ),
+    "statistics of several lengths": (
+        model_of("[norm] y = BatchNormalization (x, a, a, b, b)", a=np.ones(4, np.float32), b=np.ones(5, np.float32)),
+        r"node 'norm' .* vectors of one length",
+    ),
+    "a kernel of rank 1": (
+        model_of("[conv] y = Conv (x, w)", w=np.ones(3, np.float32)),
+        r"node 'conv' \(Conv, opset 17\)",
+    ),
+    "a dense layer of rank 1": (
+        model_of("[dense] y = Gemm <transB = 1> (x, w)", w=np.ones(4, np.float32)),
+        r"node 'dense' \(Gemm, opset 17\)",
     ),
     "shapes that do not fit": (
         model_of("a = Neg (x)  [product] b = MatMul (a, w)  y = Relu (b)", w=np.ones((5, 3), np.float32)),
@@ -120,6 +142,10 @@ BAD = {
     "an unknown domain": (
         model_of("[it] y = com.acme.Fold (x)"),
         r"com.acme.Fold \(opset 1\) is not implemented: .* first 'it'",
+    ),
+    "the domain that is jaxq's own": (
+        model_of("[it] y = jaxq.Conv (x, x)"),
+        "jaxq.Conv is not implemented: .* first 'it'",
     ),
     "no opset": (
         changed(model_of("[neg] y = Neg (x)"), lambda m: m.ClearField("opset_import")),
@@ -163,7 +189,7 @@ BAD = {
     "an unknown type": (with_tensor(data_type=99, dims=[1], raw_data=bytes(4)), "'w' has element type 99"),
     "strings instead of numbers": (
         model_of("[sum] y = Add (x, w)", w=np.array(["a", "b"], object)),
-        r"node 'sum' \(Add",
+        r"node 'sum' \(Add, opset 17\): \w+ consists of strings, which JAX does not know",
     ),
     "an input that is a map": (
         changed(model_of("y = Neg (x)"), lambda m: setattr(m.graph.input[0].type.map_type, "key_type", 7)),
@@ -251,6 +277,26 @@ BAD = {
         )
     },
 }
+
+
+def test_weights_that_do_not_fit_each_other_are_left_to_the_run_not_merged():
+    model = model_of(
+        "a = Conv (e, w)  [norm] y = BatchNormalization (a, s, s, s, s)  e = Unsqueeze (x, zero)",
+        w=np.ones((3, 2, 1), np.float32),
+        s=np.ones(4, np.float32),
+        zero=ints(0),
+    )
+    loaded = load(model)
+    assert fuse(loaded.graph, loaded.params)[0] is loaded.graph
+    assert summarize(loaded, "onnxruntime").operators["BatchNormalization"] == 1
+    with pytest.raises(ModelError, match="node 'norm'"):
+        loaded(X)
+
+
+def test_the_terminal_shows_nothing_but_the_error(capfd):
+    with pytest.raises(ModelError, match="'lost' is read but nothing makes it"):
+        load(model_of("[sum] y = Add (x, lost)"))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("model, message", BAD.values(), ids=BAD)

@@ -57,6 +57,7 @@ def test_a_model_that_is_read_and_written_twice_is_the_same():
 
 
 VALID = seeds()  # control flow, functions, shape arithmetic, recurrent and integer operators, the demo's model
+X8 = np.arange(8, dtype=np.float32)
 EYE = np.array([[1, -2], [3, 7]])
 KINDS = {
     "an initializer as output": written("(float[2] x) => (float[2] y, float[2] w) { y = Add (x, w) }", w=np.float32([1, 2])),
@@ -377,6 +378,27 @@ def test_a_quantized_model_of_external_data_has_them_too(tmp_path):
     )
     save(jaxq.quantize(tmp_path / "float.onnx", samples("residual", 12)), tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx.data").is_file()
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_an_output_whose_rank_the_data_decide_is_written_without_a_shape(tmp_path, external):
+    proto = written("(float[N] x, int64[R] s) => (float[N] y, float[N] z) { y = Reshape (x, s)  z = Add (x, w) }", w=X8)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    save(load(proto), tmp_path / "model.onnx", external_data=external)
+    assert not onnx.load(tmp_path / "model.onnx").graph.output[0].type.tensor_type.HasField("shape")
+    assert len(list(tmp_path.iterdir())) == 1 + external
+    feed = {"x": X8, "s": np.array([2, 2, 2])}
+    again = load(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(again(feed)["y"], run_onnx(proto, feed)["y"])
+
+
+def test_what_onnx_ir_cannot_write_is_an_error_of_jaxq(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise onnx_export.ir.serde.SerdeError("no type")
+
+    monkeypatch.setattr(onnx_export.ir, "save", fail)
+    with pytest.raises(ModelError, match="cannot be written as ONNX: no type"):
+        save(load(residual_network()), tmp_path / "model.onnx")
 
 
 def test_a_model_replaces_its_own_file(tmp_path):

@@ -11,7 +11,7 @@ from models import residual_network, samples
 import jaxq
 from jaxq.errors import ConfigError, JaxqWarning
 from jaxq.onnx_import import load
-from jaxq.run import run_config
+from jaxq.run import read_any, run_config
 
 
 @pytest.fixture
@@ -73,6 +73,11 @@ def test_paths_are_relative_to_the_file(folder, monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run_config(os.path.relpath(written(folder, JOB))).model.encodings
+
+
+def test_the_data_that_accuracy_is_taken_on_lie_beside_the_file_too(folder):
+    job, _ = read_any(written(folder, JOB | {"accuracy": {"max_drop": 0.01, "validation": "val.npz"}}))
+    assert job.accuracy == {"max_drop": 0.01, "validation": str(folder / "val.npz")}
 
 
 def test_the_model_itself_is_not_replaced(folder):

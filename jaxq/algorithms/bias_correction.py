@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -240,9 +241,9 @@ def _walk(
         traced = {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
         return Walk(found, after, traced)
 
-    walk = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
-    found, after = jax.tree.map(lambda x: x[0], (walk.found, walk.missing))
-    return Walk(found, after, walk.outputs)
+    found, after, outputs = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
+    found, after = jax.tree.map(lambda x: x[0], (found, after))  # the same for every sample
+    return Walk(found, after, outputs)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
@@ -258,7 +259,7 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
 def channels_last(x: jax.Array, axis: int) -> jax.Array:
     """x as [positions, channels], once it is there: a reduction that is merged with a convolution is slow on CPU."""
     x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
-    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:

@@ -9,17 +9,23 @@ from typing import Annotated, Literal
 
 import typer
 
+from jaxq.commands import accuracy
 from jaxq.commands.options import (
     LARGEST_COUNT,
     BatchAxis,
+    BatchSize,
     Color,
     Crop,
     Data,
     Device,
+    Ignore,
+    IgnorePattern,
+    IgnoreType,
     JsonPath,
     Layout,
     Mean,
     ModelPath,
+    Output,
     Quiet,
     Resize,
     Std,
@@ -28,15 +34,13 @@ from jaxq.commands.options import (
     axis_of,
     image_options,
 )
-from jaxq.commands.session import bytes_of, check_outputs, session, write_json
+from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json
 
 
 def quantize(
     model: ModelPath,
     data: Data,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The file to write.", show_default=False)
-    ],
+    output: Output,
     preset: Annotated[
         Literal["performance", "mixed", "accuracy"] | None,
         typer.Option(
@@ -56,15 +60,9 @@ def quantize(
             help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
         ),
     ] = "mse",
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")
-    ] = None,
-    ignore_pattern: Annotated[
-        list[str] | None, typer.Option(metavar="REGEX", help="The same for all nodes whose whole name matches.")
-    ] = None,
-    ignore_type: Annotated[
-        list[str] | None, typer.Option(metavar="OPERATOR", help="The same for all nodes of an operator.")
-    ] = None,
+    ignore: Ignore = None,
+    ignore_pattern: IgnorePattern = None,
+    ignore_type: IgnoreType = None,
     model_type: Annotated[
         Literal["transformer"] | None,
         typer.Option(metavar="transformer", help="Kind of network.", show_default="found out"),
@@ -73,17 +71,18 @@ def quantize(
         Literal["fast", "full", "off"],
         typer.Option(metavar="fast|full|off", help="Correct the mean error that rounding causes."),
     ] = "full",
+    max_drop: accuracy.MaxDrop = None,
+    drop_type: accuracy.DropKind = "absolute",
+    metric: accuracy.MetricName = None,
+    val: accuracy.ValidationData = None,
+    ranking: accuracy.RankingKind = "gradient",
+    search: accuracy.SearchKind = "bisect",
+    repair: accuracy.Repairs = None,
+    time_budget: accuracy.TimeBudget = None,
+    max_iter_num: accuracy.MaxReverts = None,
+    work: accuracy.Work = None,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            min=1,
-            max=LARGEST_COUNT,
-            help="Samples run at a time; a matter of speed.",
-            show_default="chosen",
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
     device: Device = None,
     resize: Resize = None,
     crop: Crop = None,
@@ -102,10 +101,16 @@ def quantize(
 ) -> None:
     """Quantize a trained model to 8 bits.
 
-    It takes a few hundred samples, without labels.
+    It takes a few hundred samples, without labels. With --max-drop, as few layers as the accuracy demands stay in float; the
+    exit code is 3 if that is not enough, and the best model is written all the same.
     """
+    choices = accuracy.AccuracyChoices(
+        max_drop=max_drop, drop_type=drop_type, metric=metric, val=val, ranking=ranking, search=search, repair=repair,
+        time_budget=time_budget, max_iter_num=max_iter_num, work=work,
+    )  # fmt: skip
+    choices.check()
     outputs = {"-o": output, "--json": json_path, "--report": report, "--save-config": save_config}
-    check_outputs(outputs, {"MODEL": model, "--data": data})
+    check_outputs(outputs, {"MODEL": model, "--data": data, "--val": val})
     if report is not None:
         from jaxq.report import require_extra
 
@@ -137,10 +142,20 @@ def quantize(
         loaded, axis = load(model), axis_of(batch_axis)
         images = image_options(resize, crop, mean, std, layout, color)
         samples = open_data(data, loaded, limit=subset_size, images=images, batch_axis=axis)
-        quantized = quantize(loaded, samples, **options.arguments())
+        found = None
+        if max_drop is None:
+            quantized = quantize(loaded, samples, **options.arguments())
+        else:
+            validation = open_data(
+                val or data, loaded, images=images, batch_axis=axis, label=None if metric is None else "label"
+            )
+            quantized, found = accuracy.quantize_within(
+                choices, loaded, samples, validation, output, options, quiet=quiet
+            )
         save(quantized, output)
         if save_config is not None:
-            config.write_job(config.of_call(model, data, options, images=images, batch_axis=axis), save_config)
+            job = config.of_call(model, data, options, images=images, batch_axis=axis, accuracy=choices.section())
+            config.write_job(job, save_config)
         seconds = time.perf_counter() - started
     result = {
         "model": str(model),
@@ -152,6 +167,8 @@ def quantize(
         "seconds": round(seconds, 3),
         "metadata": dict(quantized.metadata),
     }
+    if found is not None:
+        result["accuracy"] = found.to_dict()
     write_json(result, json_path)
     if report is not None:
         from jaxq.files import write_text
@@ -159,5 +176,9 @@ def quantize(
 
         write_text(report, quantized_page(quantized, output.name, result))
     if not quiet and json_path != "-":
+        if found is not None:
+            print(found.table())
         print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
         print(f"now check it: jaxq verify {shlex.quote(str(output))} --data {shlex.quote(data)}")
+    if found is not None and found.status != "reached":
+        raise typer.Exit(TARGET_MISSED)

@@ -32,10 +32,11 @@ class ArrayFiles:
     paths: Sequence[Path]
     declared: Mapping[str, TensorType]
     batched: bool = True
+    label: str | None = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for path in self.paths:
-            yield from ArrayFile(path, self.declared, self.batched)
+            yield from ArrayFile(path, self.declared, self.batched, self.label)
 
 
 class ArrayFile:
@@ -52,14 +53,19 @@ class ArrayFile:
       path: the file. Keys of an .npz are input names, others are left out; an .npy does for a model with one input.
       declared: input name -> type.
       batched: whether the first axis of an array of rank r counts samples. Otherwise the array is one sample.
+      label: a key that is kept beside the inputs, one row for each sample, or None.
 
     Raises:
       InputError: an input has no array, or one of another rank, size or dtype, or the numbers of samples differ.
       CalibrationError: the file is empty, damaged, or holds pickled objects.
     """
 
-    def __init__(self, path: Path, declared: Mapping[str, TensorType], batched: bool = True):
-        stored = _stored_arrays(path, declared)
+    def __init__(self, path: Path, declared: Mapping[str, TensorType], batched: bool = True, label: str | None = None):
+        if label is not None:
+            declared = {**declared, label: TensorType("")}
+        stored = _stored_arrays(path, declared, label)
+        if label is not None:
+            declared = {**declared, label: TensorType(stored[label].dtype.name)}  # whatever it is
         self._columns = {name: _Column(name, declared[name], array, batched) for name, array in stored.items()}
         counts = {name: column.count() for name, column in self._columns.items()}
         lengths = {name: count for name, count in counts.items() if count is not None}
@@ -209,8 +215,8 @@ class _Stored:
         return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _stored_arrays(path: Path, declared: Mapping[str, TensorType]) -> dict[str, _Stored]:
-    """The file's array for each input."""
+def _stored_arrays(path: Path, declared: Mapping[str, TensorType], label: str | None = None) -> dict[str, _Stored]:
+    """The file's array for each input, and for the label."""
     if path.suffix.lower() == ".npy":
         if len(declared) != 1:
             raise InputError(
@@ -224,6 +230,10 @@ def _stored_arrays(path: Path, declared: Mapping[str, TensorType]) -> dict[str, 
     except (zipfile.BadZipFile, OSError) as error:
         raise CalibrationError(f"{str(path)!r} is not an .npz file, or is damaged: {error}") from None
     for name, wanted in declared.items():
+        if name not in keys and name == label:
+            raise InputError(
+                f"{str(path)!r} has no labels: no key {name!r} among {keys}; np.savez(path, ..., {name}=array), one row a sample"
+            )
         if name not in keys:
             raise InputError(
                 f"{str(path)!r} has no array for the model's input {name!r} ({wanted}){did_you_mean(name, keys)}; "

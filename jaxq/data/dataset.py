@@ -73,6 +73,15 @@ class Dataset:
                 raise
             yield value
 
+    @property
+    def transform_func(self) -> Callable[[Any], Any] | None:
+        """What turns an item of the source into what the model takes; None: items are that already."""
+        return self._transform
+
+    def items(self) -> Iterator[Any]:
+        """The items as the source gives them, with their labels."""
+        yield from self._loader
+
     def __len__(self) -> int:
         """The number of items, where the loader knows it; TypeError otherwise, as for a generator."""
         return len(self._loader)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ def open_data(
     images: ImageOptions | None = None,
     batch_axis: int | None = 0,
     seed: int | None = None,
+    label: str | None = None,
 ) -> Dataset:
     """The data set that a name stands for.
 
@@ -46,6 +47,7 @@ def open_data(
       limit: of several files, at most this many, evenly spread, so that a folder sorted by class gives every class.
       images: how images become inputs; for images only.
       batch_axis: see `Dataset`.
+      label: a key of .npz files that is kept beside the inputs.
       seed: draws `limit` items at random instead; None: the first ones, or files evenly spread.
 
     Raises:
@@ -54,13 +56,18 @@ def open_data(
       ConfigError: an option is wrong, or has no meaning for such data.
       RuntimeMissingError: images, without pillow.
     """
-    loader, reader = _source(os.fspath(spec), model, images, batch_axis, limit if seed is None else None)
+    loader, reader = _source(os.fspath(spec), model, images, batch_axis, limit if seed is None else None, label)
     data = Dataset(loader, reader, batch_axis=batch_axis)
     return data if seed is None or limit is None else data.sample(limit, seed)
 
 
 def _source(
-    text: str, model: Model, images: ImageOptions | None, batch_axis: int | None, limit: int | None
+    text: str,
+    model: Model,
+    images: ImageOptions | None,
+    batch_axis: int | None,
+    limit: int | None,
+    label: str | None = None,
 ) -> tuple[Iterable[Any], ImageReader | None]:
     """What gives the items, and what makes inputs of them where they are images."""
     path = Path(text)
@@ -72,9 +79,9 @@ def _source(
     if images not in NOTHING_SAID:
         raise ConfigError(f"{images} is for a folder of images, and {text!r} is not one")
     if files is not None:
-        return ArrayFiles(chosen, model.inputs, batch_axis is not None), None
+        return ArrayFiles(chosen, model.inputs, batch_axis is not None, label), None
     if path.suffix.lower() in ARRAY_SUFFIXES and path.is_file():
-        return ArrayFile(path, model.inputs, batch_axis is not None), None
+        return ArrayFile(path, model.inputs, batch_axis is not None, label), None
     if re.fullmatch(r"[^/\\:]+:\w+", text) and not path.exists():
         return _Called(text), None
     raise _not_data(path)

@@ -2,7 +2,7 @@
 
 Departures from POT, all of them deliberate:
 
-* `preset` "accuracy" is "mixed" where the target has no asymmetric weights, as for POT's CPU.
+* `preset` "accuracy" is "mixed" where the target has no asymmetric weights per channel, as for POT's CPU.
 * `granularity` is that of the target's table where it is not given (weights per channel), as POT does, whatever its
   documentation says.
 * types of operators are OpenVINO's or ONNX's.

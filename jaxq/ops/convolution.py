@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
+from jaxq.graph import LAID_OUT
 from jaxq.ops import op, platform, wider
-from jaxq.ops.layout import LAID_OUT
 from jaxq.ops.spatial import Window, check_axes, per_channel, resolve_pads, sliding_window
 
 Variant = Callable[[jax.Array, jax.Array, Window, int], jax.Array]

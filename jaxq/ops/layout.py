@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph import FrozenDict, Graph, Node
+from jaxq.graph import LAID_OUT, FrozenDict, Graph, Node
 from jaxq.ops import platform
-
-LAID_OUT = "jaxq"  # the domain of operators that take their weight transposed
 
 Axes = tuple[int, ...]
 
@@ -45,9 +43,9 @@ def lay_out(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[str
 
 def weight_order(node: Node, rank: int) -> Axes | None:
     """The axes of a weight of that rank in the order in which the node reads them; None if it is right as it is."""
-    if (node.domain, node.op) == ("", "Conv"):
+    if (node.domain, node.op) == ("", "Conv") and rank >= 2:
         return (*range(2, rank), 1, 0)
-    if (node.domain, node.op) == ("", "Gemm") and node.attributes.get("transB"):
+    if (node.domain, node.op) == ("", "Gemm") and rank == 2 and node.attributes.get("transB"):
         return (1, 0)
     return None
 
@@ -56,4 +54,4 @@ def with_weight_in_order(node: Node) -> Node:
     """The node that does the same with its weight transposed by `weight_order`."""
     if node.op == "Gemm":
         return replace(node, attributes=FrozenDict({**node.attributes, "transB": 0}))
-    return replace(node, domain=LAID_OUT, version=1)
+    return replace(node, domain=LAID_OUT)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxq.errors import ModelError
 from jaxq.ops import op
 
 
@@ -17,6 +18,8 @@ def matmul(a, b):
 
 @op("Gemm", since=7)
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
+    if a.ndim != 2 or b.ndim != 2:
+        raise ModelError(f"it multiplies matrices, but its inputs A and B have ranks {a.ndim} and {b.ndim}")
     a, b = (a.T if transA else a), (b.T if transB else b)
     y = scaled(a @ b, alpha)
     return y if c is None else y + scaled(c, beta)

@@ -9,7 +9,7 @@ from models import Network, residual_network, shuffle_network, smooth, transform
 
 import jaxq.algorithms.bias_correction
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, rounded, switched_off
+from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, channels_last, rounded, switched_off
 from jaxq.execute import execute, quantizing
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
@@ -234,3 +234,7 @@ def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
         for each in (fine, model)
     ]
     assert shifts[0].max() < shifts[1].max() / 4
+
+
+def test_a_layer_without_channels_has_no_rows_to_look_at():
+    assert channels_last(np.zeros((2, 0, 3), np.float32), 1).shape == (6, 0)

@@ -336,10 +336,10 @@ def test_pots_default_tells_the_sign_by_the_least_value_of_all():
     """nncf averages: one sample that is negative among many that are far from it goes unseen."""
     scheme = Scheme(UINT8, symmetric=True)
     plan = Plan(Graph((), (), ()), {"x": "x"}, {"x": scheme}, (), (), ())
-    seen = Extremes(np.float32([-0.5, 2, 2]), np.float32([4, 5, 6]))
+    seen = Extremes(np.float32([-1, 2, 2]), np.float32([4, 5, 6]))
     pot = Calibration(plan=plan, activations=RangeEstimatorParameters(preset="default")).ranges({"x": seen})["x"]
     nncf = Calibration(plan=plan, activations=RangeEstimatorParameters()).ranges({"x": seen})["x"]
-    assert pot == (-0.5, 5)
+    assert pot == (-1, 5)
     assert nncf == (1, 5)
 
 

@@ -8,9 +8,10 @@ from node_case import normal
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxq.execute import execute, traced_params
+from jaxq.graph import LAID_OUT
 from jaxq.onnx_import import load
 from jaxq.ops import layout
-from jaxq.ops.layout import LAID_OUT, lay_out
+from jaxq.ops.layout import lay_out
 from jaxq.quantizer import IntType, QuantParams, fake_quantize
 
 X = normal(2, 4, 5, 6)

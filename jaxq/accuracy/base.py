@@ -1,0 +1,143 @@
+"""The model that the search starts from: quantized once, with everything that its variants need."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxq.accuracy.space import Base
+from jaxq.accuracy.state import State, encoding_arrays, encodings_from
+from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.bias_correction import BiasCorrection
+from jaxq.algorithms.calibration import Calibration
+from jaxq.estimators import RangeEstimatorParametersSet
+from jaxq.model import Model
+from jaxq.observers import Observer
+from jaxq.pipeline import Prepared
+from jaxq.quantizer import QuantParams
+
+ASKED_FOR = "as asked for"  # the name of the range estimator that the options give
+
+
+@dataclass
+class Aside:
+    """A step that leaves the model alone and keeps what a calibration would make of it; all of them share one pass."""
+
+    calibration: Calibration
+    found: dict[str, QuantParams] = field(default_factory=dict)
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return self.calibration.needs(model)
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.found = dict(self.calibration.apply(model, stats).encodings)
+        return model
+
+
+@dataclass
+class Keep:
+    """A step that leaves the model alone and keeps it."""
+
+    model: Model | None = None
+
+    def needs(self, model: Model) -> Mapping[str, Observer]:
+        return {}
+
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+        self.model = model
+        return model
+
+
+def open_base(prepared: Prepared, estimators: tuple[str, ...], state: State) -> Base:
+    """The base from the state's folder, or else by calibration; then it is written there.
+
+    Args:
+      estimators: names of range estimators that the search may use beside the one asked for.
+    """
+    preset = prepared.options.resolved_preset.value
+    stored = state.load_base(preset)
+    if stored is not None and all(("encoding", each) in {name[:2] for name in stored[0]} for each in estimators):
+        return _restored(prepared, *stored)
+    base = quantize_once(prepared, estimators)
+    state.save_base(preset, _arrays(prepared, base), base.metadata)
+    return base
+
+
+def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
+    """Calibrates and corrects biases, in one pass over the data whatever the number of estimators."""
+    others = {name: Aside(prepared.calibration(RangeEstimatorParametersSet.of(name))) for name in estimators}
+    before, calibrated = Keep(), Keep()
+    together: tuple[Algorithm, ...] = (
+        before,
+        *others.values(),
+        prepared.calibration(),
+        calibrated,
+        *prepared.correction(),
+    )
+    corrected = run_pipeline(
+        [*prepared.preserving(), together], prepared.model, prepared.data, prepared.options.batch_size
+    )
+    assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
+    exact, found = before.model.params, {ASKED_FOR: calibrated.model.encodings}
+    found |= {name: each.found for name, each in others.items()}
+    return _base(
+        prepared,
+        exact,
+        {name: value for name, value in corrected.params.items() if value is not exact[name]},
+        {name: {t: each[t] for t in prepared.plan.activations if t in each} for name, each in found.items()},
+        {weight.name: calibrated.model.encodings[weight.name] for weight in prepared.plan.weights},
+        dict(corrected.metadata) | prepared.record(stacklevel=4),
+    )
+
+
+def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
+    corrections = [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
+    feeds: list[Mapping[str, Any]] = []
+
+    def correct(model: Model) -> Mapping[str, Any]:
+        if not feeds:
+            feeds.extend(itertools.islice(prepared.data, corrections[0].samples))
+        return corrections[0].apply(model, {}, feeds).params
+
+    return Base(
+        prepared.graph,
+        prepared.plan,
+        lambda ignored: prepared.place(ignored),
+        exact,
+        moved,
+        encodings,
+        weights,
+        metadata,
+        correct if corrections else None,
+    )
+
+
+def _arrays(prepared: Prepared, base: Base) -> dict[tuple[str, ...], np.ndarray]:
+    """Everything in the base that is not in the model itself."""
+    given = prepared.model.params
+    arrays: dict[Any, np.ndarray] = {
+        ("exact", name): np.asarray(value) for name, value in base.exact.items() if value is not given.get(name)
+    }
+    arrays |= {("corrected", name): np.asarray(value) for name, value in base.corrected.items()}
+    for estimator, encodings in base.encodings.items():
+        arrays |= encoding_arrays(encodings, "encoding", estimator)
+    return arrays | encoding_arrays(base.weights, "weight")
+
+
+def _restored(prepared: Prepared, arrays: dict[tuple[str, ...], np.ndarray], metadata: Any) -> Base:
+    def part(kind: str) -> dict[str, np.ndarray]:
+        return {name[1]: value for name, value in arrays.items() if name[0] == kind and len(name) == 2}
+
+    names = dict.fromkeys(name[1] for name in arrays if name[0] == "encoding")
+    return _base(
+        prepared,
+        {**prepared.model.params, **part("exact")},
+        part("corrected"),
+        {name: encodings_from(arrays, "encoding", name) for name in names},
+        encodings_from(arrays, "weight"),
+        metadata,
+    )

@@ -1,0 +1,234 @@
+"""Evaluates models by metrics of their outputs, against labels or against the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxq.accuracy.validation import (
+    EXACT,
+    MOST_BYTES,
+    QUANTIZED,
+    Pool,
+    Runnable,
+    Scores,
+    distances,
+    filled,
+    run_batch,
+)
+from jaxq.collect import Batch, batches, split_samples
+from jaxq.data import Dataset
+from jaxq.errors import CalibrationError, ConfigError, InputError
+from jaxq.graph import FrozenDict, Literal
+from jaxq.metrics import Metric
+from jaxq.model import Model
+
+LABEL_KEYS = ("label", "labels", "target", "targets")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples of one shape with their targets."""
+
+    static: FrozenDict[str, Literal]
+    batch: Batch
+    targets: list[Any]
+
+
+@dataclass
+class MetricValidation:
+    """Evaluates models by metrics of their outputs.
+
+    Args:
+      items: yields (feed, target) for each sample.
+      metrics: what to measure, all in one pass.
+      model: any candidate, for its inputs.
+      reference: the float model, whose outputs stand in for targets, or None where there are labels.
+    """
+
+    items: Callable[[], Iterator[tuple[dict[str, Any], Any]]]
+    metrics: Sequence[Metric]
+    model: Model
+    reference: Model | None = None
+    batch_size: int | None = None
+    _kept: list[Labelled] | None = None
+    _targets: dict[int, list[Any]] = field(default_factory=dict)  # sample -> what each metric refers to
+    _outputs: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # sample -> those of the float model
+    _moved: dict[int, float] = field(default_factory=dict)  # sample -> how far quantization moves its outputs
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def directions(self) -> Mapping[str, bool]:
+        return {metric.name: metric.higher_is_better for metric in self.metrics}
+
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
+        """See `Validation`.
+
+        Raises:
+          InputError: a target does not fit the outputs.
+          CalibrationError: there are no samples.
+        """
+        records: dict[int, list[Any]] = {}
+        outputs_of: dict[int, dict[str, np.ndarray]] = {}
+        moved: dict[int, float] = {}
+        room = MOST_BYTES
+        before = self._outputs if role == QUANTIZED else {}
+        for labelled in self.batches():
+            for number, target, outputs in self.outputs(model, labelled):
+                targets = self.targets(number, target, labelled)
+                records[number] = [
+                    metric.measure(outputs, wanted) for metric, wanted in zip(self.metrics, targets, strict=True)
+                ]
+                if number in before:
+                    moved[number] = float(distances(_stacked(outputs), _stacked(before[number]))[0])
+                elif role == EXACT and room > 0:
+                    outputs_of[number] = outputs
+                    room -= sum(value.nbytes for value in outputs.values())
+        ordered = [records[number] for number in sorted(records)]
+        scores = {
+            metric.name: metric.combine([each[place] for each in ordered]) for place, metric in enumerate(self.metrics)
+        }
+        if role == EXACT:
+            self._outputs = outputs_of
+        if role == QUANTIZED:
+            self._moved = moved
+        if role:
+            self.seen[role] = scores[self.metrics[0].name].samples
+        return scores
+
+    def targets(self, number: int, target: Any, labelled: Labelled) -> list[Any]:
+        """What each metric compares the outputs of a sample with."""
+        if self.reference is None:
+            return [target] * len(self.metrics)
+        if number not in self._targets:
+            for each, _, outputs in self.outputs(self.reference, labelled):
+                self._targets[each] = [metric.refer(outputs) for metric in self.metrics if metric.refer is not None]
+        return self._targets[number]
+
+    def outputs(self, model: Runnable, labelled: Labelled) -> Iterator[tuple[int, Any, dict[str, np.ndarray]]]:
+        """(number, target, outputs without their batch axis) of each sample."""
+        real = np.flatnonzero(np.asarray(labelled.batch.real))
+        numbers = np.asarray(labelled.batch.number)
+        fixed = {name: literal.array for name, literal in labelled.static.items()}
+        found = run_batch(model, labelled.static, labelled.batch) if isinstance(model, Model) else {}
+        if isinstance(model, Model) and found.keys() >= set(model.graph.outputs):
+            rows = [{name: found[name][row] for name in model.graph.outputs} for row in real]
+        else:  # a file in a runtime, or a model of which the host runs a part
+            rows = [
+                model({**{name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()}, **fixed})
+                for row in real
+            ]
+        for row, outputs in zip(real, rows, strict=True):
+            plain = {name: _without_batch(np.asarray(value)) for name, value in outputs.items()}
+            yield int(numbers[row]), labelled.targets[row], plain
+
+    def batches(self) -> Iterator[Labelled]:
+        """The samples in batches, from memory where they fit."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Labelled] | None = []
+        size = 0
+        for labelled in self._read():
+            yield labelled
+            size += sum(value.nbytes for value in labelled.batch.inputs.values())
+            if kept is not None:
+                kept.append(labelled)
+            if size > MOST_BYTES:
+                kept = None
+        self._kept = kept
+
+    def _read(self) -> Iterator[Labelled]:
+        targets: list[Any] = []
+
+        def feeds() -> Iterator[dict[str, Any]]:
+            for feed, target in self.items():
+                targets.append(target)
+                yield feed
+
+        for static, batch in batches(self.model, feeds(), self.batch_size):
+            yield Labelled(static, batch, [targets[number] for number in np.asarray(batch.number)])
+        if not targets:
+            raise CalibrationError("the validation data is empty; at least one sample is needed")
+
+    def pool(self, part: float = 1.0) -> Pool:
+        """See `Validation`; hurt most is what loses most of the first metric, and among equals what moves furthest."""
+        before, after = self.seen[EXACT], self.seen[QUANTIZED]
+        sign = 1 if self.metrics[0].higher_is_better else -1
+        comparable = before is not None and after is not None and len(before) == len(after)
+        found: dict[int, tuple[float, float, dict[str, Any]]] = {}
+        room = MOST_BYTES
+        for labelled in self.batches():
+            fixed = {name: literal.array for name, literal in labelled.static.items()}
+            for row in np.flatnonzero(np.asarray(labelled.batch.real)):
+                number = int(np.asarray(labelled.batch.number)[row])
+                feed = {name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()} | fixed
+                lost = sign * float(before[number] - after[number]) if comparable else 0.0
+                found[number] = (lost, self._moved.get(number, 0.0), feed)
+                room -= sum(value.nbytes for value in feed.values())
+            if room < 0:
+                break
+        return filled([found[number] for number in sorted(found)], part)
+
+
+def _stacked(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[None] for name, value in outputs.items()}
+
+
+def _without_batch(value: np.ndarray) -> np.ndarray:
+    return value[0] if value.ndim and value.shape[0] == 1 else value
+
+
+def labelled_items(dataset: Dataset, model: Model, labels: bool) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(feed of one sample, its target) from a data set; targets are None without labels.
+
+    An item has its label under the key "label", or is a tuple that ends with it. Where the data set has a transform_func, that
+    makes the inputs of an item and the label is still the item's own. A batch of samples has a batch of labels.
+
+    Raises:
+      ConfigError: an item has no label.
+      InputError: there are more or fewer labels than samples.
+    """
+    for number, item in enumerate(dataset.items()):
+        label, inputs = _split_item(item, model, number, labels)
+        if dataset.transform_func is not None:
+            inputs = dataset.transform_func(item)
+        feeds = list(split_samples(model.inputs, [inputs], model.graph.static_inputs, dataset.batch_axis))
+        if label is None:
+            yield from ((feed, None) for feed in feeds)
+            continue
+        values: Any = label if isinstance(label, Mapping | list | tuple) else np.asarray(label)
+        count = len(values) if isinstance(values, list | tuple) or np.ndim(values) else None
+        if count == len(feeds) and not isinstance(values, Mapping):
+            yield from zip(feeds, values, strict=True)
+        elif len(feeds) == 1:
+            yield feeds[0], values
+        else:
+            raise InputError(f"item {number} of the validation data holds {len(feeds)} samples and {count or 1} labels")
+
+
+def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any, Any]:
+    """(label or None, what is left of the item)."""
+    if isinstance(item, Mapping):
+        key = next((key for key in LABEL_KEYS if key in item and key not in model.inputs), None)
+        if key is not None:
+            return (item[key] if labels else None), {name: value for name, value in item.items() if name != key}
+        found = f"its keys: {', '.join(map(repr, item))}"
+    elif (isinstance(item, tuple | list) and len(item) > len(model.inputs)) or _is_pair(item):
+        rest = item[0] if len(item) == 2 else tuple(item[:-1])
+        return (item[-1] if labels else None), rest
+    else:
+        found = f"it is {type(item).__name__}"
+    if labels:
+        raise ConfigError(
+            f"item {number} of the validation data has no label ({found}); give (inputs, label) or a mapping with the key "
+            "'label', or leave the metric away to compare with the float model's outputs"
+        )
+    return None, item
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Mapping)

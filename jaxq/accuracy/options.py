@@ -1,0 +1,197 @@
+"""What the search for an accurate model can be told."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.checks import member
+from jaxq.errors import ConfigError, did_you_mean
+
+
+class DropType(StrEnum):
+    """How the drop of a metric is measured: as a difference, or as a part of the float model's value."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+class Ranking(StrEnum):
+    """How layers are ordered by what they cost in accuracy."""
+
+    GRADIENT = "gradient"  # one backward pass for all layers
+    EXACT = "exact"  # each layer reverted alone
+
+
+class Search(StrEnum):
+    """How the layers to revert are found."""
+
+    BISECT = "bisect"  # how many of the ranked layers are needed, then put back what is not
+    POT = "pot"  # one layer after the other, ranked anew when that does not help: OpenVINO POT's and NNCF's loop
+
+
+class RestoreMode(StrEnum):
+    """What goes back to float with a layer."""
+
+    ACTIVATIONS_AND_WEIGHTS = "activations_and_weights"
+    ONLY_ACTIVATIONS = "only_activations"
+
+
+REPAIRS: Mapping[str, tuple[str, ...]] = {
+    "range_estimator": tuple(ESTIMATORS),
+    "bias_correction": (UNCORRECTED,),
+    "int16_activations": (WIDE,),
+    "int8_weights": (WEIGHTS,),
+}
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """One metric of several: its name, and its value for the float model where that is known (POT's `metrics`)."""
+
+    name: str
+    baseline_value: float | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> MetricOptions:
+        """From a name, a mapping with `name` and `baseline_value`, or itself."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, str):
+            return cls(given)
+        if not isinstance(given, Mapping) or "name" not in given:
+            raise ConfigError(
+                f"metrics: {given!r} is not a metric; expected a name or {{'name': ..., 'baseline_value': ...}}"
+            )
+        unknown = set(given) - {"name", "baseline_value", "type"}
+        if unknown:
+            name = sorted(unknown)[0]
+            raise ConfigError(f"metrics: unknown key {name!r}{did_you_mean(name, ['name', 'baseline_value'])}")
+        baseline = given.get("baseline_value")
+        return cls(str(given["name"]), None if baseline is None else _number("baseline_value", baseline))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvancedAccuracyRestorerParameters:
+    """How the layers that stay in float are searched for; names as in NNCF and POT.
+
+    Attributes:
+      max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`); None: all, if need be.
+      ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 300, or 32 where the
+        ranking is by gradient.
+      ranking: "gradient" or "exact".
+      confirm: how many of the highest ranked layers are measured exactly after a gradient, and put in order.
+      search: "bisect" or "pot".
+      use_prev_if_drop_increase: search="pot": undo a revert that made the drop larger.
+      tune_hyperparams: first try all range estimators, with and without bias correction, for the whole model.
+      convert_to_mixed_preset: where the target is missed with symmetric activations, try asymmetric ones first.
+      base_algorithm: what quantizes the model at the beginning; "DefaultQuantization" is the only one.
+      metrics: several metrics, each of which has to stay within the drop: names, or {"name", "baseline_value"}. With a baseline
+        value for each, the float model is not evaluated on all of the data.
+      metric_subset_ratio: with baseline values: the part of the data on which the float model is compared with the quantized one.
+      restore_mode: "only_activations" keeps the weights of reverted layers rounded.
+      repairs: what to try for a layer before it goes back to float, of "range_estimator", "bias_correction", "int16_activations"
+        and "int8_weights". Tried in the order of their cost; the first that suffices is kept.
+      prune: at the end, try to put back each reverted layer.
+      time_budget: seconds after which the search ends with the best model so far.
+      intermediate_model_dir: a folder for the best model so far and the state of the search; with it, the same call goes on
+        after it was broken off.
+    """
+
+    max_num_iterations: int | None = None
+    ranking_subset_size: int | None = None
+    ranking: Ranking = Ranking.GRADIENT
+    confirm: int = 4
+    search: Search = Search.BISECT
+    use_prev_if_drop_increase: bool = True
+    tune_hyperparams: bool = False
+    convert_to_mixed_preset: bool = False
+    base_algorithm: str = "DefaultQuantization"
+    metrics: tuple[MetricOptions, ...] = ()
+    metric_subset_ratio: float = 0.5
+    restore_mode: RestoreMode = RestoreMode.ACTIVATIONS_AND_WEIGHTS
+    repairs: tuple[str, ...] = ()
+    prune: bool = True
+    time_budget: float | None = None
+    intermediate_model_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that is wrong."""
+
+        def put(key: str, value: Any) -> None:
+            object.__setattr__(self, key, value)
+
+        for key, kind in (("ranking", Ranking), ("search", Search), ("restore_mode", RestoreMode)):
+            put(key, member(kind, key, getattr(self, key)))
+        for key, least in (("max_num_iterations", 1), ("ranking_subset_size", 1), ("confirm", 0)):
+            value = getattr(self, key)
+            if value is not None and (
+                not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least
+            ):
+                raise ConfigError(f"{key} = {value!r}; expected an integer of at least {least}")
+        if self.base_algorithm != "DefaultQuantization":
+            raise ConfigError(f"base_algorithm = {self.base_algorithm!r}; expected 'DefaultQuantization'")
+        if not 0 < _number("metric_subset_ratio", self.metric_subset_ratio) <= 1:
+            raise ConfigError(
+                f"metric_subset_ratio = {self.metric_subset_ratio!r}; expected a number above 0, at most 1"
+            )
+        if self.time_budget is not None and not _number("time_budget", self.time_budget) > 0:
+            raise ConfigError(f"time_budget = {self.time_budget!r}; expected a number of seconds above 0")
+        repairs = (self.repairs,) if isinstance(self.repairs, str) else tuple(self.repairs)
+        for name in repairs:
+            if name not in REPAIRS:
+                raise ConfigError(
+                    f"repairs: {name!r} is not known; expected some of {', '.join(REPAIRS)}{did_you_mean(str(name), REPAIRS)}"
+                )
+        put("repairs", repairs)
+        metrics: Any = self.metrics
+        metrics = (metrics,) if isinstance(metrics, str | Mapping | MetricOptions) else tuple(metrics)
+        put("metrics", tuple(map(MetricOptions.of, metrics)))
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"metrics: {twice[0]!r} is there twice")
+        without = [metric.name for metric in self.metrics if metric.baseline_value is None]
+        if without and len(without) < len(names):
+            raise ConfigError(
+                f"metrics: baseline_value is given for some metrics and not for {', '.join(map(repr, without))}; give it for "
+                "all of them, or for none"
+            )
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What may be done to a layer, cheapest first; the last is what counts as reverting it."""
+        chosen = {step for name in self.repairs for step in REPAIRS[name]}
+        last = STEPS[-1] if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
+        return (*(step for step in STEPS[:-1] if step in chosen and step != last), last)
+
+
+def check_drop(max_drop: Any, drop_type: DropType) -> float:
+    """The largest drop allowed, as a float.
+
+    Raises:
+      ConfigError: it is negative, no number, or as a relative drop allows everything.
+    """
+    value = _number("max_drop", max_drop)
+    if value < 0:
+        raise ConfigError(f"max_drop = {max_drop!r}; a drop that is allowed is 0 or more")
+    if drop_type is DropType.RELATIVE and value >= 1:
+        raise ConfigError(
+            f"max_drop = {max_drop!r} with drop_type='relative' allows to lose all of the metric; expected a part of it, as 0.01"
+        )
+    return value
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(float(value)):
+        raise ConfigError(f"{key} = {value!r}; expected a finite number")
+    return float(value)

@@ -1,0 +1,193 @@
+"""Which layers cost most accuracy: by one backward pass for all of them, or by reverting each alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.accuracy.space import Setting, Space
+from jaxq.accuracy.validation import distances, run_batch
+from jaxq.collect import Batch, batches, compiled_part, largest_tensor
+from jaxq.execute import execute
+from jaxq.graph import FrozenDict, Graph, Literal
+from jaxq.ops import platform
+from jaxq.progress import track
+from jaxq.quantizer import QuantParams, fake_quantize
+
+# Bytes for what a backward pass keeps: all activations of a batch.
+BACKWARD_BYTES = {"cpu": 256 << 20, "gpu": 8 << 30, "tpu": 4 << 30}
+LARGEST_BATCH = 16
+
+
+class Ranked(NamedTuple):
+    """A layer and what reverting it is estimated to gain: the part of the divergence from the float outputs."""
+
+    layer: str
+    gain: float
+    exact: bool  # measured by itself
+
+
+class Ranker:
+    """Ranks the layers of a space on a few samples.
+
+    The divergence is the squared distance of the outputs from those of the float model, over the squared size of these. It is
+    finer than a metric that counts hits: with a few hundred samples most layers change no hit, or the same number of them.
+
+    Args:
+      space: the layers.
+      feeds: one sample each.
+      step: what reverting a layer means.
+      batch_size: samples run at a time; None chooses.
+    """
+
+    def __init__(self, space: Space, feeds: Sequence[Mapping[str, Any]], step: str, batch_size: int | None = None):
+        self.space, self.feeds, self.step, self.batch_size = space, feeds, step, batch_size
+        self.float_model = space.float_model()
+        self._batches: list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]] | None = None
+
+    def by_gradient(self, setting: Setting, confirm: int = 0) -> list[Ranked]:
+        """The layers that a setting leaves quantized, the one with the largest gain first.
+
+        Let alpha_s blend the exact and the rounded value of quantizer s, x + alpha_s (x^ - x), with rounding differentiated
+        straight through. Then d divergence / d alpha_s at alpha = 1 estimates what taking s away gains; a layer's gain is the sum
+        over the quantizers that go with it. The first `confirm` layers are then measured by themselves, and put in order.
+        """
+        slopes = self._slopes(setting)
+        now = self.space.parts(setting).changed
+        gains = {
+            layer: sum(slopes[name] for name in now - self.space.parts({**setting, layer: self.step}).changed)
+            for layer in self._left(setting)
+        }
+        order = sorted(gains, key=lambda layer: -gains[layer])
+        ranked = [Ranked(layer, gains[layer], False) for layer in order]
+        sure = self._measured(setting, order[:confirm])
+        return [*sure, *ranked[len(sure) :]]
+
+    def exactly(self, setting: Setting) -> list[Ranked]:
+        """The same by reverting each of these layers alone."""
+        return self._measured(setting, self._left(setting))
+
+    def costs(self, setting: Setting, start: Setting) -> list[Ranked]:
+        """What each layer of a setting adds to the divergence when it is put back alone; the smallest first."""
+        before = self.divergence(setting)
+        found = []
+        for layer in [name for name in setting if setting[name] != start.get(name)]:
+            less = {name: step for name, step in setting.items() if name != layer}
+            less |= {layer: start[layer]} if layer in start else {}
+            found.append(Ranked(layer, self.divergence(less) - before, True))
+        return sorted(found, key=lambda each: each.gain)
+
+    def _left(self, setting: Setting) -> list[str]:
+        return [layer for layer in self.space.layers if setting.get(layer) != self.step]
+
+    def _measured(self, setting: Setting, layers: Sequence[str]) -> list[Ranked]:
+        if not layers:
+            return []
+        before = self.divergence(setting)
+        gains = [
+            before - self.divergence({**setting, layer: self.step}) for layer in track(layers, "ranking", len(layers))
+        ]
+        order = np.argsort(-np.asarray(gains), kind="stable")
+        return [Ranked(layers[place], gains[place], True) for place in order]
+
+    def divergence(self, setting: Setting) -> float:
+        """The mean divergence of a setting over the samples."""
+        model = self.space.candidate(setting)
+        total, count = 0.0, 0
+        for static, batch, reference in self.batches():
+            found = run_batch(model, static, batch)
+            real = np.asarray(batch.real)
+            total += float(distances(found, reference)[real].sum())
+            count += int(real.sum())
+        return total / count
+
+    def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
+        """The samples in batches, with the outputs of the float model."""
+        if self._batches is None:
+            self._batches = []
+            for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
+                self._batches.append((static, batch, run_batch(self.float_model, static, batch)))
+        return self._batches
+
+    # ----------------------------------------------------------------------------------------------------- the gradient
+
+    def _slopes(self, setting: Setting) -> dict[str, float]:
+        """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
+        now, most = self.space.parts(setting).changed, self.space.parts({}).changed
+        graph, params, encodings = self.space.candidate(setting).program
+        exact = self.float_model.program.params
+        names = sorted(encodings.keys() | most)
+        blended = {name: params[name] for name in names if name in params}
+        alpha = {name: np.float32(name in now) for name in names}
+        total: dict[str, float] = dict.fromkeys(names, 0.0)
+        count = 0
+        for static, batch, reference in track(self.batches(), "ranking"):
+            head = compiled_part(graph, params, static, batch)
+            slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
+            for name, slope in jax.device_get(slopes).items():
+                total[name] += float(np.nan_to_num(slope, nan=0.0, posinf=1e30, neginf=-1e30))
+            count += int(np.asarray(batch.real).sum())
+        return {name: slope / count for name, slope in total.items()}
+
+
+def _fitting(ranker: Ranker) -> int:
+    """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
+    from jaxq.model import split_static
+
+    static, inputs = split_static(ranker.float_model.graph, ranker.feeds[0])
+    largest = largest_tensor(ranker.float_model, static, inputs)
+    room = BACKWARD_BYTES.get(platform(), BACKWARD_BYTES["gpu"]) // max(1, largest * 16)
+    return max(1, min(LARGEST_BATCH, len(ranker.feeds), 1 << max(room, 1).bit_length() - 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradient(
+    graph: Graph,
+    static: FrozenDict[str, Literal],
+    alpha: Mapping[str, Any],
+    exact: Mapping[str, Any],
+    rounded: Mapping[str, Any],
+    encodings: Mapping[str, QuantParams],
+    batch: Batch,
+    reference: Mapping[str, Any],
+) -> dict[str, Any]:
+    """{quantizer: d(sum of divergences over the batch) / d alpha}."""
+    fixed = {name: literal.array for name, literal in static.items()}
+
+    def total(alpha: Mapping[str, Any]) -> Any:
+        def blend(name: str, value: Any, other: Any) -> Any:
+            return value + alpha[name].astype(value.dtype) * (other - value)
+
+        params = {
+            name: blend(name, value, rounded[name]) if name in rounded else value for name, value in exact.items()
+        }
+
+        def tap(name: str, value: Any, carry: Any) -> tuple[Any, Any]:
+            if name in encodings:
+                return blend(name, value, _always(value, encodings[name])), carry
+            return value, carry
+
+        def one(sample: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
+            outputs = execute(graph, params, {**sample, **fixed}, tap=tap)[0]
+            parts = [
+                jnp.sum((outputs[name] - value) ** 2) / jnp.maximum(jnp.sum(value**2), 1e-30)
+                for name, value in wanted.items()
+                if jnp.issubdtype(value.dtype, jnp.floating)
+            ]
+            return jnp.asarray(sum(parts), jnp.float32)
+
+        each = jax.vmap(one)(dict(batch.inputs), dict(reference))
+        return jnp.where(batch.real, each, 0.0).sum()
+
+    return jax.grad(total)(dict(alpha))
+
+
+def _always(value: Any, encoding: QuantParams) -> Any:
+    """The rounded value, whether the quantizer is on or off."""
+    return fake_quantize(value, replace(encoding, enabled=jnp.bool_(True)))

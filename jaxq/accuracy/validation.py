@@ -1,0 +1,119 @@
+"""What evaluating a candidate model means, whoever does it: scores, and which samples quantization hurts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxq.collect import Batch, compiled_part
+from jaxq.execute import execute, quantizing
+from jaxq.graph import FrozenDict, Graph, Literal, TensorType
+from jaxq.metrics import Score
+from jaxq.model import Model
+from jaxq.quantizer import QuantParams
+
+MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
+
+EXACT, QUANTIZED = "exact", "quantized"  # roles of models whose outputs are compared
+
+Scores = dict[str, Score]
+
+
+class Runnable(Protocol):
+    """What can be evaluated: a `Model`, or a file in a runtime."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorType]: ...
+
+    def __call__(self, inputs: Any) -> dict[str, Any]: ...
+
+
+class Pool:
+    """Single samples of the validation data, each with a number: how much quantization hurts it."""
+
+    def __init__(self) -> None:
+        self.feeds: list[dict[str, Any]] = []
+        self.hurt: np.ndarray = np.zeros(0)
+
+    def worst(self, count: int) -> list[dict[str, Any]]:
+        """The samples that quantization hurts most, worst first."""
+        return [self.feeds[number] for number in np.argsort(-self.hurt, kind="stable")[:count]]
+
+
+class Validation(Protocol):
+    """A way to evaluate models.
+
+    Attributes:
+      directions: metric -> whether higher is better.
+      seen: the roles that have been evaluated.
+    """
+
+    @property
+    def directions(self) -> Mapping[str, bool]: ...
+
+    @property
+    def seen(self) -> Mapping[str, Any]: ...
+
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
+        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered."""
+
+    def pool(self, part: float = 1.0) -> Pool:
+        """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_samples(
+    graph: Graph,
+    static: FrozenDict[str, Literal],
+    params: Mapping[str, Any],
+    encodings: Mapping[str, QuantParams],
+    inputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Runs samples [B, ...], each by itself: {output: [B, ...]}."""
+    fixed = {name: literal.array for name, literal in static.items()}
+
+    def one(sample: Mapping[str, Any]) -> dict[str, Any]:
+        return execute(graph, params, {**sample, **fixed}, tap=quantizing(encodings))[0]
+
+    return jax.vmap(one)(dict(inputs))
+
+
+def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
+    """What the compiled part of a model (`jaxq.split`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
+    graph, params, encodings = model.program
+    head = compiled_part(graph, params, static, batch)
+    found: dict[str, np.ndarray] = jax.device_get(run_samples(head, static, params, encodings, dict(batch.inputs)))
+    return found
+
+
+def distances(found: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
+    """How far the outputs of each sample are from the reference: float64 [B].
+
+    sum over float outputs of |found - reference|^2 / |reference|^2
+    """
+    total: Any = 0.0
+    for name, wanted in reference.items():
+        wanted = np.asarray(wanted)
+        if wanted.dtype.kind != "f":
+            continue
+        wanted = wanted.reshape(len(wanted), -1).astype(np.float64)
+        value = np.asarray(found[name], np.float64).reshape(wanted.shape)
+        with np.errstate(all="ignore"):
+            part = ((value - wanted) ** 2).sum(1) / np.maximum((wanted**2).sum(1), 1e-30)
+        total = total + np.nan_to_num(part, nan=np.inf)
+    return np.asarray(total, np.float64).reshape(-1)
+
+
+def filled(rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:
+    pool = Pool()
+    rows = rows[: max(1, math.ceil(part * len(rows)))]
+    pool.feeds = [feed for _, _, feed in rows]
+    order = sorted(range(len(rows)), key=lambda number: rows[number][:2])  # least hurt first
+    pool.hurt = np.zeros(len(rows))
+    pool.hurt[order] = np.arange(len(rows))
+    return pool

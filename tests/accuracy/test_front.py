@@ -1,0 +1,403 @@
+"""The whole of `quantize_with_accuracy_control` on a small classifier."""
+
+import json
+import math
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, prepared, ruined
+from models import integer_network
+
+import jaxq
+from jaxq import AdvancedAccuracyRestorerParameters as Parameters
+from jaxq.accuracy import control
+from jaxq.accuracy.base import ASKED_FOR, quantize_once
+from jaxq.accuracy.ranking import Ranker
+from jaxq.accuracy.space import FLOAT, WEIGHTS, Space
+from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
+
+BAD = "Conv_conv1"
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """One layer of the quantized model has absurd ranges."""
+    monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
+
+
+def control_base(given, estimators, state):
+    return quantize_once(given, estimators)
+
+
+def run(validation=None, function=accuracy, *, model=None, reports=None, **options):
+    data = list(labelled()) if validation is None else validation
+    keep = reports.append if reports is not None else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", JaxqWarning)
+        return jaxq.quantize_with_accuracy_control(
+            chain() if model is None else model,
+            images(12),
+            data,
+            function,
+            on_step=keep,
+            advanced_quantization_parameters=MINMAX,
+            **options,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- what it reaches
+
+
+def test_a_model_within_the_limit_is_quantized_in_all_layers():
+    reports = []
+    model = run(max_drop=0.2, reports=reports)
+    assert reports[-1].status == "reached"
+    assert [step.what for step in reports[-1].steps] == ["all layers quantized"]
+    assert model.encodings.keys() == jaxq.quantize(chain(), images(12)).encodings.keys()
+
+
+@pytest.mark.parametrize("ranking", ["gradient", "exact"])
+@pytest.mark.parametrize("function", [accuracy, "top1", None], ids=["function", "metric", "label-free"])
+def test_a_layer_with_absurd_ranges_is_found_and_reverted_first(planted, ranking, function):
+    reports = []
+    data = [feed for feed, _ in labelled()] if function is None else None
+    run(
+        data, function, max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(ranking=ranking)
+    )
+    report = reports[-1]
+    assert report.status == "reached"
+    assert dict(report.steps[1].setting) == {BAD: FLOAT}
+    assert [(each.layer, each.rank) for each in report.kept] == [(BAD, 1)]
+    assert report.float_layers == 1
+
+
+def test_gradient_and_exact_ranking_name_the_same_worst_layer():
+    space = Space(ruined(base_of(chain(), images(12)), BAD))
+    ranker = Ranker(space, [{"image": each} for each in images(8, 50)], FLOAT)
+    by_gradient, exactly = ranker.by_gradient({}), ranker.exactly({})
+    assert by_gradient[0].layer == exactly[0].layer == BAD
+    assert not by_gradient[0].exact
+    assert exactly[0].exact
+    assert {each.layer for each in by_gradient} == set(space.layers)
+    assert ranker.by_gradient({}, confirm=2)[0].gain == pytest.approx(exactly[0].gain)
+
+
+def test_the_written_file_keeps_what_the_search_promised(planted, tmp_path):
+    pytest.importorskip("onnxruntime")
+    reports = []
+    model = run(max_drop=0.1, reports=reports)
+    jaxq.save(model, tmp_path / "model.onnx")
+    assert reports[-1].runtime_values == pytest.approx(reports[-1].values)
+    loaded = jaxq.load(tmp_path / "model.onnx")
+    assert accuracy(loaded, labelled())[0] == pytest.approx(reports[-1].values["validation_fn"])
+    assert json.loads(loaded.metadata["jaxq.kept"]) == {BAD: FLOAT}
+
+
+def test_one_by_one_finds_the_same_layer(planted):
+    reports = []
+    run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(search="pot"))
+    assert dict(reports[-1].steps[-1].setting) == {BAD: FLOAT}
+
+
+def test_a_cheaper_repair_is_taken_where_it_suffices(monkeypatch):
+    """With absurd ranges of an activation, the weight of the layer may stay rounded."""
+
+    def spoilt(given, *rest):
+        from dataclasses import replace
+
+        base = control_base(given, *rest)
+        tensors = {"relu0": replace(base.encodings[ASKED_FOR]["relu0"], scale=np.full((1, 1, 1, 1), 50.0, np.float32))}
+        return replace(base, encodings={ASKED_FOR: {**base.encodings[ASKED_FOR], **tensors}})
+
+    monkeypatch.setattr(control, "open_base", spoilt)
+    reports = []
+    run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(repairs=("int8_weights",)))
+    assert [(each.layer, each.step) for each in reports[-1].kept] == [(BAD, WEIGHTS)]
+    assert reports[-1].float_layers == 0
+
+
+def test_tuning_and_mixed_mode_come_before_reverting(planted):
+    reports = []
+    advanced = Parameters(tune_hyperparams=True, convert_to_mixed_preset=True)
+    run(max_drop=0.1, preset="performance", reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    tried = [step.what for step in reports[-1].steps]
+    assert tried[:2] == ["all layers quantized", "asymmetric activations (preset mixed)"]
+    assert "all layers: no bias correction" in tried
+    assert reports[-1].status == "reached"
+
+
+def test_several_metrics_all_have_to_hold():
+    reports = []
+    run(
+        None,
+        None,
+        max_drop=0.3,
+        reports=reports,
+        advanced_accuracy_restorer_parameters=Parameters(metrics=("top1", "top5")),
+    )
+    assert reports[-1].values.keys() == {"top1", "top5"}
+    assert all(step.drops.keys() == {"top1", "top5"} for step in reports[-1].steps)
+
+
+def test_the_number_of_compilations_does_not_depend_on_the_number_of_layers(monkeypatch):
+    monkeypatch.setattr(
+        control.Control, "confirm", lambda self: None
+    )  # writing a file rounds each shape of weight apart
+    counts = {}
+    for length in (2, 5):
+        monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
+        compiled = []
+        jax.clear_caches()
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, seconds, compiled=compiled, **_: (
+                compiled.append(event) if "backend_compile" in event else None
+            )
+        )
+        reports = []
+        try:
+            model = chain(length)
+            float_model = jaxq.load(model)
+            data = [({"image": x}, np.asarray(float_model(x)["scores"][0])) for x in images(16, 100)]
+            run(data, "cosine", model=model, max_drop=1e-6, reports=reports,
+                advanced_accuracy_restorer_parameters=Parameters(repairs=("int8_weights",)))  # fmt: skip
+        finally:
+            jax.monitoring.clear_event_listeners()
+        assert len(reports[-1].steps) > length
+        counts[length] = len(compiled)
+    assert counts[2] == counts[5]
+
+
+# -------------------------------------------------------------------------------------------------------- the honest end
+
+
+def test_a_target_that_is_missed_is_an_error_with_the_best_model(planted):
+    advanced = Parameters(restore_mode="only_activations")  # the weight is what is wrong
+    with pytest.raises(AccuracyError, match="was not reached") as caught:
+        run(max_drop=0.05, advanced_accuracy_restorer_parameters=advanced)
+    assert caught.value.report.status == "not reached"
+    assert isinstance(caught.value.best, jaxq.Model)
+    assert caught.value.report.steps
+
+
+def test_a_float_model_below_the_target_is_said_to_be():
+    advanced = Parameters(metrics=({"name": "top1", "baseline_value": 3.0},))
+    with pytest.raises(AccuracyError, match="float model itself is below the target"):
+        run(None, None, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
+
+
+def test_the_time_budget_ends_the_search_with_the_best_so_far(planted):
+    with pytest.raises(AccuracyError) as caught:
+        run(max_drop=0.0, advanced_accuracy_restorer_parameters=Parameters(time_budget=1e-6))
+    assert len(caught.value.report.steps) == 1
+    assert any("time budget" in note for note in caught.value.report.notes)
+
+
+def test_a_search_that_was_killed_goes_on_and_says_so(planted, tmp_path):
+    calls = []
+
+    class Killed(BaseException):
+        """As good as SIGKILL for what is on disk."""
+
+    def failing(model, items):
+        calls.append(1)
+        if len(calls) == 6:  # two probes, float, quantized, and one candidate are done
+            raise Killed
+        return accuracy(model, items)
+
+    failing.__qualname__ = accuracy.__qualname__
+    advanced = Parameters(intermediate_model_dir=tmp_path / "work", prune=False)
+    with pytest.raises(Killed):
+        run(function=failing, max_drop=0.0, advanced_accuracy_restorer_parameters=advanced)
+    assert (tmp_path / "work" / "best.onnx").is_file()
+    jaxq.load(tmp_path / "work" / "best.onnx")
+    known = len(json.loads((tmp_path / "work" / "state.json").read_text())["trials"])
+    assert known == 2
+    reports = []
+    run(max_drop=0.0, reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    assert any(f"{known} candidates are known already" in note for note in reports[-1].notes)
+    assert [step.resumed for step in reports[-1].steps][: known + 1] == [True] * known + [False] * (
+        len(reports[-1].steps) > known
+    )
+    again = []
+    run(max_drop=0.0, reports=again, advanced_accuracy_restorer_parameters=Parameters(prune=False))
+    assert [dict(step.setting) for step in again[-1].steps] == [dict(step.setting) for step in reports[-1].steps]
+    assert [step.values for step in again[-1].steps] == [step.values for step in reports[-1].steps]
+
+
+def test_the_state_of_another_search_is_not_taken_up(tmp_path):
+    advanced = Parameters(intermediate_model_dir=tmp_path)
+    run(max_drop=0.3, advanced_accuracy_restorer_parameters=advanced)
+    reports = []
+    run(max_drop=0.3, reports=reports, preset="performance", advanced_accuracy_restorer_parameters=advanced)
+    assert any("another search" in note for note in reports[-1].notes)
+    (tmp_path / "state.json").write_text("{ broken")
+    run(max_drop=0.3, reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    assert reports[-1].status == "reached"
+
+
+def test_ctrl_c_leaves_the_best_model_on_disk(planted, tmp_path):
+    calls = []
+
+    def interrupted(model, items):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return accuracy(model, items)
+
+    reports = []
+    advanced = Parameters(intermediate_model_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(function=interrupted, max_drop=0.0, reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    assert reports[-1].status == "interrupted"
+    assert "best.onnx" in caught.value.__notes__[0]
+    assert (tmp_path / "best.onnx").is_file()
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "interrupted"
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def returns(value):
+    def validation_fn(model, items):
+        list(items)
+        return value
+
+    return validation_fn
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "float model is nan"),
+        (float("inf"), "float model is inf"),
+        ("0.9", "returned '0.9' .str."),
+        (np.zeros((2, 3)), r"an array of shape \(2, 3\)"),
+        (None, "returned None"),
+    ],
+)
+def test_a_validation_function_that_gives_no_number_is_refused(value, message):
+    with pytest.raises(ConfigError, match=message):
+        run(function=returns(value))
+
+
+def test_a_validation_function_that_raises_is_named():
+    def validation_fn(model, items):
+        raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(ConfigError, match="validation_fn failed: ZeroDivisionError"):
+        run(function=validation_fn)
+
+
+def test_what_was_found_before_a_failure_is_kept(planted):
+    calls = []
+
+    def validation_fn(model, items):
+        calls.append(1)
+        if len(calls) > 4:  # two probes, float, quantized
+            raise ValueError("out of paper")
+        return accuracy(model, items)
+
+    with pytest.raises(AccuracyError, match="broken off: validation_fn failed: ValueError: out of paper") as caught:
+        run(function=validation_fn, max_drop=0.0)
+    assert caught.value.best is not None
+    assert len(caught.value.report.steps) >= 1
+
+
+def test_nan_of_a_candidate_counts_as_missed(planted):
+    reports = []
+
+    def validation_fn(model, items):
+        value = accuracy(model, items)[0]
+        return value if value > 0.9 else math.nan
+
+    run(function=validation_fn, max_drop=0.1, reports=reports)
+    assert math.isnan(reports[-1].steps[0].values["validation_fn"])
+    assert not reports[-1].steps[0].reached
+    assert reports[-1].status == "reached"
+    json.loads(json.dumps(reports[-1].to_dict(), allow_nan=False))
+
+
+def test_a_noisy_validation_function_is_warned_of_with_its_spread():
+    random = np.random.default_rng(0)
+    with pytest.warns(JaxqWarning, match=r"a spread of 0\.\d+"):
+        jaxq.quantize_with_accuracy_control(
+            chain(), images(12), list(labelled()), lambda model, items: 5 + random.uniform(), max_drop=3
+        )
+
+
+def test_a_negative_metric_is_warned_of():
+    reports = []
+    run(function=lambda model, items: accuracy(model, items)[0] - 2, max_drop=0.5, reports=reports)
+    assert any("is negative" in note for note in reports[-1].notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": -0.01}, "0 or more"),
+        ({"max_drop": 5}, "not below the metric itself"),
+        ({"drop_type": "relativ"}, "did you mean 'relative'"),
+        ({"function": "top_1"}, "did you mean 'top1'"),
+        ({"function": 3}, "expected a function"),
+        ({"advanced_accuracy_restorer_parameters": {"ranking": "exact"}}, "AdvancedAccuracyRestorerParameters"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_or_with_the_baseline(options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(**options)
+
+
+def test_empty_validation_data_are_refused():
+    for function in (accuracy, "top1", None):
+        with pytest.raises(CalibrationError, match="validation data is empty"):
+            run([], function)
+
+
+def test_a_generator_is_enough_and_a_loader_that_runs_dry_is_named():
+    run(iter(labelled()), max_drop=0.3)
+
+    class Once:
+        def __init__(self):
+            self.items = list(labelled())
+
+        def __iter__(self):
+            while self.items:
+                yield self.items.pop()
+
+    with pytest.raises((CalibrationError, AccuracyError), match=r"only once|is empty"):
+        run(Once(), max_drop=0.3)
+
+
+def test_labels_that_are_missing_are_asked_for():
+    with pytest.raises(ConfigError, match="has no label"):
+        run(images(3), "top1")
+
+
+def test_a_model_in_which_nothing_can_be_reverted_is_refused():
+    tokens = [np.arange(4)[None]]
+    with pytest.raises(ModelError, match="nothing that target"):
+        jaxq.quantize_with_accuracy_control(integer_network(), tokens, tokens, max_drop=0.1)
+
+
+def test_a_function_that_never_calls_the_model_is_refused_when_layers_must_be_ranked(planted):
+    values = iter([1.0, 1.0, 1.0] + [0.0] * 50)
+    with pytest.raises((ConfigError, AccuracyError), match="never called the model"):
+        run(function=lambda model, items: (list(items), next(values))[1], max_drop=0.1)
+
+
+def test_batches_of_labels_belong_to_batches_of_samples():
+    reports = []
+    feeds, labels = zip(*labelled(), strict=True)
+    batch = ({"image": np.concatenate([feed["image"] for feed in feeds])}, np.array(labels))
+    run([batch], "top1", max_drop=0.9, reports=reports)
+    assert reports[-1].goals[0].baseline == 1.0
+    with pytest.raises(jaxq.InputError, match="24 samples and 3 labels"):
+        run([(batch[0], np.array(labels[:3]))], "top1", max_drop=0.9)
+
+
+def test_the_preparation_of_a_search_is_that_of_quantize():
+    given = prepared(chain(), images(4))
+    assert given.place().nodes == given.plan.nodes
+    assert BAD not in given.place([BAD]).nodes

@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+from accuracy_models import chain, images, labelled
+
+import jaxq
+from jaxq.accuracy.options import MetricOptions
+from jaxq.accuracy.section import read_section
+from jaxq.errors import AccuracyError, ConfigError
+
+
+def test_names_of_pot_and_of_nncf_are_the_same_arguments():
+    pot = {"maximal_drop": 0.005, "max_iter_num": 30, "metrics": [{"name": "accuracy", "baseline_value": 0.72}],
+           "annotation_conf_threshold": 0.6, "base_algorithm": "DefaultQuantization"}  # fmt: skip
+    arguments, validation = read_section(pot)
+    assert arguments["max_drop"] == 0.005
+    assert arguments["advanced_accuracy_restorer_parameters"].max_num_iterations == 30
+    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1", 0.72),)
+    assert validation is None
+    assert read_section({"max_drop": 0.005})[0]["max_drop"] == 0.005
+
+
+def test_an_unknown_key_gives_the_nearest_one():
+    with pytest.raises(ConfigError, match=r"accuracy\.max_dorp: unknown key; did you mean 'max_drop'"):
+        read_section({"max_dorp": 0.1})
+
+
+@pytest.fixture
+def job(tmp_path):
+    onnx.save(chain(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", image=np.concatenate(images(12)))
+    feeds, labels = zip(*labelled(), strict=True)
+    np.savez(tmp_path / "val.npz", image=np.concatenate([feed["image"] for feed in feeds]), label=np.array(labels))
+
+    def write(**accuracy):
+        content = {
+            "model": "model.onnx",
+            "data": "data.npz",
+            "accuracy": {"validation": str(tmp_path / "val.npz"), **accuracy},
+        }
+        (tmp_path / "job.json").write_text(json.dumps(content))
+        return tmp_path / "job.json"
+
+    return write
+
+
+def test_a_configuration_file_controls_the_accuracy(job, tmp_path):
+    result = jaxq.run_config(job(metric="top1", max_drop=0.3), tmp_path / "out")
+    assert json.loads(result.model.metadata["jaxq.accuracy"])["top1"][0] == 1.0
+
+
+def test_a_target_that_is_missed_leaves_the_best_model_beside_the_error(job, tmp_path):
+    metrics = [{"name": "top1", "baseline_value": 3.0}]
+    with pytest.raises(AccuracyError, match="below the target"):
+        jaxq.run_config(job(metrics=metrics, max_drop=0.1), tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").is_file()

@@ -1,0 +1,164 @@
+"""That the program which is tried computes what the model that is written computes, for every setting."""
+
+import jax
+import numpy as np
+import pytest
+from accuracy_models import MINMAX, base_of, chain_space, images
+from models import NETWORKS, samples
+
+import jaxq
+from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space, rounded
+from jaxq.quantizer import fake_quantize
+
+ROUGH = {"rtol": 2e-5, "atol": 2e-5}
+
+
+@pytest.fixture(scope="module", params=["residual", "shuffle", "transformer", "branching"])
+def network(request):
+    name = request.param
+    return name, Space(base_of(NETWORKS[name][0](), samples(name, 6)))
+
+
+def settings(space, count=6):
+    random = np.random.default_rng(0)
+    names = list(space.layers)
+    yield {}
+    yield dict.fromkeys(names, FLOAT)
+    for _ in range(count):
+        yield {name: FLOAT for name in names if random.random() < 0.5}
+
+
+def test_what_is_tried_is_what_is_written(network):
+    name, space = network
+    feed = samples(name, 1, first=50)[0]
+    for setting in settings(space):
+        tried, written = space.candidate(setting)(feed), space.final(setting)(feed)
+        for key, value in tried.items():
+            np.testing.assert_allclose(np.asarray(value), np.asarray(written[key]), **ROUGH, err_msg=str(setting))
+
+
+def test_all_layers_quantized_is_what_quantize_gives(network):
+    name, space = network
+    feed = samples(name, 1, first=50)[0]
+    usual = jaxq.quantize(NETWORKS[name][0](), samples(name, 6), advanced_parameters=MINMAX)(feed)
+    for key, value in space.candidate({})(feed).items():
+        np.testing.assert_allclose(np.asarray(value), np.asarray(usual[key]), **ROUGH)
+
+
+def test_all_layers_reverted_is_the_float_model(network):
+    name, space = network
+    feed = samples(name, 1, first=50)[0]
+    setting = dict.fromkeys(space.layers, FLOAT)
+    exact = jaxq.load(NETWORKS[name][0]())(feed)
+    assert not space.parts(setting).changed
+    for model in (space.float_model(), space.candidate(setting), space.final(setting)):
+        for key, value in model(feed).items():
+            np.testing.assert_allclose(np.asarray(value), np.asarray(exact[key]), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_cover_every_quantizer(network):
+    _, space = network
+    without = space.parts(dict.fromkeys(space.layers, FLOAT))
+    assert not without.plan.activations
+    assert not without.plan.weights
+    assert sorted(node for layer in space.layers.values() for node in layer.nodes) == sorted(space.base.plan.nodes)
+
+
+def test_no_layer_is_half_quantized(network):
+    """Where a node's weight is rounded its data are, and the other way round, whatever is reverted."""
+    _, space = network
+    for setting in settings(space):
+        parts = space.parts(setting)
+        for layer in space.layers.values():
+            if layer.weights:
+                switches = [switch for (node, _), switch in space.switches.places.items() if node in layer.nodes]
+                rounded_weights = not parts.rounded.isdisjoint(layer.weights)
+                assert rounded_weights == (layer.name not in setting)
+                assert not rounded_weights or parts.switches.issuperset(switches)
+
+
+def test_a_shared_quantizer_stays_for_the_other_reader():
+    space = Space(base_of(NETWORKS["residual"][0](), samples("residual", 4)))
+    shared = [name for name in space.switches.tensors.values() if list(space.switches.tensors.values()).count(name) > 1]
+    assert shared, "the sum and the convolution read the same tensor"
+    reader = next(
+        place for place, switch in space.switches.places.items() if space.switches.tensors[switch] == shared[0]
+    )
+    layer = next(layer.name for layer in space.layers.values() if reader[0] in layer.nodes)
+    on = {space.switches.tensors[switch] for switch in space.parts({layer: FLOAT}).switches}
+    assert shared[0] in on
+
+
+def test_settings_do_not_compile_again():
+    space = chain_space()
+    feed = images(1, 40)[0]
+    space.candidate({})(feed)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        for step in (FLOAT, WEIGHTS, WIDE, UNCORRECTED, "range estimator mse"):
+            for layer in space.layers:
+                space.candidate({layer: step})(feed)
+        space.float_model()(feed)
+        assert not compiled
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_a_reverted_layer_has_its_own_bias_again():
+    space = chain_space()
+    moved = next(bias for bias, node in space._biases.items() if node == "Conv_conv1")
+    assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
+    for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
+                          ({"Conv_conv1": WEIGHTS}, "corrected")):  # fmt: skip
+        np.testing.assert_array_equal(space.parts(setting).params[moved], getattr(space.base, kind)[moved])
+
+
+def test_every_repair_is_closer_to_float_than_all_in_eight_bits():
+    space = chain_space()
+    feed = np.concatenate(images(20, 40))
+    exact = np.asarray(space.float_model()(feed)["scores"])
+
+    def error(step):
+        setting = dict.fromkeys(space.layers, step) if step else {}
+        return float(np.abs(np.asarray(space.candidate(setting)(feed)["scores"]) - exact).mean())
+
+    assert error(FLOAT) < 1e-5
+    assert error(WEIGHTS) < error("")
+    assert error(WIDE) < error("")
+
+
+def test_repaired_models_are_written_as_they_were_tried(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from models import run_onnx
+
+    space = chain_space()
+    feed = {"image": images(1, 40)[0]}
+    setting = {
+        "Conv_conv0": WIDE,
+        "Conv_conv1": WEIGHTS,
+        "Conv_conv2": "range estimator mse",
+        "Gemm_scores": UNCORRECTED,
+    }
+    jaxq.save(space.final(setting), tmp_path / "model.onnx")
+    expected = np.asarray(space.candidate(setting)(feed)["scores"])
+    found = run_onnx(str(tmp_path / "model.onnx"), feed)["scores"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_layers_in_float_are_counted_by_their_weights():
+    space = chain_space()
+    assert space.weight_layers == 4
+    assert space.float_layers({}) == 0
+    assert space.float_layers({"Conv_conv0": FLOAT, "Conv_conv1": WEIGHTS}) == 1
+
+
+def test_rounding_in_numpy_is_that_of_the_program():
+    space = Space(base_of(NETWORKS["residual"][0](), samples("residual", 4)))
+    for name, encoding in space.base.weights.items():
+        value = np.asarray(space.base.exact[name])
+        np.testing.assert_array_equal(
+            rounded(value, encoding), np.asarray(fake_quantize(jax.numpy.asarray(value), encoding))
+        )

@@ -1,0 +1,68 @@
+"""A small classifier whose labels are what it says itself, and the pieces of a search over its layers."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from models import Network, smooth
+
+import jaxq
+from jaxq.accuracy.base import quantize_once
+from jaxq.accuracy.space import Base, Space
+from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
+from jaxq.pipeline import Prepared, prepare
+
+
+def chain(length: int = 3) -> onnx.ModelProto:
+    """image [N, 4, 6, 6] -> scores [N, 5]: convolutions of equal shape, one after the other."""
+    net = Network(seed=3)
+    x = net.input("image", ["N", 4, 6, 6])
+    for number in range(length):
+        x = net.node("Relu", [net.convolution(x, f"conv{number}", (4, 4))], f"relu{number}")
+    net.dense(net.node("Flatten", [x], "features"), "scores", (144, 5))
+    net.output("scores", ["N", 5])
+    return net.proto()
+
+
+def images(count: int, first: int = 0) -> list[np.ndarray]:
+    return [smooth(1, 4, 6, 6, seed=seed) for seed in range(first, first + count)]
+
+
+@functools.cache
+def labelled(count: int = 24) -> tuple[tuple[dict[str, np.ndarray], int], ...]:
+    """(feed, the class that the float model sees in it)."""
+    model = jaxq.load(chain())
+    return tuple(({"image": x}, int(np.asarray(model(x)["scores"]).argmax())) for x in images(count, 100))
+
+
+def accuracy(model: Any, items: Any) -> tuple[float, list[float]]:
+    """A validation function of the usual kind."""
+    right = [float(np.asarray(model(feed)["scores"]).argmax() == label) for feed, label in items]
+    return float(np.mean(right)), right
+
+
+MINMAX = AdvancedQuantizationParameters(activations_range_estimator_params="minmax")
+
+
+def prepared(model: onnx.ModelProto, feeds: list[Any]) -> Prepared:
+    return prepare(model, feeds, QuantizeOptions(advanced_parameters=MINMAX))
+
+
+def base_of(model: onnx.ModelProto, feeds: list[Any], *others: str) -> Base:
+    return quantize_once(prepared(model, feeds), others)
+
+
+@functools.cache
+def chain_space() -> Space:
+    return Space(base_of(chain(), images(12), "mse"))
+
+
+def ruined(base: Base, node: str) -> Base:
+    """The base with absurd ranges for the weight of one node."""
+    weight = next(each.inputs[1] for _, each in base.graph.walk() if each.name == node)
+    spoilt = replace(base.weights[weight], scale=base.weights[weight].scale * np.float32(90))
+    return replace(base, weights={**base.weights, weight: spoilt})

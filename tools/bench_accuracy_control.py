@@ -1,0 +1,221 @@
+"""Runs the accuracy control of jaxq and of nncf on the same classifiers, data and limits, and prints them side by side.
+
+    python tools/bench_accuracy_control.py [TASK ...] [--nncf PYTHON] [--hard] [--max-drop 0.01] [-n ROWS] [--data FOLDER]
+                                           [--search JSON] [--json FILE]
+
+DATA is a folder with an `evaluate.py` that defines TASKS: name -> model path, `calib(n)` and `metric(run, n)`. PYTHON is the
+interpreter of an environment with nncf, onnx and onnxruntime; without it only jaxq is run. JSON are search parameters of jaxq.
+
+`--per-tensor` gives weights of 8 bits one scale for each tensor. `--hard` gives them 4 bits, too, and runs jaxq alone: nncf
+quantizes ONNX models to 8 bits.
+
+Each run is a process of its own. Seconds count the call alone, compilation included and importing not. The value is top-1 of the
+written file in ONNX Runtime; layers are those with weights, in float of all; evaluations are of all the validation data for
+jaxq, and calls of the validation function (on subsets too) for nncf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROWS = {"kws_dscnn": 500, "cifar_resnet8": 500, "cifar_resnet20": 500, "vit_cifar_a": 300, "mobilenetv1_x0.25": 300,
+        "squeezenet1.1": 150, "mobilenetv2_1.0": 150}  # fmt: skip
+Items = list[tuple[dict[str, np.ndarray], int]]
+
+
+def evaluate_module(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("evaluate", folder / "evaluate.py")
+    if spec is None or spec.loader is None or not (folder / "evaluate.py").is_file():
+        sys.exit(f"error: no evaluate.py in {folder}; give its folder with --data")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def labelled(evaluate: Any, task: Any, rows: int) -> Items:
+    """(feed of one sample, label) of the first rows, out of the hands of the metric that would count the hits."""
+    found: Items = []
+
+    def classify(
+        run: Any, name: str, batches: Any, labels: Any, fix: Any = lambda outputs: outputs[0]
+    ) -> dict[str, Any]:
+        skipped = int(fix([np.arange(2000.0)[None]]).reshape(-1)[0])  # classes in front that have no label
+        samples = [row[None] for batch in batches for row in batch]
+        found.extend(({name: x}, int(label) + skipped) for x, label in zip(samples, labels, strict=False))
+        return {}
+
+    evaluate.classify = classify
+    task.metric(None, rows)
+    return found
+
+
+def hits(path: str | bytes, items: Items) -> list[float]:
+    """Whether each sample is classified rightly by a file in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [float(session.run(None, feed)[0].reshape(-1).argmax() == label) for feed, label in items]
+
+
+def run_jaxq(task: Any, items: Items, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
+    import jaxq
+    from jaxq.errors import AccuracyError
+
+    warnings.simplefilter("ignore", jaxq.JaxqWarning)
+    weights = None
+    if arguments.hard or arguments.per_tensor:
+        weights = jaxq.QuantizationParameters(num_bits=4 if arguments.hard else 8, per_channel=False)
+    reports: list[Any] = []
+    feeds = list(task.calib(100))
+    started = time.perf_counter()
+    try:
+        model = jaxq.quantize_with_accuracy_control(
+            task.model,
+            feeds,
+            items,
+            "top1",
+            max_drop=arguments.max_drop,
+            advanced_quantization_parameters=jaxq.AdvancedQuantizationParameters(weights_quantization_params=weights),
+            advanced_accuracy_restorer_parameters=jaxq.AdvancedAccuracyRestorerParameters(
+                **json.loads(arguments.search)
+            ),
+            on_step=reports.append,
+        )
+    except AccuracyError as error:
+        model = error.best
+    seconds = time.perf_counter() - started
+    jaxq.save(model, out)
+    report = reports[-1]
+    return {"seconds": seconds, "evaluations": len(report.steps), "layers": [report.float_layers, report.weight_layers],
+            "phases": dict(report.seconds), "kept": [each.layer for each in report.kept]}  # fmt: skip
+
+
+def run_nncf(task: Any, items: Items, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
+    import logging
+
+    import nncf
+    import onnx
+
+    nncf.set_log_level(logging.ERROR)
+    model, calls = onnx.load(task.model), [0]
+
+    def validate(proto: Any, some: Any) -> tuple[float, list[float]]:
+        calls[0] += 1
+        each = hits(proto.SerializeToString(), list(some))
+        return float(np.mean(each)), each
+
+    parameters = nncf.AdvancedQuantizationParameters()
+    if arguments.per_tensor:
+        parameters.weights_quantization_params = nncf.quantization.advanced_parameters.QuantizationParameters(
+            per_channel=False
+        )
+    feeds = list(task.calib(100))
+    started = time.perf_counter()
+    quantized = nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset(feeds),
+        nncf.Dataset(items),
+        validate,
+        max_drop=arguments.max_drop,
+        advanced_quantization_parameters=parameters,
+    )
+    seconds = time.perf_counter() - started
+    onnx.save(quantized, out)
+    return {"seconds": seconds, "evaluations": calls[0], "layers": weights_in_float(quantized)}
+
+
+def weights_in_float(model: Any) -> list[int]:
+    """[layers whose weight is read in float, layers with weights] of a QDQ model."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    stored = {each.name for each in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        name = node.input[1]
+        if name in stored:
+            found.append(True)
+            continue
+        maker = makers.get(name)
+        while maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear", "Transpose", "Identity"):
+            name = maker.input[0]
+            maker = makers.get(name)
+        if name in stored:
+            found.append(False)
+    return [sum(found), len(found)]
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One task with one tool, in this process."""
+    evaluate = evaluate_module(arguments.data)
+    task = evaluate.TASKS[name]
+    items = labelled(evaluate, task, arguments.rows or ROWS.get(name, 300))
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "model.onnx")
+        baseline = float(np.mean(hits(task.model, items)))
+        found = (run_nncf if arguments.tool == "nncf" else run_jaxq)(task, items, arguments, out)
+        value = float(np.mean(hits(out, items)))
+    return {"task": name, "tool": arguments.tool, "n": len(items), "float": baseline, "value": value, **found}
+
+
+def row(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"| {found['task']} | {found['tool']} | fails: {found['error']} | | | | | |"
+    layers = " of ".join(map(str, found["layers"]))
+    cells = (found["task"], found["tool"], found["n"], f"{found['float']:.4f}", f"{found['value']:.4f}", layers,
+             found["evaluations"], f"{found['seconds']:.1f}")  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*")
+    parser.add_argument("--nncf", help="a Python interpreter that has nncf")
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("-n", "--rows", type=int)
+    parser.add_argument("--max-drop", type=float, default=0.01)
+    parser.add_argument("--hard", action="store_true", help="weights of 4 bits, one scale for each tensor")
+    parser.add_argument("--per-tensor", action="store_true", help="weights of 8 bits, one scale for each tensor")
+    parser.add_argument("--search", default="{}", help="search parameters of jaxq, as JSON")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tool", choices=["jaxq", "nncf"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.tool:
+        print(json.dumps(measure(arguments.tasks[0], arguments)))
+        return
+    tools = [("jaxq", sys.executable), *([("nncf", arguments.nncf)] if arguments.nncf and not arguments.hard else [])]
+    options = [each for each in sys.argv[1:] if each not in arguments.tasks]
+    results = []
+    print(
+        "| task | tool | n | float | written file | layers in float | evaluations | s |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name in arguments.tasks or ROWS:
+        for tool, python in tools:
+            command = [python, __file__, name, "--tool", tool, *options]
+            done = subprocess.run(command, capture_output=True, text=True)
+            last = (done.stdout.strip().splitlines() or [""])[-1]
+            error = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            failed = {"task": name, "tool": tool, "error": error[:200]}
+            results.append(json.loads(last) if done.returncode == 0 else failed)
+            print(row(results[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
