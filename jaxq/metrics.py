@@ -93,7 +93,11 @@ def _imported(name: str) -> Metric:
         )
 
     def combine(records: Sequence[Any]) -> Score:
-        return as_score(function([outputs for outputs, _ in records], [target for _, target in records]), name)
+        try:
+            returned = function([outputs for outputs, _ in records], [target for _, target in records])
+        except Exception as error:
+            raise ConfigError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
+        return as_score(returned, name)
 
     return Metric(name, bool(getattr(function, "higher_is_better", True)), lambda *record: record, combine)
 

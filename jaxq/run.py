@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from jaxq.onnx_import import load
 from jaxq.pipeline import prepare
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.report import AccuracyReport
     from jaxq.config import Job
 
 
@@ -50,25 +53,42 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
     Raises:
       ConfigError: the file is wrong; the message gives the path in it, what was expected and the nearest valid key.
       ModelError, CalibrationError, InputError: as `jaxq.quantize`.
-      AccuracyError: the accuracy asked for was not reached; the best model is written all the same.
+      AccuracyError: the accuracy asked for was not reached; the best model and the report are written all the same.
+    """
+    result, missed = run_file(path, output)
+    if missed is not None:
+        raise missed
+    return result
+
+
+def run_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    on_step: Callable[[AccuracyReport], None] | None = None,
+) -> tuple[RunResult, AccuracyError | None]:
+    """`run_config`, where missing the accuracy asked for is a result too: that of the best model, and the error.
+
+    Args:
+      on_step: gets the report of a search for accuracy after every step.
     """
     start = time.perf_counter()
     job, places = read_any(path)
-    source = Path(job.model)
-    name = job.name or source.stem
-    file = None
-    if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        file = Path(output) / f"{name}.onnx"
-        check_writable(file)
-        if file.resolve() == source.resolve():
-            raise ConfigError(f"the result would replace the model itself, {str(source)!r}; name another folder")
+    file = _output_file(job, output)
+    search: AccuracyReport | None = None
+    missed = None
+
+    def follow(report: AccuracyReport) -> None:
+        nonlocal search
+        search = report
+        if on_step is not None:
+            on_step(report)
+
     try:
-        model = run_job(job, file.with_suffix(".intermediate.onnx") if file else None)
+        model = run_job(job, file, follow)
     except AccuracyError as error:
-        if file is not None and error.best is not None:
-            save(error.best, file)
-        raise
+        if error.best is None:
+            raise
+        model, missed = error.best, error
     except ConfigError as error:
         place = next((f" {place}:" for word, place in places.items() if str(error).startswith(word)), "")
         raise ConfigError(f"{path}:{place} {error}") from error
@@ -76,10 +96,10 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
     wanted = job.quantize.subset_size if job.quantize else None
     if "subset_size" in places and wanted is not None and 0 < used < wanted:
         place = f"{path}: {places['subset_size']} = {wanted}"
-        warnings.warn(f"{place}, but the data has {used} samples; all of them are used", JaxqWarning, stacklevel=2)
+        warnings.warn(f"{place}, but the data has {used} samples; all of them are used", JaxqWarning, stacklevel=3)
     report = {
         "config": os.fspath(path),
-        "model": str(source),
+        "model": job.model,
         "output": None if file is None else str(file),
         "quantized_activations": len(model.encodings.keys() - model.params.keys()),
         "quantized_params": len(model.encodings.keys() & model.params.keys()),
@@ -87,10 +107,25 @@ def run_config(path: str | os.PathLike[str], output: str | os.PathLike[str] | No
         "metadata": dict(model.metadata),
         "job": job.to_dict(),
     }
+    if search is not None:
+        report["accuracy"] = search.to_dict()
     if file is not None:
         save(model, file)
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
-    return RunResult(model, file, report)
+    return RunResult(model, file, report), missed
+
+
+def _output_file(job: Job, output: str | os.PathLike[str] | None) -> Path | None:
+    """The ONNX file to write in the folder, which is made."""
+    if output is None:
+        return None
+    source = Path(job.model)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    file = Path(output) / f"{job.name or source.stem}.onnx"
+    check_writable(file)
+    if file.resolve() == source.resolve():
+        raise ConfigError(f"the result would replace the model itself, {str(source)!r}; name another folder")
+    return file
 
 
 def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
@@ -116,8 +151,10 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
         "model": _resolved(job.model, folder),
         "data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)}),
     }
-    if isinstance(validation := (job.accuracy or {}).get("validation"), str):
-        changes["accuracy"] = {**(job.accuracy or {}), "validation": _resolved(validation, folder)}
+    accuracy = dict(job.accuracy or {})
+    for key in ("validation", "intermediate_model_dir"):
+        if isinstance(accuracy.get(key), str):
+            changes["accuracy"] = accuracy = {**accuracy, key: _resolved(accuracy[key], folder)}
     return job.model_copy(update=changes), places
 
 
@@ -130,8 +167,8 @@ def _resolved(text: str, folder: Path) -> str:
     return os.path.normpath(folder / text)
 
 
-def run_job(job: Job, intermediate: Path | None = None) -> Model:
-    """The model that a job makes; nothing is written but the intermediate model, where the job asks for it."""
+def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyReport], None] | None = None) -> Model:
+    """The model that a job makes. Beside `file` are written the intermediate model, if asked for, and the state of a search."""
     model = load(job.model)
     if job.quantize is None:
         warnings.warn(f"{job.model}: the configuration leaves the whole model in float", JaxqWarning, stacklevel=3)
@@ -147,15 +184,29 @@ def run_job(job: Job, intermediate: Path | None = None) -> Model:
         job.data.source, model, limit=limit, images=job.data.images, batch_axis=job.data.batch_axis, seed=seed
     )
     if job.accuracy is not None:
-        return run_with_accuracy_control(job, model, data)
+        return run_with_accuracy_control(job, model, data, file, on_step)
     prepared = prepare(model, data, job.quantize)
-    dump = None if intermediate is None or not job.dump_intermediate_model else partial(save, path=intermediate)
+    dump = (
+        partial(save, path=file.with_suffix(".intermediate.onnx"))
+        if file is not None and job.dump_intermediate_model
+        else None
+    )
     quantized = prepared.run(watch=dump)
     return quantized.replace(metadata=quantized.metadata | prepared.record(stacklevel=4))
 
 
-def run_with_accuracy_control(job: Job, model: Model, data: Dataset) -> Model:
-    """The model of a job that limits the loss of accuracy."""
+def run_with_accuracy_control(
+    job: Job,
+    model: Model,
+    data: Dataset,
+    file: Path | None = None,
+    on_step: Callable[[AccuracyReport], None] | None = None,
+) -> Model:
+    """The model of a job that limits the loss of accuracy.
+
+    The state of the search is kept in `<file>.search` until the limit is reached, unless the job names a folder for it: the same
+    job goes on from there. When the user interrupts, the best model so far is written to `file`.
+    """
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.section import read_section
 
@@ -163,9 +214,29 @@ def run_with_accuracy_control(job: Job, model: Model, data: Dataset) -> Model:
     arguments, source = read_section(job.accuracy)
     options = job.quantize.arguments()
     options["advanced_quantization_parameters"] = options.pop("advanced_parameters")
-    labelled = arguments["validation_fn"] or arguments["advanced_accuracy_restorer_parameters"].metrics
+    advanced = arguments.pop("advanced_accuracy_restorer_parameters")
+    labelled = arguments["validation_fn"] or advanced.metrics
     validation = open_data(
         source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
         label="label" if labelled else None,
     )  # fmt: skip
-    return quantize_with_accuracy_control(model, data, validation, **arguments, **options)
+    own = None if file is None or advanced.intermediate_model_dir else file.with_name(f"{file.name}.search")
+    folder = own or (Path(advanced.intermediate_model_dir) if advanced.intermediate_model_dir else None)
+    advanced = replace(advanced, intermediate_model_dir=folder)
+    try:
+        found = quantize_with_accuracy_control(
+            model,
+            data,
+            validation,
+            **arguments,
+            **options,
+            advanced_accuracy_restorer_parameters=advanced,
+            on_step=on_step,
+        )
+    except KeyboardInterrupt:
+        if folder is not None and file is not None and (folder / "best.onnx").is_file():
+            shutil.copyfile(folder / "best.onnx", file)
+        raise
+    if own is not None:
+        shutil.rmtree(own, ignore_errors=True)
+    return found

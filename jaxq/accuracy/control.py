@@ -75,7 +75,8 @@ class Control:
         if state.foreign:
             self.note("the folder holds the state of another search (other model, data or options); starting anew")
         if state.resumed:
-            self.note(f"going on with a search that was broken off: {state.resumed} candidates are known already")
+            known = "1 candidate is" if state.resumed == 1 else f"{state.resumed} candidates are"
+            self.note(f"going on with a search that was broken off: {known} known already")
 
     # -------------------------------------------------------------------------------------------------------- the search
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxq.accuracy.switches import Switches, add_switches
@@ -20,7 +19,7 @@ from jaxq.algorithms.calibration import with_biases
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
 from jaxq.plan import Plan
-from jaxq.quantizer import IntType, QuantParams, fake_quantize, spread
+from jaxq.quantizer import IntType, QuantParams, fake_quantize_array
 from jaxq.ranges import Range, asymmetric_params
 
 FLOAT = "float"  # the layer is as it was
@@ -199,10 +198,10 @@ class Space:
 
     def _round(self, name: str, value: Any, encoding: QuantParams) -> np.ndarray:
         if name in self.base.corrected:
-            return rounded(np.asarray(value), encoding)
+            return fake_quantize_array(np.asarray(value), encoding)
         key = (name, np.asarray(encoding.scale).tobytes())
         if key not in self._cache:
-            self._cache[key] = rounded(np.asarray(value), encoding)
+            self._cache[key] = fake_quantize_array(np.asarray(value), encoding)
         return self._cache[key]
 
     def final(self, setting: Setting, metadata: Mapping[str, str] | None = None) -> Model:
@@ -228,18 +227,6 @@ class Space:
     def weight_layers(self) -> int:
         """How many layers with weights there are."""
         return sum(bool(layer.weights) for layer in self.layers.values())
-
-
-def rounded(value: np.ndarray, encoding: QuantParams) -> np.ndarray:
-    """`fake_quantize` of a param, on integer grids in numpy: nothing is compiled for it, whatever the number of shapes."""
-    if encoding.mantissa is not None:
-        return np.asarray(fake_quantize(jnp.asarray(value), encoding))
-    scale, zero_point = (spread(np.asarray(each), value.shape) for each in (encoding.scale, encoding.zero_point))
-    zero = zero_point.astype(np.float32)
-    grid = np.clip(
-        np.rint(value.astype(np.float32) / scale) + zero, np.float32(encoding.qmin), np.float32(encoding.qmax)
-    )
-    return ((grid - zero) * scale).astype(value.dtype)
 
 
 def widened(encoding: QuantParams) -> QuantParams:

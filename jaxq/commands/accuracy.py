@@ -108,6 +108,22 @@ class AccuracyChoices:
         return {key: value for key, value in said.items() if value is not None}
 
 
+class Steps:
+    """Prints each candidate of a search on standard error as it is done, and keeps the last report."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.last: AccuracyReport | None = None
+
+    def __call__(self, report: AccuracyReport) -> None:
+        new = len(report.steps) > (0 if self.last is None else len(self.last.steps))
+        self.last = report
+        if new and not self.quiet:
+            step = report.steps[-1]
+            values = ", ".join(f"{name} {value:.5g} ({step.drops[name]:+.4g})" for name, value in step.values.items())
+            print(f"{len(report.steps) - 1:4d}  {step.what}: {values}", file=sys.stderr)
+
+
 def quantize_within(
     choices: AccuracyChoices,
     model: Model,
@@ -138,16 +154,7 @@ def quantize_within(
     )
     arguments = options.arguments()
     arguments["advanced_quantization_parameters"] = arguments.pop("advanced_parameters")
-    last: list[AccuracyReport] = []
-
-    def show(report: AccuracyReport) -> None:
-        new = len(report.steps) > (len(last[-1].steps) if last else 0)
-        last.append(report)
-        if new and not quiet:
-            step = report.steps[-1]
-            values = ", ".join(f"{name} {value:.5g} ({step.drops[name]:+.4g})" for name, value in step.values.items())
-            print(f"{len(report.steps) - 1:4d}  {step.what}: {values}", file=sys.stderr)
-
+    steps = Steps(quiet)
     try:
         found = quantize_with_accuracy_control(
             model,
@@ -157,7 +164,7 @@ def quantize_within(
             max_drop=choices.max_drop,
             drop_type=choices.drop_type,
             advanced_accuracy_restorer_parameters=parameters,
-            on_step=show,
+            on_step=steps,
             **arguments,
         )
     except AccuracyError as error:
@@ -172,4 +179,5 @@ def quantize_within(
         raise
     if choices.work is None:
         shutil.rmtree(folder, ignore_errors=True)
-    return found, last[-1]
+    assert steps.last is not None
+    return found, steps.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,8 @@ def run(
 ) -> None:
     """Do what a configuration file says.
 
-    The format is recognised. The folder gets NAME.onnx, and NAME.json with what was done.
+    The format is recognised. The folder gets NAME.onnx, and NAME.json with what was done. Where the file limits the loss of
+    accuracy, the exit code is 3 if that is not reached, and the best model is written all the same.
     """
     if schema:
         from jaxq.config import schema as schema_of
@@ -43,10 +45,21 @@ def run(
         raise ConfigError(f"{missing} is missing; write `jaxq run CONFIG.json -o FOLDER`")
     check_outputs({"--json": json_path}, {"CONFIG": config})
     with session(device=device, quiet=quiet, verbose=verbose):
-        from jaxq.run import run_config
+        from jaxq.commands.accuracy import Steps
+        from jaxq.run import run_file
 
-        result = run_config(config, output)
+        steps = Steps(quiet)
+        try:
+            result, missed = run_file(config, output, steps)
+        except KeyboardInterrupt as interrupt:
+            for note in getattr(interrupt, "__notes__", ()):
+                print(f"interrupted: {note}", file=sys.stderr)
+            raise
     write_json(result.report, json_path)
     if not quiet and json_path != "-":
+        if steps.last is not None:
+            print(steps.last.table())
         print("{output}: {quantized_params} weights and biases, {quantized_activations} activations quantized, "
               "in {seconds:.1f} s".format_map(result.report))  # fmt: skip
+    if missed is not None:
+        raise missed

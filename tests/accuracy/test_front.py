@@ -370,6 +370,19 @@ def test_a_generator_is_enough_and_a_loader_that_runs_dry_is_named():
         run(Once(), max_drop=0.3)
 
 
+def test_a_label_that_is_no_class_is_named_with_its_sample():
+    feeds = [feed for feed, _ in labelled()]
+    with pytest.raises(jaxq.InputError, match="top1 of sample 2 of the validation data: label 77 is not a class"):
+        run([(feeds[0], 0), (feeds[1], 0), (feeds[2], 77)], "top1")
+
+
+def test_a_metric_of_the_users_own_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "own_metric.py").write_text("def count(outputs, targets):\n    return outputs[0]['nothing']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"metric 'own_metric:count' failed: KeyError: 'nothing'"):
+        run(function="own_metric:count")
+
+
 def test_labels_that_are_missing_are_asked_for():
     with pytest.raises(ConfigError, match="has no label"):
         run(images(3), "top1")

@@ -8,7 +8,8 @@ from accuracy_models import chain, images, labelled
 import jaxq
 from jaxq.accuracy.options import MetricOptions
 from jaxq.accuracy.section import read_section
-from jaxq.errors import AccuracyError, ConfigError
+from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+from jaxq.run import run_file
 
 
 def test_names_of_pot_and_of_nncf_are_the_same_arguments():
@@ -46,13 +47,36 @@ def job(tmp_path):
     return write
 
 
-def test_a_configuration_file_controls_the_accuracy(job, tmp_path):
+def test_a_configuration_file_controls_the_accuracy_and_its_report_says_how(job, tmp_path):
     result = jaxq.run_config(job(metric="top1", max_drop=0.3), tmp_path / "out")
     assert json.loads(result.model.metadata["jaxq.accuracy"])["top1"][0] == 1.0
+    written = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert written["accuracy"]["status"] == "reached"
+    assert [step["what"] for step in written["accuracy"]["steps"]] == ["all layers quantized"]
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"model.onnx", "model.json"}
 
 
-def test_a_target_that_is_missed_leaves_the_best_model_beside_the_error(job, tmp_path):
+def test_a_target_that_is_missed_leaves_the_best_model_and_the_report_beside_the_error(job, tmp_path):
     metrics = [{"name": "top1", "baseline_value": 3.0}]
     with pytest.raises(AccuracyError, match="below the target"):
         jaxq.run_config(job(metrics=metrics, max_drop=0.1), tmp_path / "out")
     assert (tmp_path / "out" / "model.onnx").is_file()
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["accuracy"]["status"] == "not reached"
+
+
+def test_a_job_that_was_interrupted_leaves_the_best_model_and_goes_on_when_run_again(job, tmp_path):
+    path = job(metric="top1", max_drop=0.3)
+
+    def interrupt(report):
+        if report.steps and report.status == "running":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_file(path, tmp_path / "out", interrupt)
+    assert "model.onnx.search" in caught.value.__notes__[0]
+    assert "jaxq.accuracy" in jaxq.load(tmp_path / "out" / "model.onnx").metadata
+    with pytest.warns(JaxqWarning, match="1 candidate is known already"):
+        result, missed = run_file(path, tmp_path / "out")
+    assert missed is None
+    assert result.report["accuracy"]["steps"][0]["resumed"]
+    assert not (tmp_path / "out" / "model.onnx.search").exists()

@@ -7,8 +7,8 @@ from accuracy_models import MINMAX, base_of, chain_space, images
 from models import NETWORKS, samples
 
 import jaxq
-from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space, rounded
-from jaxq.quantizer import fake_quantize
+from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space
+from jaxq.quantizer import fake_quantize, fake_quantize_array
 
 ROUGH = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -160,5 +160,5 @@ def test_rounding_in_numpy_is_that_of_the_program():
     for name, encoding in space.base.weights.items():
         value = np.asarray(space.base.exact[name])
         np.testing.assert_array_equal(
-            rounded(value, encoding), np.asarray(fake_quantize(jax.numpy.asarray(value), encoding))
+            fake_quantize_array(value, encoding), np.asarray(fake_quantize(jax.numpy.asarray(value), encoding))
         )
