@@ -21,7 +21,7 @@ from jaxq.version import __version__ as __version__
 if TYPE_CHECKING:
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
-    from jaxq.compress import compress_weights
+    from jaxq.compress import BackupMode, CompressWeightsMode, GroupSizeFallbackMode, compress_weights
     from jaxq.data import Dataset
     from jaxq.errors import (
         AccuracyError,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from jaxq.run import RunResult, run_config
     from jaxq.schemes import (
         FP8QuantizationParameters,
+        FP8Type,
         OverflowFix,
         Override,
         QuantizationParameters,
@@ -77,13 +78,17 @@ _HOME = {
     "AdvancedQuantizationParameters": "options",
     "AdvancedSmoothQuantParameters": "options",
     "AggregatorType": "estimators",
+    "BackupMode": "compress",
     "CalibrationError": "errors",
+    "CompressWeightsMode": "compress",
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
     "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
     "FP8QuantizationParameters": "schemes",
+    "FP8Type": "schemes",
+    "GroupSizeFallbackMode": "compress",
     "IgnoredScope": "scope",
     "InputError": "errors",
     "JaxqError": "errors",
@@ -127,13 +132,17 @@ __all__ = [
     "AdvancedQuantizationParameters",
     "AdvancedSmoothQuantParameters",
     "AggregatorType",
+    "BackupMode",
     "CalibrationError",
+    "CompressWeightsMode",
     "ConfigError",
     "Dataset",
     "DeviceError",
     "DropType",
     "DynamicShapeError",
     "FP8QuantizationParameters",
+    "FP8Type",
+    "GroupSizeFallbackMode",
     "IgnoredScope",
     "InputError",
     "JaxqError",

@@ -54,15 +54,24 @@ class JaxqRep(BackendRep):
             return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:
-        names = self.model.graph.inputs
-        if not isinstance(inputs, Mapping):
-            values = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-            if len(values) != len(names):
-                raise InputError(
-                    f"the model has {len(names)} inputs ({', '.join(names)}), but {len(values)} were given"
-                )
-            inputs = dict(zip(names, values, strict=True))
-        return {name: jax.tree.map(np.asarray, as_list(value)) for name, value in inputs.items()}
+        named = by_name(inputs, self.model.graph.inputs, "model")
+        return {name: jax.tree.map(np.asarray, as_list(value)) for name, value in named.items()}
+
+
+def by_name(inputs: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """The inputs of a model or node by name, from a mapping, a sequence in order, or the only one.
+
+    Raises:
+      InputError: their number or their names do not fit.
+    """
+    if isinstance(inputs, Mapping):
+        if set(inputs) != set(names):
+            raise InputError(f"the {what} has the inputs {sorted(names)}, but {sorted(inputs)} were given")
+        return {name: inputs[name] for name in names}
+    values = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if len(values) != len(names):
+        raise InputError(f"the {what} has {len(names)} inputs ({', '.join(names)}), but {len(values)} were given")
+    return dict(zip(names, values, strict=True))
 
 
 def as_list(value: Any) -> Any:
@@ -104,11 +113,11 @@ class JaxqBackend(Backend):
         cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any
     ) -> tuple[np.ndarray, ...]:
         """The outputs of one node; `opset_version` chooses its meaning (default: the newest that jaxq knows)."""
-        arrays = [np.asarray(value) for value in inputs]
-        names = [name for name in node.input if name]
+        named = by_name(inputs, [name for name in node.input if name], "node")
+        arrays = {name: np.asarray(value) for name, value in named.items()}
         values = [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in zip(names, arrays, strict=True)
+            for name, array in arrays.items()
         ]
         outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = onnx.helper.make_graph([node], "node", values, outputs)

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from jaxq import progress
+from jaxq.commands.compress import compress
 from jaxq.commands.demo import demo
 from jaxq.commands.inspect import inspect
 from jaxq.commands.quantize import quantize
@@ -23,7 +24,7 @@ from jaxq.commands.session import BAD_INPUT, INTERRUPTED, TARGET_MISSED
 from jaxq.commands.verify import verify
 from jaxq.errors import AccuracyError, JaxqError
 
-COMMANDS = (quantize, run, inspect, verify, demo)  # in the order of `jaxq --help`
+COMMANDS = (quantize, compress, run, inspect, verify, demo)  # in the order of `jaxq --help`
 
 app = typer.Typer(
     name="jaxq",

@@ -240,9 +240,13 @@ class _Linter:
             yield self.finding(
                 Severity.REFUSED, each.node, problem, 'quantize with preset="performance" for this target'
             )
-        if each.role == "weight" and len(values) > 1 and not self.target.asymmetric_per_channel:
+        if each.role == "weight" and len(values) > 1 and not self.takes_zero_points():
             problem = f"its channels have {len(values)} different zero points; this runtime wants one"
             yield self.finding(Severity.REFUSED, each.node, problem, "quantize the weights symmetrically")
+
+    def takes_zero_points(self) -> bool:
+        """Whether the channels of a weight may differ in zero point; where floats are made of it, any runtime takes that."""
+        return self.target.asymmetric_per_channel or not self.quantizes_activations
 
     def bias(self, each: Quantizer) -> Iterator[Finding]:
         for reader, index in self.readers.get(each.node.outputs[0], []):
@@ -366,7 +370,17 @@ class _Linter:
         missing = [index for index in present if not self.is_quantized(node.inputs[index])]
         if rule.skip_only and len(missing) == 1:
             return  # the kernel before makes that one
-        if missing and len(missing) < len(present):
+        if not self.quantizes_activations:
+            return  # weights only: they are turned into floats, as is meant
+        types = {self.seen[node.inputs[index]].type for index in present if index not in missing}
+        refused = types & self.target.unoptimized
+        if not missing and refused and not types & (self.target.storage_types - self.target.unoptimized):
+            problem = (
+                f"with graph optimizations on, this runtime merges {min(map(str, refused))} into an integer kernel"
+            )
+            advice = "load it with optimizations off or basic (ONNX Runtime: ORT_ENABLE_BASIC), or quantize to integers"
+            yield self.finding(Severity.REFUSED, node, problem, advice)
+        elif missing and len(missing) < len(present):
             words = ", ".join(f"{index} ({node.inputs[index]!r})" for index in missing)
             problem = f"input {words} is not quantized, others are: it runs in float"
             yield self.finding(Severity.SLOW, node, problem, "quantize all of its inputs, or none")
@@ -377,6 +391,11 @@ class _Linter:
             problem = f"its result {node.outputs[0]!r} is not quantized: without that it runs in float"
             advice = "put a pair of quantizers behind it, or accept it where the result is an output of the model"
             yield self.finding(Severity.SLOW, node, problem, advice)
+
+    @cached_property
+    def quantizes_activations(self) -> bool:
+        """Whether more than weights is quantized."""
+        return any(each.role == "activation" for each in self.seen.values())
 
     def is_float(self, name: str) -> bool:
         value = self.values.get(name)

@@ -63,9 +63,19 @@ class Model:
         """Output name -> declared type, in the order of the file."""
         return {name: self.graph.types.get(name, TensorType("float32")) for name in self.graph.outputs}
 
-    @functools.cached_property
+    @property
     def program(self) -> Program:
-        """What runs when the model is called, made on first use."""
+        """What runs when the model is called, made on first use, with 64-bit numbers and without."""
+        narrow = runs_in_32_bit()
+        if narrow not in self._programs:
+            self._programs[narrow] = self._make_program()
+        return self._programs[narrow]
+
+    @functools.cached_property
+    def _programs(self) -> dict[bool, Program]:
+        return {}
+
+    def _make_program(self) -> Program:
         graph, order = lay_out(self.graph, self.params)
         params = {
             name: np.transpose(value, order[name]) if name in order else value for name, value in self.params.items()

@@ -152,36 +152,46 @@ def _of_rows(rows: jax.Array, statistic: SampleStatistic) -> jax.Array:
     if kind.startswith("abs_"):
         rows, kind = jnp.abs(rows), kind.removeprefix("abs_")
     if kind == "quantile":
-        return upper_quantile(rows, 1 - probability) if probability >= 0.5 else -upper_quantile(-rows, probability)
+        return (
+            upper_quantile(rows, 1 - probability)
+            if probability >= 0.5
+            else -upper_quantile(rows, probability, negated=True)
+        )
     reduced: jax.Array = getattr(rows, kind)(-1)  # min, max or mean
     return reduced
 
 
-def upper_quantile(rows: jax.Array, outlier: float) -> jax.Array:
-    """The (1 - outlier)-quantile of rows [..., elements], linear between neighbours as in numpy -> [...]."""
+def upper_quantile(rows: jax.Array, outlier: float, *, negated: bool = False) -> jax.Array:
+    """The (1 - outlier)-quantile of rows [..., elements], or of -rows, linear between neighbours as in numpy -> [...]."""
     count = rows.shape[-1]
     place = (count - 1) * outlier
     below = min(math.floor(place), count - 1)
-    top = _largest(rows, min(below + 2, count))
+    top = _largest(rows, min(below + 2, count), negated)
     upper, lower = top[..., below], top[..., min(below + 1, count - 1)]
     return upper + (lower - upper) * np.float32(place - below)
 
 
-def _largest(rows: jax.Array, k: int) -> jax.Array:
-    """The k largest of rows [..., elements], the largest first -> [..., k].
+def _largest(rows: jax.Array, k: int, negated: bool) -> jax.Array:
+    """The k largest of rows [..., elements] or of -rows, the largest first -> [..., k].
 
     They lie in the k columns with the largest maxima, if the row is cut into pieces that stand below each other. So one cheap
-    pass leaves about 2 * sqrt(k * elements) values to be ordered.
+    pass leaves about 2 * sqrt(k * elements) values to be ordered. No copy of the rows is made: the pieces are of one length if
+    that can be, and what is negated is what was picked.
     """
-    count = rows.shape[-1]
-    height = math.isqrt(count // k)
-    if height < 4:
-        return jax.lax.top_k(rows, k)[0]
+    count, sign = rows.shape[-1], np.float32(-1 if negated else 1)
+    tallest = math.isqrt(count // k)
+    if tallest < 4:
+        return jax.lax.top_k(sign * rows, k)[0]
+    even = (height for height in range(tallest, tallest // 2, -1) if count % height == 0)
+    height = next(even, tallest)
     width = -(-count // height)
-    padding = [(0, 0)] * (rows.ndim - 1) + [(0, height * width - count)]
-    table = jnp.pad(rows, padding, constant_values=-jnp.inf).reshape(*rows.shape[:-1], height, width)
-    columns = jax.lax.top_k(table.max(-2), k)[1]
-    taken = jnp.take_along_axis(table, columns[..., None, :], axis=-1)
+    if missing := height * width - count:
+        padding = [(0, 0)] * (rows.ndim - 1) + [(0, missing)]
+        rows = jnp.pad(rows, padding, constant_values=-sign * np.float32(np.inf))
+    table = rows.reshape(*rows.shape[:-1], height, width)
+    peaks = -table.min(-2) if negated else table.max(-2)
+    columns = jax.lax.top_k(peaks, k)[1]
+    taken = sign * jnp.take_along_axis(table, columns[..., None, :], axis=-1)
     return jax.lax.top_k(taken.reshape(*rows.shape[:-1], height * k), k)[0]
 
 

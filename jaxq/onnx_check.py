@@ -39,6 +39,7 @@ def check_proto(model: onnx.ModelProto) -> None:
             )
     check_opsets(opsets)
     check_scope(model.graph)
+    check_outputs(model.graph)
     check_functions(model)
 
 
@@ -83,6 +84,10 @@ def check_scope(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         made(node.output, proto_name(node))
         check_attributes(node)
+
+
+def check_outputs(graph: onnx.GraphProto) -> None:
+    """Refuses a model with two outputs of one name: results go by name. (A body may give one tensor as two outputs.)"""
     outputs = [each.name for each in graph.output]
     twice = [name for index, name in enumerate(outputs) if name in outputs[:index]]
     if twice:

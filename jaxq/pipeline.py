@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.collect import tensor_shapes
 from jaxq.data.samples import Samples
-from jaxq.errors import ModelError
+from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.graph import Graph
@@ -28,9 +29,11 @@ from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.quantizer import PerTensor
-from jaxq.schemes import QuantizationParameters, updated
+from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.split import split
+from jaxq.targets import Target
+from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -155,6 +158,9 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     dtypes = tensor_dtypes(model, samples.first())
     plan = place(model.graph, model.params, dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
+    warn_of_unoptimized(plan, options.target)
+    for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
+        refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
     return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored, on_host)
 
 
@@ -223,4 +229,17 @@ def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: It
         raise ModelError(
             f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
             f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
+        )
+
+
+def warn_of_unoptimized(plan: Plan, target: Target) -> None:
+    """Warns of types with which the target loads the file only if its graph optimizations are off."""
+    activations = {type_name(scheme.grid) for scheme in plan.schemes.values()}
+    found = target.unoptimized & (activations | {type_name(weight.scheme.grid) for weight in plan.weights})
+    if found and not activations <= target.storage_types - target.unoptimized:
+        warnings.warn(
+            f"target {target.name!r} loads a file with {min(found)} only with its graph optimizations off or basic "
+            "(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)",
+            JaxqWarning,
+            stacklevel=3,
         )

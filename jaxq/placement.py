@@ -33,6 +33,7 @@ from jaxq.schemes import (
     QuantizerPropagationRule,
     Wishes,
     common_scheme,
+    type_name,
     weight_axis,
 )
 from jaxq.scope import IgnoredScope
@@ -241,6 +242,8 @@ def bias_of(
         return None
     if isinstance(schemes[groups[data]].granularity, PerAxis):
         return None  # no one scale for the sums
+    if any(type_name(each.grid) in places.target.storage_types for each in (found, schemes[groups[data]])):
+        return None  # no sums in integers: a bias in int32 would cost accuracy and gain nothing
     if np.shape(places.params[name]) != (channel_count(node, places.params[weight].shape),):
         return None  # a Gemm may have one number for all
     return Bias(name, node.name, renamed.get(data, data), weight)

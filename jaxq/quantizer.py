@@ -42,12 +42,6 @@ class PerBlock:
 Granularity = PerTensor | PerAxis | PerBlock
 
 
-def reduced_axes(granularity: PerTensor | PerAxis, rank: int) -> tuple[int, ...]:
-    """The axes of a tensor of that rank over which one scale is shared."""
-    kept = granularity.axis % rank if isinstance(granularity, PerAxis) and rank else None
-    return tuple(axis for axis in range(rank) if axis != kept)
-
-
 def spread(parameter: Any, shape: tuple[int, ...]) -> Any:
     """A scale or zero point that broadcasts against a tensor of that shape: blocks are repeated for each of their members."""
     xp = np if isinstance(parameter, np.ndarray) else jnp

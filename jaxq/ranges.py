@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxq.errors import ConfigError
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters
-from jaxq.quantizer import Granularity, Grid, IntType, PerBlock, QuantParams, Scheme, reduced_axes
+from jaxq.quantizer import Grid, IntType, QuantParams, Scheme
 
 SMALLEST_RANGE = 8e-4  # an asymmetric range narrower than this is widened by it on both sides
 SMALLEST_HIGH = 8e-5  # a symmetric range never ends below this
@@ -87,22 +86,6 @@ def widen_zero_channels(high: np.ndarray) -> np.ndarray:
     """
     high = np.asarray(high, np.float32)
     return np.maximum(high, np.float32(max(SMALLEST_HIGH, ZERO_CHANNEL_RATIO * float(high.max(initial=0.0)))))
-
-
-def weight_absmax(weight: np.ndarray, granularity: Granularity) -> np.ndarray:
-    """The largest absolute value behind each scale of a weight, in the shape of the scale.
-
-    Raises:
-      ConfigError: the axis does not divide into blocks.
-    """
-    size = np.abs(weight)
-    if not isinstance(granularity, PerBlock):
-        return np.asarray(size.max(axis=reduced_axes(granularity, weight.ndim), keepdims=True, initial=0.0))
-    axis, length = granularity.axis % weight.ndim, weight.shape[granularity.axis]
-    if length % granularity.size:
-        raise ConfigError(f"{length} values along axis {axis} do not divide into groups of {granularity.size}")
-    blocks = (*weight.shape[:axis], length // granularity.size, granularity.size, *weight.shape[axis + 1 :])
-    return np.asarray(size.reshape(blocks).max(axis=axis + 1, initial=0.0))
 
 
 def symmetric_weight_params(absmax: np.ndarray, grid: Grid) -> QuantParams:

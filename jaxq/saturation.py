@@ -48,8 +48,8 @@ def hold_to_seven_bits(plan: Plan, params: Mapping[str, Any], fix: OverflowFix) 
 
 
 def is_byte(grid: Grid) -> bool:
-    """Whether the numbers are integers of 8 bits, all of them."""
-    return isinstance(grid, IntType) and grid.bits == 8 and grid.levels is None
+    """Whether the numbers are integers of 8 bits, all of them or, on a narrow grid, all but one."""
+    return isinstance(grid, IntType) and grid.bits == 8 and grid.qmax - grid.qmin >= 254
 
 
 def first_convolutions(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:

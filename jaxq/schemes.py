@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Literal
 
-from jaxq.checks import member
+from jaxq.checks import check_kind, member
 from jaxq.errors import ConfigError
 from jaxq.graph import Graph, Node
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
@@ -165,7 +165,10 @@ class Override:
 
     def __post_init__(self) -> None:
         for key in ("names", "patterns", "types"):
-            object.__setattr__(self, key, as_tuple(getattr(self, key)))
+            object.__setattr__(self, key, as_tuple(getattr(self, key), f"{key} of an override"))
+        kinds = (QuantizationParameters, FP8QuantizationParameters, type(None))
+        for key in ("weights", "activations"):
+            check_kind(f"{key} of an override", getattr(self, key), kinds)
         for pattern in self.patterns:
             check_pattern(pattern, "override pattern")
         if not (self.names or self.patterns or self.types):

@@ -29,8 +29,8 @@ class Subgraph:
     outputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", as_tuple(self.inputs))
-        object.__setattr__(self, "outputs", as_tuple(self.outputs))
+        for key in ("inputs", "outputs"):
+            object.__setattr__(self, key, as_tuple(getattr(self, key), f"{key} of a Subgraph"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class IgnoredScope:
 
     def __post_init__(self) -> None:
         for key in ("names", "patterns", "types"):
-            object.__setattr__(self, key, as_tuple(getattr(self, key)))
+            object.__setattr__(self, key, as_tuple(getattr(self, key), f"ignored {key}"))
         for key, kind in (("subgraphs", Subgraph), ("operations", Operation)):
             value = getattr(self, key)
             entries = (value,) if isinstance(value, kind) else tuple(value)
@@ -140,7 +140,14 @@ class IgnoredScope:
             found = {node.name for node in nodes if operation.matches(node)}
             ops = {node.op for node in nodes}
             wanted = operation.type.split("|")
-            hint = "" if ops.intersection(wanted) else did_you_mean(wanted[0], ops)
+            there = [node for node in nodes if node.op in wanted]
+            unknown = [key for key in operation.attributes if not any(key in node.attributes for node in there)]
+            hint = did_you_mean(wanted[0], ops)
+            if there and unknown:
+                known = sorted({key for node in there for key in node.attributes})
+                hint = did_you_mean(unknown[0], known) or f"; their attributes are {', '.join(known) or 'none'}"
+            elif there:
+                hint = ""
             yield f"ignored operation {str(operation)!r} matches no node{hint}", found or None
 
 
@@ -216,9 +223,16 @@ def reachable(starts: Iterable[str], edges: Mapping[str, Iterable[str]]) -> set[
     return found
 
 
-def as_tuple(value: str | Iterable[str]) -> tuple[str, ...]:
-    """One string, or several, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def as_tuple(value: str | Iterable[str], where: str) -> tuple[str, ...]:
+    """One string, or several, as a tuple.
+
+    Raises:
+      ConfigError: it is something else; the message starts with `where`.
+    """
+    several = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    if not all(isinstance(each, str) for each in several):
+        raise ConfigError(f"{where} = {value!r}; expected a string or a list of strings")
+    return several
 
 
 def check_pattern(pattern: str, where: str) -> None:

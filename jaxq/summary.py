@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -79,19 +80,34 @@ def summarize(model: Model, target: str) -> Summary:
     wanted = find_target(target)
     operators = Counter(node.op for _, node in model.graph.walk())
     quantized = bool(quantized_nodes(model.graph))
-    sizes = [(int(np.prod(value.shape)), value.dtype.itemsize) for value in model.params.values()]
     return Summary(
         inputs={name: str(wanted) for name, wanted in model.inputs.items()},
         outputs={name: str(made) for name, made in model.outputs.items()},
         opsets=dict(model.graph.opsets),
         operators=dict(operators.most_common()),
-        parameter_count=sum(count for count, _ in sizes),
-        parameter_bytes=sum(count * itemsize for count, itemsize in sizes),
+        parameter_count=sum(math.prod(value.shape) for value in model.params.values()),
+        parameter_bytes=sum(map(stored_bytes, model.params.values())),
         quantized=quantized,
         fates={} if quantized else count_fates(model, wanted),
         metadata=dict(model.metadata),
         findings=lint(model, wanted) if quantized else (),
     )
+
+
+NARROW = {
+    "int2": 2,
+    "uint2": 2,
+    "int4": 4,
+    "uint4": 4,
+    "float4_e2m1fn": 4,
+}  # types of which several share a byte -> bits
+
+
+def stored_bytes(value: Any) -> int:
+    """The bytes that an array takes in a file; in memory, numbers of 4 bits take a whole one each."""
+    count = math.prod(value.shape)
+    bits = NARROW.get(value.dtype.name)
+    return int(count * value.dtype.itemsize if bits is None else (count * bits + 7) // 8)
 
 
 def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:

@@ -35,17 +35,23 @@ def weight_params(
       CalibrationError: the weight has NaN or infinity.
       ConfigError: the estimator is one for activations.
     """
-    if not np.isfinite(weight).all():
-        raise CalibrationError(
-            f"weight {name!r} has {int((~np.isfinite(weight)).sum())} value(s) that are NaN or infinite; mend the "
-            "model, or put the nodes that read it into the ignored scope"
-        )
+    refuse_not_finite(name, weight)
     rows, shape = scale_rows(np.asarray(weight, np.float32), scheme.granularity)
     found = clipped(weight_range(rows, scheme, estimator), estimator, scheme.symmetric)
     found = Range(*(np.asarray(each, np.float32).reshape(shape) for each in found))
     if scheme.symmetric:
         return symmetric_weight_params(found.high, scheme.grid)
     return asymmetric_params(found, scheme.grid, unified_zero_point=unified_zero_point)
+
+
+def refuse_not_finite(name: str, weight: np.ndarray) -> None:
+    """Raises CalibrationError if the weight has NaN or infinity."""
+    bad = weight.size - int(np.isfinite(weight).sum())
+    if bad:
+        raise CalibrationError(
+            f"weight {name!r} has {bad} value(s) that are NaN or infinite; mend the model, or put the nodes that read it into "
+            "the ignored scope"
+        )
 
 
 def scale_rows(weight: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -99,3 +99,13 @@ def test_a_wrong_number_of_inputs_is_refused():
     relu = model(helper.make_node("Relu", ["x"], ["y"]), inputs={"x": ("float32", [2])})
     with pytest.raises(InputError, match=r"the model has 1 inputs \(x\), but 2 were given"):
         jaxq.backend.run_model(relu, [x, x])
+    with pytest.raises(InputError, match=r"the model has the inputs \['x'\], but \['X'\] were given"):
+        jaxq.backend.run_model(relu, {"X": x})
+    with pytest.raises(InputError, match=r"the node has 2 inputs \(a, b\), but 1 were given"):
+        jaxq.backend.run_node(helper.make_node("Add", ["a", "b"], ["y"]), [x])
+
+
+def test_the_inputs_of_a_node_can_be_given_by_name_and_one_tensor_can_be_several():
+    node = helper.make_node("Sub", ["a", "b"], ["y"])
+    np.testing.assert_array_equal(jaxq.backend.run_node(node, {"b": x, "a": 3 * x})[0], 2 * x)
+    np.testing.assert_array_equal(jaxq.backend.run_node(helper.make_node("Mul", ["a", "a"], ["y"]), {"a": x})[0], x * x)

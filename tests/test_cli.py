@@ -177,7 +177,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"jaxq {jaxq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["quantize"], ["run"], ["inspect"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["quantize"], ["compress"], ["run"], ["inspect"], ["verify"], ["demo"]])
 def test_help_is_there_for_every_command(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "Usage: jaxq" in capsys.readouterr().out

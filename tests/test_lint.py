@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from models import written
@@ -91,6 +92,22 @@ def test_large_weights_saturate_without_dot_products():
 
 def test_a_kernel_with_some_of_its_inputs_quantized_is_slow():
     assert found(WHOLE.replace("Conv (xd", "Conv (x")) == [(SLOW, "conv")]
+
+
+def test_weights_alone_in_integers_are_not_called_slow():
+    several = {"zw": np.int8([0, 1, 2, 3])}  # zero points, which a kernel in integers would refuse
+    text = f"{DW} c = Conv (x, wd)  y = Relu (c)"
+    assert found(text, **several) == found(text, **several, target=OPENVINO) == []
+    assert found(text, **several, target=TENSORRT) == [(REFUSED, "dw")]
+    assert found(**several) == [(REFUSED, "dw")]
+
+
+def test_float8_is_refused_where_the_runtime_takes_it_for_integers():
+    float8 = np.zeros((), ml_dtypes.float8_e4m3fn)
+    text = f"{QX} {DW} [conv] c = Conv (xd, wd)  [relu] a = Relu (c) {QY}"
+    values = {"zx": float8, "zy": float8, "w": np.ones((4, 4, 1, 1), float8.dtype), "zw": np.zeros(4, float8.dtype)}
+    assert (REFUSED, "conv") in found(text, opset=19, **values)
+    assert REFUSED not in {severity for severity, _ in found(text, opset=19, target=OPENVINO, **values)}
 
 
 def test_a_kernel_without_a_quantized_output_is_slow_where_it_needs_one():

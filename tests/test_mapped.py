@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from models import Network
 from onnx import TensorProto, helper
 
 from jaxq.execute import traced_params
 from jaxq.mapped import forget_pages, is_mapped, mapping
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
+from jaxq.options import AdvancedQuantizationParameters
+from jaxq.quantize import quantize
 
 SIDE = 4096  # of the square weights of the large model, 64 MiB each
 
@@ -53,6 +56,19 @@ def test_params_that_are_on_the_device_take_no_room_in_the_file(file):
     placed = traced_params({"w": file})
     assert resident(file) < file.nbytes // 2
     np.testing.assert_array_equal(placed["w"], file)
+
+
+def test_quantizing_gives_the_pages_of_the_weights_back(tmp_path):
+    network = Network()
+    network.node("MatMul", [network.input("x", ["N", 512]), network.weight("w", 512, 512)], "y")
+    network.output("y", ["N", 512])
+    onnx.save(network.proto(), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    model = load(tmp_path / "m.onnx")
+    random = np.random.default_rng(0)
+    data = [random.normal(size=(1, 512)).astype(np.float32) for _ in range(10)]
+    quantize(model, data, advanced_parameters=AdvancedQuantizationParameters(disable_bias_correction=True))
+    assert is_mapped(model.params["w"])
+    assert resident(model.params["w"]) < model.params["w"].nbytes // 2
 
 
 def resident(array: np.ndarray) -> int:

@@ -183,3 +183,15 @@ def test_inputs_that_decide_shapes_are_taken_as_known(declared, value, made):
 def test_data_is_not_taken_as_known():
     text = "(int64[N] x, float[N] y) => (int64[A, K] i, float[B] c) { i = NonZero (x) g = Greater (y, z) c = Compress (y, g) }"
     assert load(written(text, z=np.float32(0))).graph.static_inputs == ()
+
+
+def test_the_weights_are_as_wide_as_jax_is_set_to_at_each_call():
+    weight = np.random.default_rng(0).normal(size=(4, 3))
+    model = load(written("(double[N, 4] x) => (double[N, 3] y) { y = MatMul (x, w) }", w=weight))
+    x = np.random.default_rng(1).normal(size=(2, 4))
+    for wide, tolerance in ((False, 1e-6), (True, 1e-14), (False, 1e-6)):
+        with jax.enable_x64(wide):
+            found = model(x)["y"]
+            assert model.program.params["w"].dtype == ("float64" if wide else "float32")
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, x @ weight, rtol=tolerance, atol=tolerance)

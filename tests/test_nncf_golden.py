@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 from jaxq.collect import tensor_shapes
+from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.fusion import fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import load
 from jaxq.placement import QUANTIZED_SUFFIX, Plan, place_quantizers
 from jaxq.quantizer import PerAxis, QuantParams, Scheme
-from jaxq.ranges import Range, activation_params, symmetric_weight_params, weight_absmax
+from jaxq.ranges import Range, activation_params
 from jaxq.schemes import QuantizationParameters
 from jaxq.targets import OPENVINO
+from jaxq.weight_ranges import weight_params
 
 REFERENCE = Path(__file__).resolve().parent / "reference" / "nncf.json"  # its "origin" says how it was made
 TASKS = (
@@ -122,7 +124,7 @@ def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: 
         weight = nodes[name].inputs[int(index)]
         scheme = schemes.pop(weight)
         value = np.asarray(model.params[weight])
-        scale = np.asarray(symmetric_weight_params(weight_absmax(value, scheme.granularity), scheme.grid).scale)
+        scale = np.asarray(weight_params(name, value, scheme, RangeEstimatorParametersSet.MINMAX).scale)
         assert nodes[name].op == op
         assert scale.size == each["scale_count"], name
         np.testing.assert_allclose(scale.reshape(-1)[: len(each["scales"])], each["scales"], rtol=1e-4, err_msg=name)

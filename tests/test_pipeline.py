@@ -17,9 +17,10 @@ from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.onnx_import import load
 from jaxq.options import QuantizeOptions
 from jaxq.pipeline import prepare, rewriting
-from jaxq.schemes import Override, QuantizationParameters
+from jaxq.schemes import FP8QuantizationParameters, Override, QuantizationParameters
 from jaxq.scope import IgnoredScope, Subgraph
 
+FP8 = FP8QuantizationParameters()
 STEM, DEPTHWISE = "stem.weight", "depthwise.weight"
 
 
@@ -48,6 +49,32 @@ def test_overflow_fix_holds_weights_to_seven_bits():
     assert held["disable"] == set()
     assert held["first_layer_only"] == {STEM}
     assert held["enable"] > {STEM, DEPTHWISE}
+
+
+@pytest.mark.parametrize(
+    "activations, weights",
+    [(FP8, FP8), (FP8, None), (None, FP8), (QuantizationParameters(num_bits=16), QuantizationParameters(num_bits=16))],
+    ids=["float8", "float8 activations", "float8 weights", "16 bits"],
+)
+def test_biases_stay_in_float_where_nothing_is_added_in_integers(activations, weights):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", JaxqWarning)
+        found = made(activations_quantization_params=activations, weights_quantization_params=weights)
+    assert STEM in found.encodings
+    assert not [name for name, each in found.encodings.items() if int(each.qmax) == 2**31 - 1]
+
+
+@pytest.mark.parametrize("activations, weights", [(FP8, FP8), (FP8, None), (None, FP8)])
+def test_types_that_the_runtime_cannot_optimize_are_warned_of(activations, weights):
+    with pytest.warns(JaxqWarning, match="loads a file with float8_e4m3fn only with its graph optimizations off"):
+        made(activations_quantization_params=activations, weights_quantization_params=weights)
+
+
+def test_float8_weights_beside_16_bits_are_nothing_to_warn_of():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(activations_quantization_params=QuantizationParameters(num_bits=16), weights_quantization_params=FP8)
+    assert not [each for each in caught if "float8" in str(each.message)]
 
 
 def test_quantize_outputs_gives_the_outputs_quantizers():

@@ -258,6 +258,16 @@ def test_data_that_cannot_be_used_are_refused(data, error, message):
         quantize(TINY, data)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named_and_not_the_samples(value):
+    weight = np.ones((4, 2), np.float32)
+    weight[1, 1] = value
+    proto = written("(float[N, 4] x) => (float[N, 2] y) { a = MatMul (x, w)  y = MatMul (a, v) }",
+                    w=weight, v=np.ones((2, 2), np.float32))  # fmt: skip
+    with pytest.raises(CalibrationError, match=r"weight 'w' has 1 value\(s\) that are NaN or infinite"):
+        quantize(proto, [np.ones((1, 4), np.float32)])
+
+
 def test_a_tensor_that_is_not_finite_is_named_with_its_sample():
     proto = written(
         "(float[N, 4] x) => (float[N, 2] y) { a = Log (x)  y = MatMul (a, w) }", w=np.ones((4, 2), np.float32)

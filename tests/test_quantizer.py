@@ -13,13 +13,10 @@ from jaxq.quantizer import (
     E5M2,
     SMALLEST_SCALE,
     IntType,
-    PerAxis,
-    PerTensor,
     QuantParams,
     dequantize,
     fake_quantize,
     quantize,
-    reduced_axes,
     round_half_even,
 )
 from jaxq.ranges import Range, asymmetric_params, symmetric_params, symmetric_weight_params
@@ -61,13 +58,6 @@ fake = jax.jit(fake_quantize)
 @pytest.mark.parametrize("case", GRIDS.values(), ids=GRIDS)
 def test_integer_bounds(case):
     assert (case.grid.qmin, case.grid.qmax) == (case.qmin, case.qmax)
-
-
-def test_a_scale_is_shared_over_all_axes_but_its_own():
-    assert reduced_axes(PerTensor(), 4) == (0, 1, 2, 3)
-    assert reduced_axes(PerAxis(0), 4) == (1, 2, 3)
-    assert reduced_axes(PerAxis(-1), 2) == (0,)
-    assert reduced_axes(PerAxis(0), 0) == ()
 
 
 @shared_fixture

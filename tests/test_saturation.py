@@ -39,6 +39,13 @@ def test_only_bytes_times_bytes_saturate():
     assert held(overflow_fix="enable", overrides=[narrow]) == ALL[1:]
 
 
+def test_levels_that_are_those_of_a_byte_saturate_too():
+    levels = QuantizationParameters(level_low=-127, level_high=127)
+    assert held(overflow_fix="enable", weights=levels) == ALL
+    few = QuantizationParameters(level_low=-50, level_high=50)
+    assert held(overflow_fix="enable", weights=few) == []
+
+
 def test_two_products_of_seven_bits_fit_sixteen():
     grid = IntType(7)
     assert 2 * 255 * max(grid.qmax, -grid.qmin) <= 2**15 - 1

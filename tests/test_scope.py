@@ -55,6 +55,11 @@ def test_attributes_may_be_lists():
         ({"subgraphs": [Subgraph("Conv_stm", "Add_sum")]}, "'Conv_stm' is no node; did you mean 'Conv_stem'?"),
         ({"subgraphs": [Subgraph("Add_sum", "Conv_stem")]}, "no path leads from Add_sum to Conv_stem"),
         ({"operations": [Operation("Conv", {"group": 99})]}, "'Conv with group = 99' matches no node"),
+        (
+            {"operations": [Operation("Conv", {"grup": 1})]},
+            "'Conv with grup = 1' matches no node; did you mean 'group'?",
+        ),
+        ({"operations": [Operation("Conv", {"x": 1})]}, "'Conv with x = 1' matches no node; their attributes are "),
         ({"operations": [Operation("Cnv")]}, "'Cnv' matches no node; did you mean 'Conv'?"),
     ],
 )
@@ -68,6 +73,12 @@ def test_what_matches_nothing_is_an_error_or_without_validation_a_warning(scope,
 
 
 def test_entries_of_another_kind_are_refused():
+    with pytest.raises(ConfigError, match="ignored names = 3; expected a string or a list of strings"):
+        IgnoredScope(names=3)
+    with pytest.raises(ConfigError, match=r"ignored types = \[Operation.*; expected a string or a list of strings"):
+        IgnoredScope(types=[Operation("Conv")])
+    with pytest.raises(ConfigError, match="inputs of a Subgraph = None"):
+        Subgraph(None, "Add_sum")
     with pytest.raises(ConfigError, match="is no Subgraph"):
         IgnoredScope(subgraphs=[("a", "b")])
 

@@ -1,5 +1,6 @@
 """What a model holds, and what a target would make of it."""
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jaxq.errors import ConfigError
 from jaxq.onnx_import import load
-from jaxq.summary import FOLDED, INTEGER, MERGED, MOVES, NO_FIT, NO_KERNEL, NO_READER, Summary, summarize
+from jaxq.summary import FOLDED, INTEGER, MERGED, MOVES, NO_FIT, NO_KERNEL, NO_READER, Summary, stored_bytes, summarize
 
 
 def summary_of(
@@ -109,3 +110,10 @@ def test_a_free_size_that_must_be_large_is_guessed():
 def test_an_unknown_target_is_an_error_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'onnxruntime'"):
         summary_of(helper.make_node("Relu", ["x"], ["y"]), target="onnxruntme")
+
+
+@pytest.mark.parametrize(
+    "dtype, expected", [("int4", 8), ("uint4", 8), ("int8", 15), ("float32", 60), ("float8_e4m3fn", 15)]
+)
+def test_two_numbers_of_four_bits_share_a_byte_of_the_file(dtype, expected):
+    assert stored_bytes(np.zeros((3, 5), jax.numpy.dtype(dtype))) == expected

@@ -13,6 +13,9 @@ from models import quantized, residual_network, samples, smooth, written
 
 from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, RuntimeMissingError
 from jaxq.onnx_export import save
+from jaxq.options import AdvancedQuantizationParameters
+from jaxq.quantize import quantize
+from jaxq.schemes import FP8QuantizationParameters
 from jaxq.verify import OutputComparison, VerifyReport, as_array, compare, compare_rows, saturation, verify
 
 pytest.importorskip("onnxruntime")
@@ -35,6 +38,20 @@ def test_the_runtime_computes_what_is_simulated(report):
     for each in report.outputs:
         assert each.steps <= 1
         assert each.typical_steps <= each.steps
+
+
+def test_a_file_that_the_runtime_cannot_optimize_is_compared_without():
+    float8 = FP8QuantizationParameters()
+    advanced = AdvancedQuantizationParameters(
+        activations_quantization_params=float8, weights_quantization_params=float8
+    )
+    with pytest.warns(JaxqWarning, match="float8_e4m3fn"):
+        model = quantize(residual_network(), samples("residual", 12), advanced_parameters=advanced)
+    found = verify(model, samples("residual", 3, first=50))
+    assert [each.runtime for each in found.outputs] == ["plain"]
+    assert found.ok
+    assert "float8" in found.refused
+    assert "note: with graph optimizations on: ONNX Runtime" in found.table()
 
 
 def test_the_kernels_of_the_optimized_runtime_are_counted(report):

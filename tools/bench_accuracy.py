@@ -6,9 +6,10 @@
 DATA is a folder with an `evaluate.py` that defines TASKS: name -> model path, `calib(n)` and `metric(run, n)`. Each task is
 quantized in a process of its own, so that seconds (reading and compilation included) and peak memory are its own. The metric
 of the written file is taken in ONNX Runtime with all graph optimizations; the simulation is compared with ONNX Runtime
-without optimizations on up to 200 samples. Columns: `same class`, the share of these samples for which both predict the same
-class; `steps`, the typical difference of the outputs in steps of an 8-bit grid; `kernels`, integer kernels plus convolutions and
-products left in float, in the optimized graph.
+without optimizations on up to 200 samples. Columns: `snr`, signal to noise in dB of the written file's outputs against the float
+model's on these samples, that of the worst output (a metric may forgive what this does not); `same class`, the share of these
+samples for which both predict the same class; `steps`, the typical difference of the outputs in steps of an 8-bit grid;
+`kernels`, integer kernels plus convolutions and products left in float, in the optimized graph.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import itertools
 import json
 import resource
 import subprocess
@@ -60,7 +60,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     before = task.metric(evaluate.ort_run(task.model), rows)
     after = task.metric(evaluate.ort_run(str(out)), rows)
-    report = jaxq.verify(str(out), itertools.islice(evaluated(task, rows), 200), samples=200)
+    feeds = evaluated(task, rows)
+    snr = signal_to_noise(evaluate.ort_run(task.model), evaluate.ort_run(str(out)), feeds)
+    report = jaxq.verify(str(out), feeds, samples=200)
     return {
         "task": name,
         "metric": before["metric"],
@@ -68,6 +70,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "float": before["value"],
         "int8": after["value"],
         "drop": before["value"] - after["value"],
+        "snr": snr,
         "agreement": report.agreement,
         "steps": max(each.typical_steps for each in report.outputs if each.runtime == "plain"),
         "integer": sum(report.integer_kernels.values()),
@@ -121,6 +124,18 @@ def evaluated(task: Any, rows: int | None) -> list[Any]:
     return feeds
 
 
+def signal_to_noise(expected: Any, found: Any, feeds: list[Any]) -> float:
+    """10 log10(sum x^2 / sum (x - y)^2) over all feeds, x the outputs of one run and y of the other; of the worst output."""
+    import numpy as np
+
+    sums: dict[int, Any] = {}
+    for feed in feeds:
+        for position, (x, y) in enumerate(zip(expected(feed), found(feed), strict=True)):
+            x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+            sums[position] = sums.get(position, 0.0) + np.array([np.sum(x**2), np.sum((x - y) ** 2)])
+    return float(min(10 * np.log10(signal / noise) if noise else np.inf for signal, noise in sums.values()))
+
+
 def size(path: Path) -> int:
     """Bytes of a model with the data files beside it that bear its name."""
     return sum(each.stat().st_size for each in path.parent.glob(f"{path.stem}*") if each.suffix != ".npz")
@@ -128,7 +143,7 @@ def size(path: Path) -> int:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    columns = ("task", "metric", "n", "float", "int8", "drop", "same class", "steps", "kernels", "MB", "s", "GB")
+    columns = ("task", "metric", "n", "float", "int8", "drop", "snr", "same class", "steps", "kernels", "MB", "s", "GB")
     rows = [columns, ("---",) * len(columns), *map(row, results)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(lines)
@@ -136,7 +151,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def row(r: dict[str, Any]) -> tuple[str, ...]:
     if "error" in r:
-        return (r["task"], f"fails: {r['error']}", *[""] * 10)
+        return (r["task"], f"fails: {r['error']}", *[""] * 11)
     return (
         r["task"],
         r["metric"],
@@ -144,6 +159,7 @@ def row(r: dict[str, Any]) -> tuple[str, ...]:
         f"{r['float']:.4f}",
         f"{r['int8']:.4f}",
         f"{r['drop']:+.4f}",
+        f"{r['snr']:.1f}",
         "-" if r["agreement"] is None else f"{r['agreement']:.2%}",
         f"{r['steps']:.2f}",
         f"{r['integer']} + {r['float_kernels']}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -38,6 +39,10 @@ class BiasCorrection:
 
         shift_c = mean over the samples so far of (mean of float_c - mean of quantized_c),    bias_c <- bias_c + shift_c
 
+    Afterwards a few samples more run with and without the shifts, and they are dropped if the outputs are nearer to those of
+    the float network without. That happens where the mean of a channel is that of a few huge values: of the attention sinks of
+    a transformer, or of padding. Moving it for all positions then costs more than it mends.
+
     So one pass does what sequential correction (Nagel et al., arXiv:1906.04721, section 4.2; BiasCorrection of NNCF and POT)
     does layer by layer. Unlike there, activations are rounded as well, and a bias that is zero or was absent is corrected too.
 
@@ -45,30 +50,41 @@ class BiasCorrection:
       sites: where; see `bias_sites`.
       samples: at most so many are used.
       batch: samples between two updates of the shifts. Part of the method, not of its speed: it is the same on every device.
+      checks: samples on which the outputs are compared; behind the others, if there are any; 0: none.
       threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
     """
 
     sites: tuple[Site, ...]
     samples: int = 32
     batch: int = 4
+    checks: int = 8
     threshold: float = 1000.0
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        graph, params, encodings = model.program
-        weights, encodings = rounded_params(params, encodings)
-        off = {name: switched_off(each) for name, each in encodings.items()}
+        if not self.sites:
+            return model
+        stream = iter(samples)
+        walks = Walks(self, model)
         nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
         exact, missing = nothing, nothing
-        for static, batch in batches(model, itertools.islice(samples, self.samples), self.batch):
-            walk = functools.partial(_walk, compiled_part(graph, params, static, batch), static, self.sites)
-            seen, _ = jax.device_get(walk(params, off, batch, nothing, nothing, np.float32(0)))
-            _, after = jax.device_get(walk(weights, encodings, batch, nothing | seen, missing, np.float32(1)))
-            exact = exact | {name: exact[name].plus(each) for name, each in seen.items()}
-            missing = missing | after
-        return model.replace(params=self.corrected(model.params, exact, missing))
+        for static, batch in batches(model, itertools.islice(stream, self.samples), self.batch):
+            seen = walks.exact(static, batch, nothing)
+            after = walks.rounded(static, batch, nothing | seen.found, missing)
+            exact = exact | {name: exact[name].plus(each) for name, each in seen.found.items()}
+            missing = missing | after.missing
+        moved = self.corrected(model.params, exact, missing)
+        biases = {site.bias: moved[site.bias] for site in self.sites}
+        noise = np.zeros(2)
+        unseen = list(itertools.islice(stream, self.checks)) or list(itertools.islice(samples, self.checks))
+        for static, batch in batches(model, unseen, self.batch):
+            wanted = walks.exact(static, batch, nothing).outputs
+            for position, changed in enumerate(({}, biases)):
+                outputs = walks.rounded(static, batch, nothing, nothing, changed).outputs
+                noise[position] += relative_noise(wanted, outputs, batch.real)
+        return model if noise[0] < noise[1] else model.replace(params=moved)
 
     def corrected(
         self, params: Mapping[str, Any], exact: Mapping[str, Means], missing: Mapping[str, Means]
@@ -98,6 +114,65 @@ class Means(NamedTuple):
 
     def mean(self) -> Any:
         return self.total / np.maximum(self.count, np.float32(1))
+
+
+class Walk(NamedTuple):
+    """What one batch gave."""
+
+    found: dict[str, Means]  # at the sites
+    missing: dict[str, Means]  # to the means that were wanted there, with what was missing before
+    outputs: dict[str, Any]  # of the network, each [B, ...]
+
+
+class Walks:
+    """The float and the quantized network, as two calls of one compiled program."""
+
+    def __init__(self, step: BiasCorrection, model: Model):
+        self.graph, self.params, encodings = model.program
+        self.weights, self.encodings = rounded_params(self.params, encodings)
+        self.off = {name: switched_off(each) for name, each in self.encodings.items()}
+        self.sites = step.sites
+
+    def exact(self, static: FrozenDict[str, Literal], batch: Batch, nothing: Mapping[str, Means]) -> Walk:
+        """The float network."""
+        return self._walk(static, batch, self.params, self.off, nothing, nothing, False)
+
+    def rounded(
+        self,
+        static: FrozenDict[str, Literal],
+        batch: Batch,
+        wanted: Mapping[str, Means],
+        missing: Mapping[str, Means],
+        biases: Mapping[str, Any] | None = None,
+    ) -> Walk:
+        """The quantized network, each site moved to the means that are wanted; or, with `biases`, with these and not moved."""
+        weights = {**self.weights, **(biases or {})}
+        return self._walk(static, batch, weights, self.encodings, wanted, missing, biases is None)
+
+    def _walk(
+        self,
+        static: FrozenDict[str, Literal],
+        batch: Batch,
+        params: Mapping[str, Any],
+        encodings: Mapping[str, QuantParams],
+        wanted: Mapping[str, Means],
+        missing: Mapping[str, Means],
+        correct: bool,
+    ) -> Walk:
+        graph = compiled_part(self.graph, self.params, static, batch)
+        found = _walk(graph, static, self.sites, params, encodings, batch, wanted, missing, np.float32(correct))
+        return Walk(*jax.device_get(found))
+
+
+def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:
+    """The sum over all float outputs of |found - wanted|^2 / |wanted|^2, taken over the samples that are real."""
+    noise = 0.0
+    for name, each in wanted.items():
+        if np.issubdtype(each.dtype, np.floating):
+            x, y = np.asarray(each[real], np.float64), np.asarray(found[name][real], np.float64)
+            known = np.isfinite(x) & np.isfinite(y)
+            noise += float(np.sum((x - y)[known] ** 2) / max(np.sum(x[known] ** 2), 1e-30))
+    return noise
 
 
 def rounded_params(
@@ -138,15 +213,15 @@ def _walk(
     wanted: Mapping[str, Means],
     missing: Mapping[str, Means],
     correct: np.float32,
-) -> tuple[dict[str, Means], dict[str, Means]]:
-    """Runs one batch: the means that were found at the sites, and what is missing to `wanted`, with what was missing before.
+) -> Walk:
+    """Runs one batch; what is missing is counted up to `wanted`, and added to what was missing before.
 
     Each site is moved by `correct` times the mean of what is missing.
     """
     fixed = {name: literal.array for name, literal in static.items()}
     axes = {site.output: site.axis for site in sites}
 
-    def one(inputs: Mapping[str, jax.Array], real: jax.Array) -> tuple[dict[str, Means], dict[str, Means]]:
+    def one(inputs: Mapping[str, jax.Array], real: jax.Array) -> Walk:
         found: dict[str, Means] = {}
         after: dict[str, Means] = {}
         share = real.astype(jnp.float32)
@@ -162,10 +237,13 @@ def _walk(
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
             return (rounded(value, encodings[name]) if name in encodings else value), carry
 
-        execute(graph, params, {**inputs, **fixed}, tap=tap)
-        return found, after
+        outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=tap)
+        traced = {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
+        return Walk(found, after, traced)
 
-    return jax.tree.map(lambda x: x[0], jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real))
+    found, after, outputs = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
+    found, after = jax.tree.map(lambda x: x[0], (found, after))  # the same for every sample
+    return Walk(found, after, outputs)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
@@ -181,7 +259,7 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
 def channels_last(x: jax.Array, axis: int) -> jax.Array:
     """x as [positions, channels], once it is there: a reduction that is merged with a convolution is slow on CPU."""
     x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
-    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from jaxq.estimators import (
     StatisticsType,
 )
 from jaxq.graph import Graph
+from jaxq.mapped import forget_pages
 from jaxq.model import Model
 from jaxq.observers import (
     ROOM,
@@ -113,6 +114,7 @@ class Calibration:
             encodings[weight.name] = weight_params(
                 weight.name, value, weight.scheme, self.weights, unified_zero_point=self.unified_zero_point
             )
+            forget_pages(value)
         return model.replace(encodings=encodings)
 
     def ranges(self, stats: Mapping[str, Any]) -> dict[str, Range]:

@@ -18,7 +18,8 @@ import numpy as np
 from jaxq.errors import CalibrationError
 from jaxq.model import Model
 from jaxq.observers import Observer
-from jaxq.quantizer import PerBlock, QuantParams, Scheme, dequantize, quantize, reduced_axes
+from jaxq.quantizer import PerBlock, QuantParams, Scheme, dequantize, quantize
+from jaxq.weight_ranges import scale_rows
 
 COLUMNS = 128  # rounded by GPTQ before the rest of a weight that has no groups is updated
 
@@ -53,7 +54,7 @@ class WeightRounding:
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
         encodings = dict(model.encodings)
         for name, scheme in self.schemes.items():
-            encodings[name] = weight_params(np.asarray(model.params[name], np.float32), scheme)
+            encodings[name] = rounding_params(np.asarray(model.params[name], np.float32), scheme)
         return model.replace(encodings=encodings)
 
 
@@ -168,15 +169,10 @@ def column_params(weight: np.ndarray, scheme: Scheme) -> QuantParams:
     return params_of_extremes(low, high, scheme)
 
 
-def weight_params(weight: np.ndarray, scheme: Scheme) -> QuantParams:
+def rounding_params(weight: np.ndarray, scheme: Scheme) -> QuantParams:
     """The parameters of a weight of any rank, from its extremes within each block, each index of the axis, or all of it."""
-    granularity = scheme.granularity
-    if isinstance(granularity, PerBlock):
-        axis, size = granularity.axis, granularity.size
-        blocks = weight.reshape(*weight.shape[:axis], -1, size, *weight.shape[axis + 1 :])
-        return params_of_extremes(blocks.min(axis + 1, initial=0.0), blocks.max(axis + 1, initial=0.0), scheme)
-    others = reduced_axes(granularity, weight.ndim)
-    low, high = (getattr(weight, end)(others, keepdims=True, initial=0.0) for end in ("min", "max"))
+    rows, shape = scale_rows(weight, scheme.granularity)
+    low, high = (getattr(rows, end)(1, initial=0.0).reshape(shape) for end in ("min", "max"))
     return params_of_extremes(low, high, scheme)
 
 
@@ -201,7 +197,7 @@ def output_error(weight: np.ndarray, scheme: Scheme, axis: int, moment: np.ndarr
 
     tr(D^T H D) / tr(W^T H W) with D the rounding error of W [K, N];  H = identity without data
     """
-    params = weight_params(weight, scheme)
+    params = rounding_params(weight, scheme)
     rounded = np.asarray(dequantize(quantize(jnp.asarray(weight), params), params))
     exact, wrong = (np.moveaxis(value, axis, 0).reshape(weight.shape[axis], -1) for value in (weight, weight - rounded))
     if moment is None:

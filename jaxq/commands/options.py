@@ -45,6 +45,29 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+OptionalData = Annotated[
+    str | None, typer.Option(metavar="DATA", help="Samples, in the forms that `jaxq quantize --data` takes.")
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The file to write.", show_default=False)
+]
+Ignore = Annotated[list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")]
+IgnorePattern = Annotated[
+    list[str] | None, typer.Option(metavar="REGEX", help="The same for all nodes whose whole name matches.")
+]
+IgnoreType = Annotated[
+    list[str] | None, typer.Option(metavar="OPERATOR", help="The same for all nodes of an operator.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="COUNT",
+        min=1,
+        max=LARGEST_COUNT,
+        help="Samples run at a time; a matter of speed.",
+        show_default="chosen",
+    ),
+]
 Target = Annotated[str, typer.Option(metavar="NAME", help="The runtime that executes the file.")]
 Device = Annotated[
     Literal["cpu", "gpu", "tpu"] | None,

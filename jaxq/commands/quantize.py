@@ -13,14 +13,19 @@ from jaxq.commands import accuracy
 from jaxq.commands.options import (
     LARGEST_COUNT,
     BatchAxis,
+    BatchSize,
     Color,
     Crop,
     Data,
     Device,
+    Ignore,
+    IgnorePattern,
+    IgnoreType,
     JsonPath,
     Layout,
     Mean,
     ModelPath,
+    Output,
     Quiet,
     Resize,
     Std,
@@ -35,9 +40,7 @@ from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, sessio
 def quantize(
     model: ModelPath,
     data: Data,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The file to write.", show_default=False)
-    ],
+    output: Output,
     preset: Annotated[
         Literal["performance", "mixed", "accuracy"] | None,
         typer.Option(
@@ -57,15 +60,9 @@ def quantize(
             help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
         ),
     ] = "mse",
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")
-    ] = None,
-    ignore_pattern: Annotated[
-        list[str] | None, typer.Option(metavar="REGEX", help="The same for all nodes whose whole name matches.")
-    ] = None,
-    ignore_type: Annotated[
-        list[str] | None, typer.Option(metavar="OPERATOR", help="The same for all nodes of an operator.")
-    ] = None,
+    ignore: Ignore = None,
+    ignore_pattern: IgnorePattern = None,
+    ignore_type: IgnoreType = None,
     model_type: Annotated[
         Literal["transformer"] | None,
         typer.Option(metavar="transformer", help="Kind of network.", show_default="found out"),
@@ -85,16 +82,7 @@ def quantize(
     max_iter_num: accuracy.MaxReverts = None,
     work: accuracy.Work = None,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            min=1,
-            max=LARGEST_COUNT,
-            help="Samples run at a time; a matter of speed.",
-            show_default="chosen",
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
     device: Device = None,
     resize: Resize = None,
     crop: Crop = None,

@@ -86,7 +86,9 @@ def write_json(result: dict[str, Any], path: str | None) -> None:
 
 def bytes_of(path: Path, params: Mapping[str, Any]) -> int:
     """The size of a model: of its file, or of its weights where these lie outside of the file."""
-    return max(path.stat().st_size, sum(int(value.nbytes) for value in params.values()))
+    from jaxq.summary import stored_bytes
+
+    return max(path.stat().st_size, sum(map(stored_bytes, params.values())))
 
 
 def in_words(count: int) -> str:

@@ -62,6 +62,7 @@ class Target:
       activation_types, weight_types: what the kernels read, by name.
       activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
       storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
+      unoptimized: types of storage that make the runtime's own graph optimizations fail: it loads such a file only without them.
       bias_types: what biases may be kept in beside float.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
@@ -96,6 +97,7 @@ class Target:
     activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
     weight_modes: frozenset[str] = frozenset({"symmetric"})
     storage_types: frozenset[str] = frozenset()
+    unoptimized: frozenset[str] = frozenset()
     bias_types: frozenset[str] = frozenset({"int32"})
     centered: bool = False
     per_channel: bool = True

@@ -9,12 +9,12 @@ from models import Network, residual_network, shuffle_network, smooth, transform
 
 import jaxq.algorithms.bias_correction
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, rounded, switched_off
+from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, channels_last, rounded, switched_off
 from jaxq.execute import execute, quantizing
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
 from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, fake_quantize
+from jaxq.quantizer import IntType, QuantParams, fake_quantize
 from jaxq.ranges import symmetric_weight_params
 
 FEEDS = [{"image": row[None]} for row in smooth(16, 3, 8, 8)]
@@ -104,13 +104,13 @@ def test_a_bias_of_zeros_is_corrected():
     model = coarse(prepared(residual_network()))
     site = next(site for site in sites_of(model) if site.output == "stem.norm")
     model = model.replace(params={**model.params, site.bias: np.zeros_like(model.params[site.bias])})
-    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    after = run_pipeline([BiasCorrection(sites=(site,), checks=0)], model, FEEDS)
     assert after.params[site.bias].any()
 
 
 def test_only_the_biases_of_the_sites_move(model):
     site = sites_of(model)[1]
-    after = run_pipeline([BiasCorrection(sites=(site,))], model, FEEDS)
+    after = run_pipeline([BiasCorrection(sites=(site,), checks=0)], model, FEEDS)
     moved = {name for name in model.params if not np.array_equal(model.params[name], after.params[name])}
     assert moved == {site.bias}
     assert after.params[site.bias].dtype == np.float32
@@ -126,10 +126,32 @@ def test_a_model_without_rounding_is_left_as_it_is(model):
 
 def test_padding_of_the_last_batch_does_not_count(model):
     sites = sites_of(model)
-    padded = run_pipeline([BiasCorrection(sites=sites, batch=16)], model, FEEDS[:5])
-    full = run_pipeline([BiasCorrection(sites=sites, batch=5)], model, FEEDS[:5])
+    padded = run_pipeline([BiasCorrection(sites=sites, batch=16, checks=0)], model, FEEDS[:5])
+    full = run_pipeline([BiasCorrection(sites=sites, batch=5, checks=0)], model, FEEDS[:5])
     for site in sites:
         np.testing.assert_allclose(padded.params[site.bias], full.params[site.bias], rtol=1e-4, atol=1e-5)
+
+
+def test_shifts_that_move_the_outputs_away_are_dropped():
+    """The range cuts one huge value off: to mend the mean over all positions, all the others are moved."""
+    net = Network(seed=3)
+    product = net.node("MatMul", [net.input("x", ["N", 16, 4]), net.weight("w", 4, 6)], "product")
+    total = net.node("Add", [product, net.constant("b", np.zeros(6))], "sum")
+    net.node("LayerNormalization", [total, net.constant("gamma", np.ones(6))], "y")
+    net.output("y", ["N", 16, 6])
+    model = load(net.proto())
+    model = model.replace(encodings={"x": QuantParams.of(np.full((1, 1, 1), 0.1), 0, IntType(8))})
+    rows = smooth(16, 16, 4) * np.float32(0.5)
+    rows[:, 0, 0] = 100.0  # the range ends at 12.7
+    sites = sites_of(model)
+    feeds = [{"x": row[None]} for row in rows]
+    checked = run_pipeline([BiasCorrection(sites=sites, samples=8)], model, feeds)
+    unchecked = run_pipeline([BiasCorrection(sites=sites, samples=8, checks=0)], model, feeds)
+    assert not checked.params["b"].any()
+    exact, before, after = (
+        np.asarray(each({"x": rows})["y"]) for each in (model.replace(encodings={}), model, unchecked)
+    )
+    assert np.abs(before - exact).mean() < 0.1 * np.abs(after - exact).mean()
 
 
 def test_at_most_the_samples_asked_for_are_taken(model):
@@ -140,8 +162,8 @@ def test_at_most_the_samples_asked_for_are_taken(model):
             taken.append(number)
             yield feed
 
-    BiasCorrection(sites=sites_of(model), samples=5, batch=4).apply(model, {}, feeds())
-    assert len(taken) == 5
+    BiasCorrection(sites=sites_of(model), samples=5, batch=4, checks=3).apply(model, {}, feeds())
+    assert len(taken) == 8  # three of them to check the outputs
 
 
 def test_batches_and_new_scales_compile_once(model, monkeypatch):
@@ -212,3 +234,7 @@ def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
         for each in (fine, model)
     ]
     assert shifts[0].max() < shifts[1].max() / 4
+
+
+def test_a_layer_without_channels_has_no_rows_to_look_at():
+    assert channels_last(np.zeros((2, 0, 3), np.float32), 1).shape == (6, 0)

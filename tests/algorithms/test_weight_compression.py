@@ -13,8 +13,8 @@ from jaxq.algorithms.weight_compression import (
     inverse_factor,
     output_error,
     params_of_extremes,
+    rounding_params,
     second_moment,
-    weight_params,
 )
 from jaxq.collect import collect
 from jaxq.errors import CalibrationError
@@ -38,14 +38,14 @@ def correlated(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def fake(value: np.ndarray, scheme: Scheme) -> np.ndarray:
-    params = weight_params(value, scheme)
+    params = rounding_params(value, scheme)
     return np.asarray(dequantize(quantize(value, params), params))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_rounding_is_off_by_at_most_half_a_step(scheme):
     weight = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
-    params = weight_params(weight, scheme)
+    params = rounding_params(weight, scheme)
     step = np.broadcast_to(np.repeat(np.asarray(params.scale), 32 // len(params.scale), 0), weight.shape)
     assert (np.abs(fake(weight, scheme) - weight) <= step * 0.501).all()
 
@@ -66,9 +66,9 @@ def test_zero_stays_on_the_grid_for_any_extremes(ends, grid, symmetric):
 
 def test_each_index_of_the_axis_has_its_own_scale():
     weight = np.outer(np.linspace(-1, 1, 8), [1, 10, 100]).astype(np.float32)
-    scale = weight_params(weight, Scheme(INT4, granularity=PerAxis(1))).scale
+    scale = rounding_params(weight, Scheme(INT4, granularity=PerAxis(1))).scale
     np.testing.assert_allclose(scale, [[2 / 15, 20 / 15, 200 / 15]], rtol=1e-6)
-    assert weight_params(weight, Scheme(INT4, granularity=PerTensor())).scale.shape == (1, 1)
+    assert rounding_params(weight, Scheme(INT4, granularity=PerTensor())).scale.shape == (1, 1)
 
 
 def test_the_second_moment_is_that_of_all_vectors_whatever_the_batch():

@@ -1,0 +1,150 @@
+"""`jaxq compress`: a model in, a file with the weights of its matrix products in 8 or 4 bits out."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+import typer
+
+from jaxq.commands.options import (
+    LARGEST_COUNT,
+    BatchAxis,
+    BatchSize,
+    Color,
+    Crop,
+    Device,
+    Ignore,
+    IgnorePattern,
+    IgnoreType,
+    JsonPath,
+    Layout,
+    Mean,
+    ModelPath,
+    OptionalData,
+    Output,
+    Quiet,
+    Resize,
+    Std,
+    Verbose,
+    axis_of,
+    image_options,
+)
+from jaxq.commands.session import bytes_of, check_outputs, session, write_json
+from jaxq.errors import ConfigError
+
+
+def compress(
+    model: ModelPath,
+    output: Output,
+    mode: Annotated[
+        Literal["int8_asym", "int8_sym", "int4_asym", "int4_sym"],
+        typer.Option(
+            metavar="int8_asym|int8_sym|int4_asym|int4_sym",
+            help="Bits, with zero points or without; 8 bits with one scale for each channel, 4 bits in groups.",
+        ),
+    ] = "int8_asym",
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="4 bits: input channels that share a scale; -1 takes all.",
+            show_default="128",
+        ),
+    ] = None,
+    group_size_fallback: Annotated[
+        Literal["adjust", "ignore", "error"],
+        typer.Option(
+            metavar="adjust|ignore|error",
+            help="What becomes of a layer that does not divide into groups: smaller groups, the backup mode, or an error.",
+        ),
+    ] = "adjust",
+    all_layers: Annotated[
+        bool, typer.Option("--all-layers", help="4 bits for embeddings and the last matrix product, too.")
+    ] = False,
+    backup_mode: Annotated[
+        Literal["int8_asym", "int8_sym", "none"],
+        typer.Option(
+            metavar="int8_asym|int8_sym|none", help="What layers without 4 bits get; none: they stay in float."
+        ),
+    ] = "int8_asym",
+    ratio: Annotated[
+        float, typer.Option(metavar="SHARE", help="The share of the weights in 4 bits; sensitive layers come last.")
+    ] = 1.0,
+    data: OptionalData = None,
+    subset_size: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
+    ] = 128,
+    gptq: Annotated[bool, typer.Option("--gptq", help="Round by GPTQ instead of to nearest; needs --data.")] = False,
+    matmul_nbits: Annotated[
+        bool,
+        typer.Option(
+            "--matmul-nbits", help="Write com.microsoft.MatMulNBits instead of DequantizeLinear before MatMul."
+        ),
+    ] = False,
+    ignore: Ignore = None,
+    ignore_pattern: IgnorePattern = None,
+    ignore_type: IgnoreType = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    color: Color = None,
+    batch_axis: BatchAxis = "0",
+    json_path: JsonPath = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Store the weights of matrix products and embeddings in 8 or 4 bits.
+
+    Activations stay in float. It needs no data; with samples, --gptq and --ratio look at them.
+    """
+    check_outputs({"-o": output, "--json": json_path}, {"MODEL": model, "--data": data})
+    if gptq and data is None:
+        raise ConfigError("--gptq looks at the inputs of each layer; give samples with --data")
+    with session(device=device, quiet=quiet, verbose=verbose):
+        from jaxq.compress import compress_weights
+        from jaxq.data import open_data
+        from jaxq.onnx_export import save
+        from jaxq.onnx_import import load
+        from jaxq.scope import IgnoredScope
+
+        started = time.perf_counter()
+        loaded, samples = load(model), None
+        if data is not None:
+            images = image_options(resize, crop, mean, std, layout, color)
+            samples = open_data(data, loaded, limit=subset_size, images=images, batch_axis=axis_of(batch_axis))
+        compressed = compress_weights(
+            loaded,
+            mode=mode,
+            ratio=ratio,
+            group_size=group_size,
+            ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
+            all_layers=all_layers,
+            dataset=samples,
+            subset_size=subset_size,
+            gptq=gptq,
+            backup_mode=backup_mode,
+            group_size_fallback_mode=group_size_fallback,
+            batch_size=batch_size,
+        )
+        save(compressed, output, matmul_nbits=matmul_nbits)
+        seconds = time.perf_counter() - started
+    bits = [int(each.qmax - each.qmin + 1).bit_length() - 1 for each in compressed.encodings.values()]
+    result = {
+        "model": str(model),
+        "output": str(output),
+        "float_bytes": bytes_of(model, loaded.params),
+        "compressed_bytes": bytes_of(output, load(output).params),
+        "weights_in_4_bits": sum(each <= 4 for each in bits),
+        "weights_in_8_bits": sum(each > 4 for each in bits),
+        "seconds": round(seconds, 3),
+        "metadata": dict(compressed.metadata),
+    }
+    write_json(result, json_path)
+    if not quiet and json_path != "-":
+        print("{output}: {float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
+        print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result))
