@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxq.bounds import Budget, check_traced
@@ -310,7 +309,8 @@ def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
     for name, value in params.items():
         if narrow and value.dtype in (np.int64, np.uint64):
             value = as_int32(np.asarray(value), f"initializer {name!r}")
-        placed[name] = jnp.asarray(value)
+        # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
+        placed[name] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
         if is_mapped(value):
             placed[name].block_until_ready()
             forget_pages(value)

@@ -123,6 +123,20 @@ def test_64_bit_values_pass_where_jax_runs_in_64_bit():
         assert traced_params({"table": np.array([2**40])})["table"].dtype == jnp.int64
 
 
+def test_params_are_placed_without_compiling_and_do_not_change_with_the_array_they_came_from():
+    value, compiled = np.zeros((7, 11, 13), np.float32), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        placed = traced_params({"w": value})["w"]
+    finally:
+        jax.monitoring.clear_event_listeners()
+    value[:] = 1
+    assert not compiled
+    assert not np.asarray(placed).any()
+
+
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, -(2**63), 2**63 - 1])
 def test_the_first_values_beyond_32_bit_are_refused(value):
     with pytest.raises(ModelError, match=str(value)):
