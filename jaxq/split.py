@@ -24,7 +24,7 @@ from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal, captures
 from jaxq.ops import is_static
 from jaxq.passes import drop_unused, static_sources
-from jaxq.quantizer import QuantParams, fake_quantize
+from jaxq.quantizer import QuantParams, fake_quantize_array
 
 Shapes = Mapping[str, Any]  # jax.ShapeDtypeStruct by tensor name, lists of them for sequences
 
@@ -166,4 +166,4 @@ def run_tail(
 
 def _weight(value: Any, encoding: QuantParams | None) -> np.ndarray:
     """A weight as the head sees it, for the rare one that both parts read."""
-    return np.asarray(value if encoding is None else fake_quantize(jax.numpy.asarray(value), encoding))
+    return np.asarray(value) if encoding is None else fake_quantize_array(np.asarray(value), encoding)

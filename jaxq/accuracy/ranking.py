@@ -16,6 +16,7 @@ from jaxq.accuracy.validation import distances, run_batch
 from jaxq.collect import Batch, batches, compiled_part, largest_tensor
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
+from jaxq.model import split_static
 from jaxq.ops import platform
 from jaxq.progress import track
 from jaxq.quantizer import QuantParams, fake_quantize
@@ -138,8 +139,6 @@ class Ranker:
 
 def _fitting(ranker: Ranker) -> int:
     """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
-    from jaxq.model import split_static
-
     static, inputs = split_static(ranker.float_model.graph, ranker.feeds[0])
     largest = largest_tensor(ranker.float_model, static, inputs)
     room = BACKWARD_BYTES.get(platform(), BACKWARD_BYTES["gpu"]) // max(1, largest * 16)

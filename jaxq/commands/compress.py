@@ -28,6 +28,7 @@ from jaxq.commands.options import (
     Std,
     Verbose,
     axis_of,
+    ignored_scope,
     image_options,
 )
 from jaxq.commands.session import bytes_of, check_outputs, session, write_json
@@ -110,7 +111,6 @@ def compress(
         from jaxq.data import open_data
         from jaxq.onnx_export import save
         from jaxq.onnx_import import load
-        from jaxq.scope import IgnoredScope
 
         started = time.perf_counter()
         loaded, samples = load(model), None
@@ -122,7 +122,7 @@ def compress(
             mode=mode,
             ratio=ratio,
             group_size=group_size,
-            ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
+            ignored_scope=ignored_scope(ignore, ignore_pattern, ignore_type),
             all_layers=all_layers,
             dataset=samples,
             subset_size=subset_size,

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from jaxq.data import ImageOptions
+    from jaxq.scope import IgnoredScope
 
 LARGEST_COUNT = 10**6  # of samples
 
@@ -109,6 +110,13 @@ def axis_of(text: str) -> int | None:
     if text != "none" and not text.isdecimal():
         raise typer.BadParameter(f"{text!r} is neither the number of an axis nor none", param_hint="'--batch-axis'")
     return None if text == "none" else int(text)
+
+
+def ignored_scope(names: list[str] | None, patterns: list[str] | None, types: list[str] | None) -> IgnoredScope:
+    """What --ignore, --ignore-pattern and --ignore-type leave in float."""
+    from jaxq.scope import IgnoredScope
+
+    return IgnoredScope(tuple(names or ()), tuple(patterns or ()), tuple(types or ()))
 
 
 def image_options(resize: Any, crop: Any, mean: Any, std: Any, layout: str | None, color: str | None) -> ImageOptions:

@@ -32,6 +32,7 @@ from jaxq.commands.options import (
     Target,
     Verbose,
     axis_of,
+    ignored_scope,
     image_options,
 )
 from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json
@@ -122,7 +123,6 @@ def quantize(
         from jaxq.onnx_import import load
         from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
         from jaxq.quantize import quantize
-        from jaxq.scope import IgnoredScope
 
         started = time.perf_counter()
         options = QuantizeOptions(
@@ -131,7 +131,7 @@ def quantize(
             subset_size=subset_size,
             fast_bias_correction=bias_correction == "fast",
             model_type=model_type,
-            ignored_scope=IgnoredScope(tuple(ignore or ()), tuple(ignore_pattern or ()), tuple(ignore_type or ())),
+            ignored_scope=ignored_scope(ignore, ignore_pattern, ignore_type),
             advanced_parameters=AdvancedQuantizationParameters(
                 activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
                 disable_bias_correction=bias_correction == "off",
