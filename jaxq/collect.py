@@ -20,6 +20,7 @@ from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
+from jaxq.ops.border import materialized
 from jaxq.quantizer import QuantParams
 from jaxq.split import split
 
@@ -141,7 +142,7 @@ def _step(
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
-                seen[name] = value
+                seen[name] = value = materialized(value)
             return value, carry
 
         execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))
@@ -153,11 +154,13 @@ def _step(
     for (observer, names), state in zip(requests.items(), states, strict=True):
         rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
         if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            measured = observer.measure(
-                [tensors[names[row]] for row in rows], index if observer.by_number else batch.real
-            )
-            made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
-            state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
+            chosen = [tensors[names[row]] for row in rows]
+            measured = observer.measure(chosen, index if observer.by_number else batch.real)
+            if rows.size == len(names):
+                state = observer.update(state, measured, index)
+            else:
+                made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
+                state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
         after.append(state)
     return after
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+INT32_MAX = np.iinfo(np.int32).max  # the number of padding, beyond all samples
+
 
 class Observer(NamedTuple):
     """A running statistic, as four pure functions. Every array of a state has the T tensors on its first axis.
@@ -62,13 +64,10 @@ def extremes(capacity: int = ROOM) -> Observer:
         return Extremes(*(np.full((count, min(capacity, ROOM)), np.nan, np.float32) for _ in range(2)))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Extremes:
-        # NaN would read as "not seen": it is reported as infinity, which is as unusable. Zero stands in for an empty tensor.
+        # Zero stands in for an empty tensor.
         rows = [_rows(x) if x.size else jnp.zeros((x.shape[0], 1), jnp.float32) for x in tensors]
-        # On CPU, XLA's minimum and maximum pass over NaN. This sum does not (it is 0, or NaN), at a third of the cost of isnan.
-        taint = jnp.stack([(row * 0).sum(1) for row in rows])
-        low = jnp.stack([row.min(1) for row in rows]) + taint
-        high = jnp.stack([row.max(1) for row in rows]) + taint
-        return Extremes(jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high))
+        low, high = (_decoded(jnp.stack(each)) for each in zip(*map(_ends, rows), strict=True))
+        return Extremes(low, high)
 
     def update(state: Extremes, measured: Extremes, index: jax.Array) -> Extremes:
         return Extremes(
@@ -83,6 +82,32 @@ def extremes(capacity: int = ROOM) -> Observer:
         return Extremes(*(_grown(each, samples) for each in state))
 
     return Observer(init, measure, update, merge, grow)
+
+
+def _ends(rows: jax.Array) -> Sequence[jax.Array]:
+    """The smallest and the largest of rows float32 [..., elements], each as an integer in the order of the floats.
+
+    NaN is beyond infinity there. XLA's minimum and maximum of floats pass over it on CPU; and one pass for both ends, in
+    integers, takes a quarter of the time of those two and a third one that looks for NaN.
+    """
+    keys = _key(jax.lax.bitcast_convert_type(rows, jnp.int32))
+    return jax.lax.reduce(
+        (keys, keys),
+        (np.int32(INT32_MAX), np.int32(~INT32_MAX)),
+        lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
+        (rows.ndim - 1,),
+    )
+
+
+def _key(bits: Any) -> Any:
+    """The bits of a float32 as int32, as an int32 that is in the order of the floats; its own inverse."""
+    return bits ^ ((bits >> 31) & np.int32(INT32_MAX))
+
+
+def _decoded(keys: jax.Array) -> jax.Array:
+    """The floats again; -inf or inf for a NaN, which in a state would read as "not seen"."""
+    least, greatest = (_key(np.float32(end).view(np.int32)) for end in (-np.inf, np.inf))
+    return jax.lax.bitcast_convert_type(_key(jnp.clip(keys, least, greatest)), jnp.float32)
 
 
 def _grown(values: jax.Array, samples: int) -> jax.Array:
@@ -229,9 +254,10 @@ def channel_extremes(channels: int, axis: int) -> Observer:
 
 
 BINS = 4096  # of a histogram, over [-2**exponent, 2**exponent)
-SAMPLED = 1 << 14  # elements of a tensor and sample that are counted: every k-th one of a larger tensor
+SAMPLED = 1 << 10  # elements of a tensor and sample that are counted, at most
+RUN = 16  # of them lie side by side: what memory gives at a time
+SPARE = 64  # bins for what is not counted; spread, because additions to one and the same place wait for each other
 SMALLEST_EXPONENT = -126
-INT32_MAX = np.iinfo(np.int32).max  # the number of padding, beyond all samples
 
 
 class Histogram(NamedTuple):
@@ -245,19 +271,27 @@ class Histogram(NamedTuple):
     zeros: Any  # int32 [T]
 
 
+class Sampled(NamedTuple):
+    """Elements of a batch of samples."""
+
+    values: Any  # float32 [T, B, elements]; 0 for padding and for what is not finite
+    elements: Any  # int32 [T]: how many there are of a sample; 0 stands in the other places
+
+
 @functools.cache
 def histogram(folds: int | None = None) -> Observer:
     """A histogram over all samples that needs no range beforehand.
 
     Its range is a power of two. When a larger value comes, bins are merged two by two, which is exact: the result is the same
     as if the final range had been known, whatever the order of the samples. The resolution is 2**exponent / 2048, that is
-    between 1/2048 and 1/1024 of the largest absolute value. Zeros, which every grid represents exactly, are counted apart. Of
-    tensors with more than SAMPLED elements a sample, evenly spread ones are counted; `extremes` sees all.
+    between 1/2048 and 1/1024 of the largest absolute value. Zeros, which every grid represents exactly, are counted apart.
+    A tensor with more than SAMPLED elements a sample is cut into pieces of one length, and RUN neighbours of each are
+    counted, others in each sample; `extremes` sees all.
 
     With `folds`, sample number i is counted in histogram i % folds of the tensor; all have one exponent.
     """
     parts = 1 if folds is None else folds
-    width = BINS + 1  # one bin more for what is not counted: zeros, padding
+    width = BINS + SPARE
 
     def init(count: int) -> Histogram:
         lead = (count,) if folds is None else (count, folds)
@@ -267,42 +301,48 @@ def histogram(folds: int | None = None) -> Observer:
             np.zeros(lead, np.int32),
         )
 
-    def measure(tensors: Sequence[jax.Array], real_or_index: jax.Array) -> Histogram:
-        if folds is None:
-            real, fold = real_or_index, jnp.zeros(real_or_index.shape, jnp.int32)
-        else:
-            real, fold = real_or_index < INT32_MAX, real_or_index % folds
-        rows = [_spread(x) for x in tensors]
-        rows = [jnp.where(real[:, None] & jnp.isfinite(x), x, 0) for x in rows]
-        largest = jnp.stack([jnp.abs(x).max(initial=0.0) for x in rows])
-        exponent = jnp.maximum(jnp.frexp(largest)[1], SMALLEST_EXPONENT).astype(jnp.int32)
-        # Two factors, since 2**-exponent itself may be too large for a float.
-        half, rest = jnp.ldexp(1.0, -(exponent // 2)), jnp.ldexp(1.0, -(exponent - exponent // 2))
-        tables = []
-        for row, x in enumerate(rows):
-            place = jnp.floor(x * half[row] * rest[row] * (BINS // 2)).astype(jnp.int32)  # exact: powers of two
-            place = jnp.where(
-                x < 0, jnp.minimum(place, -1), place
-            )  # so small a part of the largest that it became zero
-            place = jnp.where(x == 0, BINS, place + BINS // 2) + (fold * width)[:, None]
-            # One table at a time: a fusion that puts 70 tensors' places together asks for each element whose it is.
-            table = jnp.zeros((parts * width,), jnp.int32)
-            tables.append(table.at[place.reshape(-1)].add(1, mode="promise_in_bounds"))
-        counts = jnp.stack(tables).reshape(-1, parts, width)[:, :, :BINS]
-        in_fold = real[None] & (fold[None] == jnp.arange(parts, dtype=jnp.int32)[:, None])
-        elements = np.array([x.shape[1] for x in rows], np.int32)
-        zeros = elements[:, None] * in_fold.sum(1, dtype=jnp.int32)[None] - counts.sum(-1)
-        return Histogram(counts[:, 0] if folds is None else counts, exponent, zeros[:, 0] if folds is None else zeros)
+    def measure(tensors: Sequence[jax.Array], index: jax.Array) -> Sampled:
+        rows = [_sampled(x, index) for x in tensors]
+        longest = max(row.shape[1] for row in rows)
+        # One array of all tensors: what follows is compiled once, and not for each of them.
+        values = jnp.stack([jnp.pad(row, ((0, 0), (0, longest - row.shape[1]))) for row in rows])
+        values = jnp.where((index < INT32_MAX)[None, :, None] & jnp.isfinite(values), values, 0)
+        return Sampled(values, np.array([row.shape[1] for row in rows], np.int32))
 
-    def update(state: Histogram, measured: Histogram, index: jax.Array) -> Histogram:
-        return merge(state, measured)
+    def update(state: Histogram, measured: Sampled, index: jax.Array) -> Histogram:
+        seen = jnp.frexp(jnp.abs(measured.values).max((1, 2), initial=0.0))[1].astype(jnp.int32)
+        exponent = jnp.maximum(state.exponent, seen)
+        before = jax.lax.cond(  # seldom, after the first batches
+            (exponent > state.exponent).any(),
+            lambda: _widened(state.counts, state.exponent, exponent),
+            lambda: state.counts,
+        )
+        fold = index % parts
+        counts = count(measured.values, exponent, fold)
+        in_fold = (index < INT32_MAX)[None] & (fold[None] == jnp.arange(parts, dtype=jnp.int32)[:, None])
+        zeros = measured.elements[:, None] * in_fold.sum(1, dtype=jnp.int32)[None] - counts.sum(-1)
+        counts, zeros = jnp.reshape(counts, before.shape), jnp.reshape(zeros, state.zeros.shape)
+        return Histogram(_saturating(before, counts), exponent, _saturating(state.zeros, zeros))
+
+    def count(x: jax.Array, exponent: jax.Array, fold: jax.Array) -> jax.Array:
+        """How many of x [T, B, elements] fall into each bin: [T, folds, BINS]."""
+        # Two factors, since 2**-exponent itself may be too large for a float.
+        half, rest = (jnp.ldexp(1.0, -each)[:, None, None] for each in (exponent // 2, exponent - exponent // 2))
+        place = jnp.floor(x * half * rest * (BINS // 2)).astype(jnp.int32)  # exact: powers of two
+        place = jnp.where(x < 0, jnp.minimum(place, -1), place)  # so small a part of the largest that it became zero
+        spare = BINS + jax.lax.broadcasted_iota(jnp.int32, x.shape, 2) % SPARE
+        place = jnp.where(x == 0, spare, place + BINS // 2)
+        table = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None] * parts + fold[None]
+        counts = jnp.zeros((x.shape[0] * parts * width,), jnp.int32)
+        counts = counts.at[(place + table[..., None] * width).reshape(-1)].add(1, mode="promise_in_bounds")
+        return counts.reshape(-1, parts, width)[:, :, :BINS]
 
     def merge(a: Histogram, b: Histogram) -> Histogram:
         exponent = jnp.maximum(a.exponent, b.exponent)
         counts = _saturating(_widened(a.counts, a.exponent, exponent), _widened(b.counts, b.exponent, exponent))
         return Histogram(counts, exponent, _saturating(a.zeros, b.zeros))
 
-    return Observer(init, measure, update, merge, by_number=folds is not None)
+    return Observer(init, measure, update, merge, by_number=True)
 
 
 def _saturating(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -322,23 +362,32 @@ def _widened(counts: jax.Array, exponent: jax.Array, wanted: jax.Array) -> jax.A
 def _rows(x: jax.Array) -> jax.Array:
     """x [B, ...] as float32 [B, elements], in an order that costs nothing.
 
-    Convolutions work channels-last inside. Reading their outputs in that order, and only once they are there (the barrier), keeps
-    a reduction from being fused with what makes them: on CPU that is three times as fast.
+    Convolutions work channels-last inside.
     """
     if x.ndim >= 5:  # [B, 1, C, H, W]
-        x = jax.lax.optimization_barrier(jnp.moveaxis(x, 2, -1))
+        x = jnp.moveaxis(x, 2, -1)
     return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
 
-def _spread(x: jax.Array) -> jax.Array:
-    """At most SAMPLED elements of each sample of x [B, ...], on a regular grid, as float32 [B, elements]."""
-    steps = [1] * x.ndim
-    shape = list(x.shape)
-    while math.prod(shape[1:]) > SAMPLED:  # thin out the longest axis, in odd steps: even ones may follow a pattern
-        axis = max(range(1, x.ndim), key=lambda each: shape[each])
-        steps[axis] += 2
-        shape[axis] = -(-x.shape[axis] // steps[axis])
-    return jax.lax.slice(x, [0] * x.ndim, x.shape, steps).reshape(x.shape[0], -1).astype(jnp.float32)
+def _sampled(x: jax.Array, index: jax.Array) -> jax.Array:
+    """At most SAMPLED elements of each sample of x [B, ...], as float32 [B, elements]: RUN neighbours of each piece of it.
+
+    Which ones depends on the number of the sample, index [B], so that many samples together show every channel and position.
+    """
+    rows = _rows(x)
+    size, pieces = rows.shape[1], SAMPLED // RUN
+    if size <= SAMPLED:
+        return rows
+    borders = np.arange(pieces + 1) * size // pieces
+    room = np.diff(borders).astype(np.int32) - RUN + 1  # places in a piece where a run can start
+    bits = min(16, 31 - int(room.max()).bit_length())  # so that the last product does not wrap
+    # A hash of the numbers of piece and sample; its products wrap, as they should.
+    mixed = (np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)).view(np.int32)[None]
+    mixed = mixed ^ (index[:, None] * np.int32(-2048144777))
+    mixed = jax.lax.shift_right_logical((mixed ^ (mixed >> 15)) * np.int32(-1028477379), 32 - bits)
+    start = borders[None, :-1].astype(np.int32) + (mixed * room[None] >> bits)
+    places = (start[..., None] + np.arange(RUN, dtype=np.int32)[None, None]).reshape(x.shape[0], SAMPLED)
+    return jnp.take_along_axis(rows, places, axis=1, mode="promise_in_bounds")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from jaxq.distributions import (
     squared_errors,
 )
 from jaxq.estimators import DISTRIBUTION, AggregatorType
-from jaxq.observers import BINS, histogram
+from jaxq.observers import BINS, SAMPLED, Histogram, histogram
 from jaxq.quantizer import E4M3, IntType
 from jaxq.ranges import asymmetric_borders, symmetric_borders
 
@@ -49,11 +49,22 @@ EDGES = {
 values = st.integers(-(10**6), 10**6).map(lambda i: i / 256)
 
 
+def counted(*samples: np.ndarray, folds: int | None = None) -> Histogram:
+    """The histogram of one tensor, of which these are the samples, with every element of them."""
+    observer = histogram(folds)
+    state = observer.init(1)
+    for number, x in enumerate(samples):
+        for part in np.split(np.asarray(x, np.float32), range(SAMPLED, x.size, SAMPLED)):
+            index = jnp.array([number], jnp.int32)
+            state = observer.update(state, observer.measure([jnp.asarray(part)[None]], index), index)
+    return state
+
+
 def distribution(*tensors: np.ndarray) -> Distributions:
     """The tensors as they are seen, in one table."""
     rows = []
     for x in tensors:
-        seen = histogram().measure([jnp.asarray(x, jnp.float32)[None]], jnp.ones(1, bool))
+        seen = counted(x)
         low, high = (np.float64(np.float32(end(x))) if x.size else np.float64(0) for end in (np.min, np.max))
         counts, zeros = np.asarray(seen.counts[0], np.float64), np.asarray(seen.zeros[0], np.float64)
         rows.append(Distributions(counts, np.asarray(seen.exponent[0]), zeros, low, high))
@@ -210,8 +221,7 @@ def test_auto_takes_the_candidate_that_serves_the_unseen_fold_best():
 
 def test_folds_together_are_the_whole():
     x = np.concatenate([TENSORS["normal"], [64.0]])  # one exponent for both
-    parts = histogram(2).measure([jnp.asarray(np.stack([x, x * 0.5]), jnp.float32)], jnp.arange(2, dtype=jnp.int32))
-    whole = histogram().measure([jnp.asarray(np.stack([x, x * 0.5]), jnp.float32)], jnp.ones(2, bool))
+    parts, whole = counted(x, x * 0.5, folds=2), counted(x, x * 0.5)
     np.testing.assert_array_equal(parts.counts.sum(1), whole.counts)
     np.testing.assert_array_equal(parts.zeros.sum(1), whole.zeros)
     assert parts.counts.shape == (1, 2, BINS)

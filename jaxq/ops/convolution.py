@@ -199,8 +199,8 @@ def fusion_border(y: jax.Array) -> jax.Array:
 
 
 # Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data. So it
-# is where the patches take no more room than the kernel, as in the last layers of most networks.
-FEW_TERMS = 32
+# is where the kernel takes this many times the room of the patches, as in the last layers of large networks.
+FEW_TERMS, LARGE_KERNEL = 32, 8
 # Groups are taken together until a block has this many channels: the zeros between them cost less than more calls.
 BLOCK_CHANNELS = 32
 
@@ -210,8 +210,8 @@ def cpu_variant(x: jax.Array, outputs: int, window: Window, group: int) -> Varia
     channels, cells = x.shape[1], math.prod(window.size)
     if group == 1:
         few = channels * cells <= FEW_TERMS and math.prod(window.strides) > 1
-        small = x.shape[0] * math.prod(window.output) <= outputs
-        return patch_convolution if cells == 1 or few or small else channels_last_convolution
+        large = x.shape[0] * math.prod(window.output) * LARGE_KERNEL <= outputs
+        return patch_convolution if cells == 1 or few or large else channels_last_convolution
     return depthwise_convolution if group == channels else grouped_convolution
 
 
