@@ -382,8 +382,8 @@ def _sampled(x: jax.Array, index: jax.Array) -> jax.Array:
     room = np.diff(borders).astype(np.int32) - RUN + 1  # places in a piece where a run can start
     bits = min(16, 31 - int(room.max()).bit_length())  # so that the last product does not wrap
     # A hash of the numbers of piece and sample; its products wrap, as they should.
-    mixed = (np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)).view(np.int32)[None]
-    mixed = mixed ^ (index[:, None] * np.int32(-2048144777))
+    piece = (np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)).view(np.int32)
+    mixed = piece[None] ^ (index[:, None] * np.int32(-2048144777))
     mixed = jax.lax.shift_right_logical((mixed ^ (mixed >> 15)) * np.int32(-1028477379), 32 - bits)
     start = borders[None, :-1].astype(np.int32) + (mixed * room[None] >> bits)
     places = (start[..., None] + np.arange(RUN, dtype=np.int32)[None, None]).reshape(x.shape[0], SAMPLED)
