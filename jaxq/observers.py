@@ -384,8 +384,8 @@ def _sampled(x: jax.Array, index: jax.Array) -> jax.Array:
     # A hash of the numbers of piece and sample; its products wrap, as they should.
     piece = (np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)).view(np.int32)
     mixed = piece[None] ^ (index[:, None] * np.int32(-2048144777))
-    mixed = jax.lax.shift_right_logical((mixed ^ (mixed >> 15)) * np.int32(-1028477379), 32 - bits)
-    start = borders[None, :-1].astype(np.int32) + (mixed * room[None] >> bits)
+    chance = jax.lax.shift_right_logical((mixed ^ (mixed >> 15)) * np.int32(-1028477379), 32 - bits)
+    start = borders[None, :-1].astype(np.int32) + (chance * room[None] >> bits)
     places = (start[..., None] + np.arange(RUN, dtype=np.int32)[None, None]).reshape(x.shape[0], SAMPLED)
     return jnp.take_along_axis(rows, places, axis=1, mode="promise_in_bounds")
 

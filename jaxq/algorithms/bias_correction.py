@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer
+from jaxq.ops.border import materialized
 from jaxq.quantizer import QuantParams, fake_quantize, fake_quantize_array
 
 
@@ -68,86 +69,86 @@ class BiasCorrection:
             return model
         stream = iter(samples)
         walks = Walks(self, model)
-        nothing = {site.output: Means.zeros(np.size(model.params[site.bias])) for site in self.sites}
-        exact, missing = nothing, nothing
+        exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
         for static, batch in batches(model, itertools.islice(stream, self.samples), self.batch):
-            seen = walks.exact(static, batch, nothing)
-            after = walks.rounded(static, batch, nothing | seen.found, missing)
-            exact = exact | {name: exact[name].plus(each) for name, each in seen.found.items()}
-            missing = missing | after.missing
-        moved = self.corrected(model.params, exact, missing)
+            wanted = walks.exact(static, batch)
+            found = walks.moved(static, batch, wanted, missing)
+            exact, missing = exact.plus(wanted), missing.plus(wanted.minus(found))
+        moved = self.corrected(model.params, exact.means(), missing.means())
         biases = {site.bias: moved[site.bias] for site in self.sites}
         noise = np.zeros(2)
         unseen = list(itertools.islice(stream, self.checks)) or list(itertools.islice(samples, self.checks))
         for static, batch in batches(model, unseen, self.batch):
-            wanted = walks.exact(static, batch, nothing).outputs
+            outputs = walks.outputs(static, batch)
             for position, changed in enumerate(({}, biases)):
-                outputs = walks.rounded(static, batch, nothing, nothing, changed).outputs
-                noise[position] += relative_noise(wanted, outputs, batch.real)
+                noise[position] += relative_noise(outputs, walks.outputs(static, batch, changed), batch.real)
         return model if noise[0] < noise[1] else model.replace(params=moved)
 
     def corrected(
-        self, params: Mapping[str, Any], exact: Mapping[str, Means], missing: Mapping[str, Means]
+        self, params: Mapping[str, Any], exact: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         """The params with the biases moved by the mean of what was missing, where that is no more than the threshold allows."""
         moved = dict(params)
         for site in self.sites:
-            bias, shift = np.asarray(params[site.bias], np.float64), missing[site.output].mean()
-            size = max(np.abs(bias).max(initial=0.0), np.abs(exact[site.output].mean()).max(initial=0.0))
+            bias, shift = np.asarray(params[site.bias], np.float64), missing[site.output]
+            size = max(np.abs(bias).max(initial=0.0), np.abs(exact[site.output]).max(initial=0.0))
             if np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= self.threshold * size:
                 moved[site.bias] = (bias + shift).astype(params[site.bias].dtype)
         return moved
 
 
-class Means(NamedTuple):
-    """Sums over samples of one number for each channel."""
+@dataclass(frozen=True)
+class Sums:
+    """Sums over samples, at each site, of one number for each channel: of the mean over its positions."""
 
-    total: Any  # float32 [C]
-    count: Any  # float32 scalar: samples
+    total: Mapping[str, np.ndarray]  # float64 [C]
+    count: int = 0  # samples
 
-    @classmethod
-    def zeros(cls, channels: int) -> Means:
-        return cls(np.zeros(channels, np.float32), np.float32(0))
+    def plus(self, other: Sums) -> Sums:
+        return Sums({name: each + other.total[name] for name, each in self.total.items()}, self.count + other.count)
 
-    def plus(self, other: Means) -> Means:
-        return Means(self.total + other.total, self.count + other.count)
+    def minus(self, other: Sums) -> Sums:
+        """The sums of the differences, sample by sample."""
+        return Sums({name: each - other.total[name] for name, each in self.total.items()}, self.count)
 
-    def mean(self) -> Any:
-        return self.total / np.maximum(self.count, np.float32(1))
-
-
-class Walk(NamedTuple):
-    """What one batch gave."""
-
-    found: dict[str, Means]  # at the sites
-    missing: dict[str, Means]  # to the means that were wanted there, with what was missing before
-    outputs: dict[str, Any]  # of the network, each [B, ...]
+    def means(self) -> dict[str, np.ndarray]:
+        return {name: each / max(self.count, 1) for name, each in self.total.items()}
 
 
 class Walks:
-    """The float and the quantized network, as two calls of one compiled program."""
+    """The float and the quantized network, as calls of one compiled program."""
 
     def __init__(self, step: BiasCorrection, model: Model):
         self.graph, self.params, encodings = model.program
         self.weights, self.encodings = rounded_params(self.params, encodings)
         self.off = {name: switched_off(each) for name, each in self.encodings.items()}
         self.sites = step.sites
+        self.still = {
+            site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites
+        }  # moves nothing
 
-    def exact(self, static: FrozenDict[str, Literal], batch: Batch, nothing: Mapping[str, Means]) -> Walk:
-        """The float network."""
-        return self._walk(static, batch, self.params, self.off, nothing, nothing, False)
+    def exact(self, static: FrozenDict[str, Literal], batch: Batch) -> Sums:
+        """What the float network gives at the sites."""
+        return self._walk(static, batch, self.params, self.off, self.still, 0.0)[0]
 
-    def rounded(
-        self,
-        static: FrozenDict[str, Literal],
-        batch: Batch,
-        wanted: Mapping[str, Means],
-        missing: Mapping[str, Means],
-        biases: Mapping[str, Any] | None = None,
-    ) -> Walk:
-        """The quantized network, each site moved to the means that are wanted; or, with `biases`, with these and not moved."""
-        weights = {**self.weights, **(biases or {})}
-        return self._walk(static, batch, weights, self.encodings, wanted, missing, biases is None)
+    def moved(self, static: FrozenDict[str, Literal], batch: Batch, wanted: Sums, missing: Sums) -> Sums:
+        """What the quantized network gives at the sites, where each is then moved by the mean of what is missing by now.
+
+        That is (missing + wanted - found) / samples, of which only `found` is not known before.
+        """
+        count = missing.count + wanted.count
+        targets = {
+            name: ((each + wanted.total[name]) / count).astype(np.float32) for name, each in missing.total.items()
+        }
+        return self._walk(static, batch, self.weights, self.encodings, targets, wanted.count / count)[0]
+
+    def outputs(
+        self, static: FrozenDict[str, Literal], batch: Batch, biases: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The outputs [B, ...] of the float network, or of the quantized one with these biases."""
+        if biases is None:
+            return self._walk(static, batch, self.params, self.off, self.still, 0.0)[1]
+        return self._walk(static, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
 
     def _walk(
         self,
@@ -155,13 +156,15 @@ class Walks:
         batch: Batch,
         params: Mapping[str, Any],
         encodings: Mapping[str, QuantParams],
-        wanted: Mapping[str, Means],
-        missing: Mapping[str, Means],
-        correct: bool,
-    ) -> Walk:
+        targets: Mapping[str, np.ndarray],
+        share: float,
+    ) -> tuple[Sums, dict[str, Any]]:
         graph = compiled_part(self.graph, self.params, static, batch)
-        found = _walk(graph, static, self.sites, params, encodings, batch, wanted, missing, np.float32(correct))
-        return Walk(*jax.device_get(found))
+        means, outputs = jax.device_get(
+            _walk(graph, static, self.sites, params, encodings, batch, targets, np.float32(share))
+        )
+        count = int(batch.real.sum())
+        return Sums({name: np.asarray(each, np.float64) * count for name, each in means.items()}, count), outputs
 
 
 def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:
@@ -210,40 +213,29 @@ def _walk(
     params: Mapping[str, jax.Array],
     encodings: Mapping[str, QuantParams],
     batch: Batch,
-    wanted: Mapping[str, Means],
-    missing: Mapping[str, Means],
-    correct: np.float32,
-) -> Walk:
-    """Runs one batch; what is missing is counted up to `wanted`, and added to what was missing before.
-
-    Each site is moved by `correct` times the mean of what is missing.
-    """
+    targets: Mapping[str, jax.Array],
+    share: jax.Array,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Runs one batch: the means over its samples [C] at the sites, before each is moved by target - share * mean; the outputs."""
     fixed = {name: literal.array for name, literal in static.items()}
     axes = {site.output: site.axis for site in sites}
+    weights = batch.real.astype(jnp.float32) / batch.real.sum().astype(jnp.float32)
 
-    def one(inputs: Mapping[str, jax.Array], real: jax.Array) -> Walk:
-        found: dict[str, Means] = {}
-        after: dict[str, Means] = {}
-        share = real.astype(jnp.float32)
-        count = jax.lax.psum(share, "samples")
+    def one(inputs: Mapping[str, jax.Array], weight: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        means: dict[str, jax.Array] = {}
 
         def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
-                rows = channels_last(value, axes[name])
-                found[name] = Means(jax.lax.psum(rows.mean(0) * share, "samples"), count)
-                lacking = wanted[name].total - found[name].total
-                after[name] = Means(missing[name].total + lacking, missing[name].count + count)
-                shift = correct * after[name].total / after[name].count
+                value = materialized(value)
+                means[name] = jax.lax.psum(channels_last(value, axes[name]).mean(0) * weight, "samples")
+                shift = targets[name] - share * means[name]
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
             return (rounded(value, encodings[name]) if name in encodings else value), carry
 
         outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=tap)
-        traced = {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
-        return Walk(found, after, traced)
+        return means, {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
 
-    found, after, outputs = jax.vmap(one, axis_name="samples")(dict(batch.inputs), batch.real)
-    found, after = jax.tree.map(lambda x: x[0], (found, after))  # the same for every sample
-    return Walk(found, after, outputs)
+    return jax.vmap(one, axis_name="samples", out_axes=(None, 0))(dict(batch.inputs), weights)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
@@ -252,13 +244,13 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
         return fake_quantize(x, params)
     numbers = (params.scale, params.zero_point, params.qmin, params.qmax)
     scale, zero, low, high = (jnp.asarray(each, jnp.float32) for each in numbers)
-    grid = jnp.round(jax.lax.optimization_barrier(x).astype(jnp.float32) * (1 / scale)) + zero
+    grid = jnp.round(x.astype(jnp.float32) * (1 / scale)) + zero
     return ((jnp.clip(grid, low, high) - zero) * scale).astype(x.dtype)
 
 
 def channels_last(x: jax.Array, axis: int) -> jax.Array:
-    """x as [positions, channels], once it is there: a reduction that is merged with a convolution is slow on CPU."""
-    x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
+    """x as [positions, channels]."""
+    x = jnp.moveaxis(x, axis, -1)
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
 
 
