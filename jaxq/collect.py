@@ -20,7 +20,7 @@ from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
-from jaxq.ops.border import materialized
+from jaxq.ops.cpu_memory import materialized
 from jaxq.quantizer import QuantParams
 from jaxq.split import split
 

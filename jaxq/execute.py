@@ -18,7 +18,8 @@ from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, TensorType, captures
 from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
-from jaxq.quantizer import QuantParams, fake_quantize
+from jaxq.ops.cpu_memory import channels_last, is_image
+from jaxq.quantizer import QuantParams, fake_quantize, transposed
 
 Carry = TypeVar("Carry")
 Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
@@ -74,9 +75,18 @@ def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
     """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
 
     def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-        return (fake_quantize(value, encodings[name]) if name in encodings else value), carry
+        return (quantized(value, encodings[name]) if name in encodings else value), carry
 
     return tap
+
+
+def quantized(value: jax.Array, params: QuantParams) -> jax.Array:
+    """`fake_quantize` of a tensor with one scale, or with as many axes of scales as it has."""
+    if not np.ndim(params.scale):
+        return channels_last(fake_quantize)(value, params)
+    if is_image(value):
+        params = transposed(params, (0, *range(2, value.ndim), 1))
+    return channels_last(fake_quantize)(value, params)
 
 
 def chain(*taps: Tap | None) -> Tap | None:

@@ -172,19 +172,26 @@ def _round_half_even_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) 
 def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     """The integers (or floats of 8 bits) of x, as float32 values: clip(round(x / scale) + zero_point, qmin, qmax).
 
-    The division is exact, as in ONNX: XLA's CPU compiler would turn a division by a broadcast scale into a multiplication by
-    its reciprocal, which rounds differently near ties; the barrier keeps it from seeing the broadcast.
+    The division is exact, as in ONNX (`divided`).
 
     Derivatives are straight-through in x, and by the chain rule in the scale (LSQ, Esser et al., arXiv:1902.08153, eq. 3).
     """
-    scale = jnp.broadcast_to(spread(jnp.asarray(params.scale, x.dtype), x.shape), x.shape)
-    ratio = x / jax.lax.optimization_barrier(scale)
+    ratio = divided(x, spread(jnp.asarray(params.scale, x.dtype), x.shape))
     if params.mantissa is None:
         shifted = round_half_even(ratio) + spread(jnp.asarray(params.zero_point, x.dtype), x.shape)
     else:
         step = float_step(ratio, params.mantissa, params.smallest_exponent)
         shifted = round_half_even(ratio / step) * step
     return jnp.clip(shifted, jnp.asarray(params.qmin, x.dtype), jnp.asarray(params.qmax, x.dtype))
+
+
+def divided(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / scale, rounded once.
+
+    XLA's CPU compiler turns a division by a broadcast scale into a multiplication by its reciprocal, which rounds differently near
+    ties. It cannot where the divisor depends on x; and unlike an `optimization_barrier` that leaves the layout of x alone.
+    """
+    return x / jnp.where(jnp.isnan(x), jnp.asarray(jnp.nan, x.dtype), scale)
 
 
 def float_step(x: jax.Array, mantissa: Any, smallest_exponent: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer
-from jaxq.ops.border import materialized
+from jaxq.ops.cpu_memory import materialized
 from jaxq.quantizer import QuantParams, fake_quantize, fake_quantize_array
 
 

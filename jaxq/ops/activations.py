@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxq.errors import UnsupportedOpError
 from jaxq.ops import op
+from jaxq.ops.cpu_memory import channels_last
 
 
 @op("Relu", since=6)
@@ -15,6 +16,7 @@ def relu(x):
 
 
 @op("LeakyRelu", since=6)
+@channels_last
 def leaky_relu(x, *, alpha=0.01):
     return jnp.where(x < 0, alpha * x, x)
 
@@ -31,21 +33,25 @@ def prelu_by_channel(x, slope):
 
 
 @op("ThresholdedRelu", since=10)
+@channels_last
 def thresholded_relu(x, *, alpha=1.0):
     return jnp.where(x > alpha, x, jnp.zeros_like(x))
 
 
 @op("Elu", since=6)
+@channels_last
 def elu(x, *, alpha=1.0):
     return jnp.where(x > 0, x, alpha * _expm1_below_zero(x))
 
 
 @op("Selu", since=6)
+@channels_last
 def selu(x, *, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875):
     return gamma * elu(x, alpha=alpha)
 
 
 @op("Celu", since=12)
+@channels_last
 def celu(x, *, alpha=1.0):
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     return jnp.where(x > 0, x, alpha * _expm1_below_zero(x / alpha))
@@ -57,21 +63,25 @@ def _expm1_below_zero(x):
 
 
 @op("Sigmoid", since=6)
+@channels_last
 def sigmoid(x):
     return jax.nn.sigmoid(x)
 
 
 @op("HardSigmoid", since=6)
+@channels_last
 def hard_sigmoid(x, *, alpha=0.2, beta=0.5):
     return jnp.clip(alpha * x + beta, 0, 1)
 
 
 @op("HardSwish", since=14)
+@channels_last
 def hard_swish(x):
     return x * hard_sigmoid(x, alpha=1 / 6)
 
 
 @op("Swish", since=24)
+@channels_last
 def swish(x, *, alpha=1.0):
     return x * jax.nn.sigmoid(alpha * x)
 
@@ -82,6 +92,7 @@ def swiglu(gate, value, *, alpha=1.0):
 
 
 @op("Gelu", since=20)
+@channels_last
 def gelu(x, *, approximate="none"):
     """x * Phi(x), Phi being the normal distribution function; "tanh" is the approximation of Hendrycks and Gimpel.
 
@@ -93,21 +104,25 @@ def gelu(x, *, approximate="none"):
 
 
 @op("Mish", since=18)
+@channels_last
 def mish(x):
     return x * jnp.tanh(jax.nn.softplus(x))
 
 
 @op("Softplus", since=1)
+@channels_last
 def softplus(x):
     return jax.nn.softplus(x)
 
 
 @op("Softsign", since=1)
+@channels_last
 def softsign(x):
     return x / (1 + jnp.abs(x))
 
 
 @op("Shrink", since=9)
+@channels_last
 def shrink(x, *, bias=0.0, lambd=0.5):
     """x moved towards zero by `bias`, and zero within [-lambd, lambd]."""
     return jnp.where(x < -lambd, x + bias, jnp.where(x > lambd, x - bias, 0)).astype(x.dtype)

@@ -13,6 +13,7 @@ from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.ops import array_namespace, op
 from jaxq.ops.cast import convert, element_dtype, is_integer
 from jaxq.ops.convolution import conv
+from jaxq.quantizer import divided
 
 
 @op("QuantizeLinear", since=10)
@@ -72,10 +73,8 @@ def laid_along(parameter: Any, shape: tuple[int, ...], axis: int, block_size: in
 
 
 def divide_exactly(x: Any, scale: Any) -> Any:
-    """x / scale, rounded as IEEE 754 says; see `jaxq.quantizer.quantize` for the barrier."""
-    if array_namespace(x, scale) is np:
-        return x / scale
-    return x / jax.lax.optimization_barrier(jnp.broadcast_to(scale, x.shape))
+    """x / scale, rounded as IEEE 754 says."""
+    return x / scale if array_namespace(x, scale) is np else divided(x, scale)
 
 
 def to_integers(ratio: Any, zero_point: Any, dtype: Any) -> Any:
