@@ -188,8 +188,8 @@ def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
 def divided(x: jax.Array, scale: jax.Array) -> jax.Array:
     """x / scale, rounded once.
 
-    XLA's CPU compiler turns a division by a broadcast scale into a multiplication by its reciprocal, which rounds differently near
-    ties. It cannot where the divisor depends on x; and unlike an `optimization_barrier` that leaves the layout of x alone.
+    XLA's CPU compiler turns a division by a broadcast scale into a multiplication by its reciprocal, which rounds differently
+    near ties. It cannot where the divisor depends on x; and unlike an `optimization_barrier` that leaves the layout of x alone.
     """
     return x / jnp.where(jnp.isnan(x), jnp.asarray(jnp.nan, x.dtype), scale)
 

@@ -1,7 +1,7 @@
 """How values lie in memory on CPU, where XLA's choice is not the fast one.
 
-Convolutions work channels-last inside (`jaxq.ops.convolution`), while graphs keep ONNX's order. XLA turns nothing around as long as
-it takes over the order of a convolution for what follows. It does not everywhere; what is here helps it.
+Convolutions work channels-last inside (`jaxq.ops.convolution`), while graphs keep ONNX's order. XLA turns nothing around as
+long as it takes over the order of a convolution for what follows. It does not everywhere; what is here helps it.
 """
 
 from __future__ import annotations
