@@ -72,6 +72,7 @@ def collect(
     samples: Iterable[Mapping[str, Any]],
     *,
     batch_size: int | None = None,
+    beside: Sequence[Mapping[str, Observer]] = (),
 ) -> list[dict[str, Any]]:
     """Runs the model over the samples once and returns, for each mapping in `needs`, {tensor name: state} as numpy.
 
@@ -82,11 +83,12 @@ def collect(
       needs: what each algorithm wants to see: tensor name -> observer.
       samples: feeds of one sample each (`split_samples`).
       batch_size: samples run at a time; None chooses by the size of the largest tensor. It does not change the result.
+      beside: what is watched, too, and not returned: the same in several calls, it makes one compiled program serve them.
 
     Raises:
       CalibrationError: there are no samples.
     """
-    requests = _requests(needs)
+    requests = _requests([*beside, *needs])
     graph, params, encodings = model.program
     states: Any = None
     for static, batch in batches(model, samples, batch_size):

@@ -106,7 +106,8 @@ class Prepared:
         watching = () if watch is None else (Watch(last, watch),)
         # One pass over the data from calibration on: bias correction looks at the float model, too.
         together = (self.calibration(), *watching, *self.correction(), last)
-        return run_pipeline([*self.preserving(), together], self.model, self.data, self.options.batch_size)
+        steps: list[Algorithm | tuple[Algorithm, ...]] = [*self.preserving(), together]
+        return run_pipeline(steps, self.model, self.data, self.options.batch_size, one_program=True)
 
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""

@@ -78,9 +78,8 @@ def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
         calibrated,
         *prepared.correction(),
     )
-    corrected = run_pipeline(
-        [*prepared.preserving(), together], prepared.model, prepared.data, prepared.options.batch_size
-    )
+    steps: list[Algorithm | tuple[Algorithm, ...]] = [*prepared.preserving(), together]
+    corrected = run_pipeline(steps, prepared.model, prepared.data, prepared.options.batch_size, one_program=True)
     assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
     exact, found = before.model.params, {ASKED_FOR: calibrated.model.encodings}
     found |= {name: each.found for name, each in others.items()}

@@ -35,19 +35,24 @@ def run_pipeline(
     model: Model,
     samples: Iterable[Mapping[str, Any]],
     batch_size: int | None = None,
+    *,
+    one_program: bool = False,
 ) -> Model:
     """Runs each step in turn; what a step needs is gathered in one pass over the samples.
 
     A tuple of algorithms is one step: what all of them need is gathered in the same pass, on the model as it is before the first.
+    With `one_program` each pass watches what any of the steps needs, so that one compiled program serves all passes; that is for
+    steps that leave the graph as it is.
     """
-    for step in steps:
-        group = step if isinstance(step, tuple) else (step,)
+    groups = [step if isinstance(step, tuple) else (step,) for step in steps]
+    everything = [algorithm.needs(model) for group in groups for algorithm in group] if one_program else []
+    for group in groups:
         needs = [algorithm.needs(model) for algorithm in group]
         watched = [need for need in needs if need]
         limits = [getattr(algorithm, "samples", None) for algorithm, need in zip(group, needs, strict=True) if need]
         known = [limit for limit in limits if limit is not None]
         first = itertools.islice(samples, max(known)) if known and len(known) == len(limits) else samples
-        found = iter(collect(model, watched, first, batch_size=batch_size) if watched else [])
+        found = iter(collect(model, watched, first, batch_size=batch_size, beside=everything) if watched else [])
         stats = [next(found) if need else {} for need in needs]
         for algorithm, each in zip(group, stats, strict=True):
             model = algorithm.apply(model, each, samples)

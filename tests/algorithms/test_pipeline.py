@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from models import Network, smooth
 
+from jaxq import collect
 from jaxq.algorithms import run_pipeline
 from jaxq.observers import extremes
 from jaxq.onnx_import import load
@@ -17,12 +18,13 @@ class Watch:
 
     found: list
     samples: int | None = None
+    name: str = "x"
 
     def needs(self, model):
-        return {"x": extremes(5)}
+        return {self.name: extremes(5)}
 
     def apply(self, model, stats, samples):
-        self.found.append(stats["x"])
+        self.found.append(stats[self.name])
         return model
 
 
@@ -58,3 +60,16 @@ def test_an_algorithm_that_wants_few_samples_gets_no_more():
     assert data.passes == [2, 3]
     run_pipeline([(Watch([], samples=2), Watch([]))], model(), data)
     assert data.passes[-1] == 5
+
+
+def test_passes_over_the_same_graph_share_one_program():
+    def passes(one_program):
+        steps = [Watch(found := []), Watch([], name="y")]
+        before = collect._step._cache_size()
+        run_pipeline(steps, model(), FEEDS, one_program=one_program)
+        return collect._step._cache_size() - before, found[0]
+
+    collect._step.clear_cache()
+    (apart, first), (together, again) = passes(False), passes(True)
+    assert (apart, together) == (2, 1)
+    assert (first.low == again.low).all()
