@@ -27,6 +27,8 @@ from jaxq.split import split
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
 LARGEST_BATCH = 64
+# What XLA sums on CPU must not be stored first: the order of the sum then depends on the batch, and results must not.
+SUMS = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
 INT32_MAX = np.iinfo(np.int32).max
 
 Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
@@ -138,13 +140,15 @@ def _step(
     fixed = {name: literal.array for name, literal in static.items()}
 
     watched = frozenset(name for names in requests.values() for name in names)
+    summed = frozenset(name for node in graph.nodes if node.op in SUMS for name in node.inputs)
 
     def forward(sample: Mapping[str, Any]) -> dict[str, jax.Array]:
         seen: dict[str, jax.Array] = {}
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
-                seen[name] = value = materialized(value)
+                seen[name] = materialized(value)
+                value = value if name in summed else seen[name]
             return value, carry
 
         execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))

@@ -81,10 +81,8 @@ def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
 
 
 def quantized(value: jax.Array, params: QuantParams) -> jax.Array:
-    """`fake_quantize` of a tensor with one scale, or with as many axes of scales as it has."""
-    if not np.ndim(params.scale):
-        return channels_last(fake_quantize)(value, params)
-    if is_image(value):
+    """`fake_quantize`, in the order of convolutions."""
+    if is_image(value) and np.size(params.scale) > 1:
         params = transposed(params, (0, *range(2, value.ndim), 1))
     return channels_last(fake_quantize)(value, params)
 
