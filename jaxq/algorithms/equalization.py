@@ -57,7 +57,8 @@ class Equalization:
     where low_c and high_c are the extremes of channel c over the calibration data. H / L, the balance of the two ends of the
     range that all channels are brought to, and the strength are those for which the noise predicted at the output of the
     readers is least (`Noise`). Where a weight has one scale for all of its channels, s_c = (peak of row c before / peak of
-    column c after) ** strength is tried as well, and the pairs are gone through several times.
+    column c after) ** strength is tried as well, and the pairs are gone through several times. What reads a channel that is
+    always zero is then made no larger than what reads the others (`dead_shrunk`).
 
     A Clip from 0 to a bound keeps its bound: a channel that reaches it keeps its factor, another one is enlarged until it
     nearly reaches it. (The paper takes the bound away, which changes the function.)
