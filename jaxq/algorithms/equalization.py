@@ -23,7 +23,11 @@ PER_CHANNEL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalM
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BALANCES = 2.0 ** np.arange(-4.0, 4.5, 0.5)  # of the negative end of the common range to its positive end
 LARGEST_FACTOR = 64.0  # of the widest channel's range over another's; beyond that a channel is as good as dead
-HEADROOM = 1.25  # how far above the largest value that was seen the bound of a Clip stays
+LARGEST_DEAD_FACTOR = (
+    4096.0  # of a channel that is always zero; a folded BatchNormalization reaches 1 / sqrt(1e-5) = 316
+)
+SMALLEST = 1e-30  # in place of zero under a fraction
+HEADROOM = 1.5  # how far above the largest value that was seen the bound of a Clip stays
 SWEEPS = 4  # over all pairs, where weights have one scale: each then depends on both of its neighbours
 
 
@@ -53,7 +57,8 @@ class Equalization:
     where low_c and high_c are the extremes of channel c over the calibration data. H / L, the balance of the two ends of the
     range that all channels are brought to, and the strength are those for which the noise predicted at the output of the
     readers is least (`Noise`). Where a weight has one scale for all of its channels, s_c = (peak of row c before / peak of
-    column c after) ** strength is tried as well, and the pairs are gone through several times.
+    column c after) ** strength is tried as well, and the pairs are gone through several times. What reads a channel that is
+    always zero is then made no larger than what reads the others (`dead_shrunk`).
 
     A Clip from 0 to a bound keeps its bound: a channel that reaches it keeps its factor, another one is enlarged until it
     nearly reaches it. (The paper takes the bound away, which changes the function.)
@@ -84,10 +89,11 @@ class Equalization:
         total = {pair: np.ones(pair.channels) for pair in found}
         for _ in range(SWEEPS if self.one_scale else 1):
             for pair in found:
-                factor = best_factor(self.noise(pair, seen[pair], params))
+                noise = self.noise(pair, seen[pair], params)
+                factor = best_factor(noise)
                 if factor is None:
                     continue
-                factor = np.maximum(total[pair] * factor, 1.0 / LARGEST_FACTOR) / total[pair]
+                factor = np.maximum(total[pair] * factor, noise.least_factor) / total[pair]
                 total[pair] = total[pair] * factor
                 scale_output(pair.before, params, 1.0 / factor)
                 for node in pair.after:
@@ -157,6 +163,21 @@ class Noise:
         self.made_by = made_by
 
     @property
+    def dead(self) -> np.ndarray:
+        """Which channels are always zero behind the activation function, bool [C]."""
+        return self.largest <= 0
+
+    @property
+    def least_factor(self) -> np.ndarray:
+        """The least factor that each channel may have in all, [C]."""
+        return np.where(self.dead, 1.0 / LARGEST_DEAD_FACTOR, 1.0 / LARGEST_FACTOR)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The largest absolute value of what makes each channel, if that has one scale, else one, [C]."""
+        return np.ones_like(self.high) if self.made_by is None else np.abs(self.made_by).max(axis=1)
+
+    @property
     def columns(self) -> np.ndarray:
         """The largest absolute value of what reads each channel, over all readers, [C]."""
         return np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
@@ -174,7 +195,7 @@ class Noise:
             steps = np.full_like(steps, steps.max()) if one_scale else steps
             total += (steps[:, None] ** 2 * (peak > 0) * typical).sum()
         if self.made_by is not None:
-            step = (np.abs(self.made_by).max(axis=1) / factor).max() / (self.levels / 2)
+            step = (self.rows / factor).max() / (self.levels / 2)
             total += step**2 * self.input_power() * weighted
         return float(total)
 
@@ -190,9 +211,10 @@ def best_factor(noise: Noise) -> np.ndarray | None:
     """The factors s [C] with the least noise; None if leaving the tensor alone is best."""
     if not (np.isfinite(noise.low).all() and np.isfinite(noise.high).all()) or noise.largest.max(initial=0.0) <= 0:
         return None
-    best, least = None, noise(np.ones_like(noise.low))
-    for candidate in candidates(noise):
-        factor = within_bound(noise, candidate)
+    unchanged = np.ones_like(noise.low)
+    best, least = None, noise(unchanged)
+    for candidate in (unchanged, *candidates(noise)):
+        factor = dead_shrunk(noise, within_bound(noise, candidate))
         found = noise(factor)
         if found < least:
             best, least = factor, found
@@ -205,16 +227,30 @@ def candidates(noise: Noise) -> Iterator[np.ndarray]:
     sides = BALANCES if noise.rounded or np.any(noise.slope) else [np.inf]
     ranges = [np.maximum(np.minimum(noise.high, noise.bound), noise.low / balance) for balance in sides]
     if noise.made_by is not None or any(noise.one_scale):
-        rows = np.ones_like(noise.high) if noise.made_by is None else np.abs(noise.made_by).max(axis=1)
-        columns = noise.columns if any(noise.one_scale) else np.ones_like(rows)
-        balanced = np.sqrt(rows / np.maximum(columns, 1e-3 * columns.max(initial=1e-30)))
+        rows, columns = noise.rows, noise.columns if any(noise.one_scale) else np.ones_like(noise.high)
+        balanced = np.sqrt(rows / np.maximum(columns, 1e-3 * columns.max(initial=SMALLEST)))
         ranges += [balanced, balanced * np.sqrt(ranges[0]), rows]
-    alive = noise.largest > 0
+    alive = ~noise.dead
     for wanted in ranges:
         if wanted[alive].max(initial=0.0) > 0:
             ratio = np.maximum(wanted / wanted[alive].max(), 1.0 / LARGEST_FACTOR)
             ratio = np.where(alive, ratio, 1.0)  # a dead channel would only enlarge its bias
             yield from (ratio**strength for strength in STRENGTHS)
+
+
+def dead_shrunk(noise: Noise, factor: np.ndarray) -> np.ndarray:
+    """The factors, changed so that a channel that is always zero does not set the step of weights with one scale.
+
+    What reads such a channel does nothing, and yet can be a hundred times what reads the others, where a BatchNormalization of
+    no variance was folded into it. It is made no larger than that; nor does what makes the channel become larger.
+    """
+    if not any(noise.one_scale):
+        return factor
+    alive, columns, rows = ~noise.dead, noise.columns * factor, noise.rows / factor
+    shrunk = columns[alive].max() / np.maximum(columns, max(columns[alive].max(), SMALLEST))
+    if noise.made_by is not None:
+        shrunk = np.maximum(shrunk, rows / np.maximum(rows, max(rows[alive].max(), SMALLEST)))
+    return np.where(alive, factor, factor * np.maximum(shrunk, 1.0 / LARGEST_DEAD_FACTOR))
 
 
 def within_bound(noise: Noise, factor: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxq.algorithms.equalization import (
     Equalization,
     Noise,
     best_factor,
+    dead_shrunk,
     input_channels,
     pairs,
     scaled_input,
@@ -24,6 +25,9 @@ from jaxq.graph import FrozenDict, Node
 from jaxq.model import Model
 from jaxq.observers import channel_extremes
 from jaxq.onnx_import import load
+from jaxq.options import AdvancedQuantizationParameters
+from jaxq.quantize import quantize
+from jaxq.schemes import QuantizationParameters
 
 
 def chain_network(between: str, *, group: int = 1, tail: str = "Conv", pool: bool = False):
@@ -271,3 +275,75 @@ def test_a_tensor_behind_a_clip_is_left_alone_unless_asked_for():
     step = Equalization(quantized=frozenset({"hidden"}))
     assert not step.needs(CASES["Clip"])
     assert replace(step, clips=True).needs(CASES["Clip"])
+
+
+def dead_network(between: str, made: float):
+    """x -> Conv -> `between`, always zero in channel 2 -> depthwise Conv whose channel 2 is 60 times the others -> y.
+
+    `made` is what the weights that make channel 2 are multiplied with: 0 for none, as where training has switched it off.
+    """
+    net = Network(seed=5)
+    x = net.convolution(net.input("x", ["N", 3, 6, 6]), "first", (3, 8))
+    net.initializers["first.weight"][2] *= np.float32(made)
+    net.initializers["first.bias"][2] = -20
+    ends = [net.constant("low", 0.0), net.constant("high", 6.0)] if between == "Clip" else []
+    x = net.node(between, [x, *ends], "hidden")
+    x = net.convolution(x, "y", (8, 8), group=8)
+    net.initializers["y.weight"][2] *= np.float32(60)
+    net.output("y", ["N", 8, 6, 6])
+    return load(net.proto())
+
+
+def peaks(model: Model, name: str) -> np.ndarray:
+    return np.abs(model.params[name]).max(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("between", ["Relu", "Clip"])
+@pytest.mark.parametrize("made", [0.0, 0.02])
+def test_what_reads_a_dead_channel_does_not_set_the_step_of_a_weight_with_one_scale(between, made):
+    model = dead_network(between, made)
+    names = frozenset({"first.weight", "y.weight"})
+    step = Equalization(quantized=frozenset({"hidden"}), one_scale=names, clips=True)
+    after = run_pipeline([step], model, FEEDS)
+    np.testing.assert_allclose(after(BATCH)["y"], model(BATCH)["y"], rtol=1e-4, atol=1e-4)
+    others = np.arange(8) != 2
+    assert peaks(model, "y.weight")[2] > 20 * peaks(model, "y.weight")[others].max()
+    for name in names:
+        assert peaks(after, name)[2] <= 1.001 * peaks(after, name)[others].max()
+
+
+def test_the_error_of_a_model_with_a_dead_channel_and_one_scale_for_each_weight_is_small():
+    model = dead_network("Clip", 0.0)
+    exact = np.asarray(model(BATCH)["y"])
+
+    def noise(**options) -> float:
+        weights = QuantizationParameters(per_channel=False)
+        advanced = AdvancedQuantizationParameters(weights_quantization_params=weights, **options)
+        found = np.asarray(quantize(model, FEEDS, advanced_parameters=advanced)(BATCH)["y"])
+        return float(((found - exact) ** 2).sum() / (exact**2).sum())
+
+    assert noise(disable_equalization=True) > 1e-2
+    assert noise() < 1e-3
+
+
+def test_a_dead_channel_grows_only_as_far_as_what_makes_the_others():
+    made_by = np.array([[1.0], [0.25], [4.0]])
+    noise = Noise(
+        np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 1.0]), 0.0, False, [np.diag([1.0, 100.0, 2.0])[:, :, None]],
+        one_scale=[True], made_by=made_by,
+    )  # fmt: skip
+    np.testing.assert_allclose(dead_shrunk(noise, np.ones(3)), [1, 1 / 16, 1])  # 2 / 100 would make its row 12.5
+    noise.made_by = None
+    np.testing.assert_allclose(dead_shrunk(noise, np.ones(3)), [1, 2 / 100, 1])
+    noise.one_scale = [False]
+    np.testing.assert_array_equal(dead_shrunk(noise, np.ones(3)), np.ones(3))
+
+
+def test_weights_of_zeros_around_a_dead_channel_give_finite_factors():
+    noise = Noise(
+        np.array([0.0, -1.0]), np.array([1.0, 0.0]), 0.0, False, [np.zeros((2, 2, 1))],
+        one_scale=[True], made_by=np.zeros((2, 3)),
+    )  # fmt: skip
+    factor = dead_shrunk(noise, np.ones(2))
+    assert np.isfinite(factor).all()
+    assert (factor > 0).all()
