@@ -134,7 +134,7 @@ class StatisticsCollectorParameters:
         if statistic is StatisticsType.RAW and aggregator not in (None, *DISTRIBUTION):
             raise ConfigError(
                 f"aggregator_type = {str(aggregator)!r} cannot aggregate statistics_type 'raw'; with 'raw', one of "
-                f"{sorted(DISTRIBUTION)}"
+                f"{sorted(map(str, DISTRIBUTION))}"
             )
 
 
