@@ -174,7 +174,7 @@ def by_name(
         hint = did_you_mean(pattern, known)
         if within is not None:
             hint = f"; it must match a whole name: for {within!r}, write {f'.*{pattern}.*'!r}"
-        yield f"{word} pattern {pattern!r} matches none of {len(known)} nodes{hint}", found or None
+        yield f"{word} pattern {pattern!r} matches no node of {len(known)}{hint}", found or None
 
 
 def stand_ins(before: Graph, after: Graph) -> dict[str, str]:

@@ -113,7 +113,7 @@ def test_more_samples_than_there_are_is_a_warning_only_where_the_file_says_so(fo
         ),
         (
             JOB | {"quantize": {"ignored_scope": {"patterns": ["layer9.*"]}}},
-            r"job\.json: quantize\.ignored_scope\.patterns: ignored pattern 'layer9\.\*' matches none of",
+            r"job\.json: quantize\.ignored_scope\.patterns: ignored pattern 'layer9\.\*' matches no node of",
         ),
         ([1], r"job\.json: expected an object in braces, not list"),
         ({"model": {"model": "x"}}, "job.json: model = .*; expected a string"),
