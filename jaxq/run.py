@@ -139,6 +139,7 @@ PLACES = {
     "ignored type": "quantize.ignored_scope.types",
     "ignored subgraph": "quantize.ignored_scope.subgraphs",
     "ignored operation": "quantize.ignored_scope.operations",
+    "overrides": "quantize.advanced_parameters",
     "model": "model",
     "data": "data.source",
 }

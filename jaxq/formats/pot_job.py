@@ -92,6 +92,8 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 
 # jaxq's words in messages -> those of the file.
 WORDS = {
+    "advanced_parameters.activations_quantization_params": "activations",
+    "advanced_parameters.weights_quantization_params": "weights",
     "num_bits": "bits",
     "per_channel = True": "granularity = 'perchannel'",
     "statistics_type": "type",
