@@ -43,13 +43,14 @@ class LayerErrors:
         """For the tensors in `groups`, tensor -> group.
 
         A node from one tensor of a group to another moves values: it is no layer. Left out are layers whose output is not
-        float, and those in subgraphs.
+        float, and all that is inside of subgraphs.
         """
         static, inputs = split_static(model.graph, sample)
         shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
         work = _Doubling(model.graph, {*tensor_names(model.graph), *model.params}, shapes)
+        there = shapes.keys() & {*model.graph.inputs, *model.graph.producers}
         for tensor, group in groups.items():
-            if tensor in shapes:
+            if tensor in there:
                 work.double(tensor, {name for name, other in groups.items() if other == group})
         outputs = tuple(name for pairs in work.squares.values() for pair in pairs for name in pair)
         graph = replace(model.graph, nodes=(*model.graph.nodes, *work.nodes), outputs=outputs)

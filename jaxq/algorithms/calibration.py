@@ -165,13 +165,15 @@ class Calibration:
     ) -> dict[str, Range]:
         """The ranges of the groups, each by the candidate that disturbs the layers behind it least.
 
-            E[squared error of the tensor] * squared error at the layers' outputs, relative / squared error of the tensor
+            squared error of the tensor * (squared error at the layers' outputs / squared error of the tensor)
 
-        The first factor is known of all samples, from their histograms; the quotient, how much of an error a layer lets
-        through, is measured on the first JUDGED ones. Both are cross-validated: the ranges are found from one part of the
-        samples, and their errors taken on the other. Those of the winner are found anew from all samples.
+        All are relative to the squares of what is exact. The first factor is known of all samples, from their histograms; the
+        quotient, how much of an error the layers let through, is measured on the first JUDGED ones. Both are cross-validated:
+        the ranges are found from one part of the samples, and their errors taken on the other. Those of the winner are found
+        anew from all samples.
 
-        What must not be clipped, has ranges for its channels, or is on a floating-point grid, has the first candidate.
+        What must not be clipped, has ranges for its channels, or is on a floating-point grid, has the first candidate; so
+        has everything where there are no samples to run.
         """
         for name, each in stats.items():
             refuse_not_finite(name, each[0])
@@ -209,21 +211,21 @@ class Calibration:
         samples: Sequence[Mapping[str, Any]],
     ) -> dict[str, np.ndarray]:
         """Of each tensor, what is to be least (`chosen_ranges`), for each of the steps [C]."""
-        own: dict[str, Any] = dict.fromkeys(stats, 0.0)
+        own = {name: np.zeros(len(steps)) for name in stats}
         measured: dict[str, Any] = dict.fromkeys(stats, 0.0)
         for fold in range(FOLDS):
             others = in_folds(stats, [each for each in range(FOLDS) if each != fold])
             ranges = [step.group_ranges(step.ranges(others)) for step in steps]
             for name, error in self._squared_errors(ranges, in_folds(stats, [fold])).items():
                 own[name] = own[name] + error
-            unseen = samples[fold::FOLDS]
+            unseen = samples[fold::FOLDS] if layers.squares else ()
             found = [layers.measure(self.activation_encodings(model, each), unseen) for each in ranges if unseen]
             for name in layers.squares if unseen else ():
                 measured[name] = measured[name] + np.stack([each[name] for each in found])
         return {name: own[name] * let_through(measured[name]) for name in stats}
 
     def _squared_errors(self, ranges: Sequence[Mapping[str, Range]], stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The mean squared error of each tensor [C] when it is rounded to its group's ranges, of which there are C."""
+        """The relative squared error of each tensor [C] when it is rounded to its group's ranges, of which there are C."""
         found: dict[str, np.ndarray] = {}
         schemes: dict[Scheme, list[str]] = {}
         for name in stats:
@@ -233,9 +235,10 @@ class Calibration:
             rows = table(distribution(*stats[name], signed=scheme.centered) for name in names)
             ends_of = [[each[self.plan.activations[name]] for each in ranges] for name in names]
             low, high = (np.array([[float(each[end]) for each in row] for row in ends_of]) for end in (0, 1))
-            errors = squared_errors(Moments.of(rows), low, high, scheme.grid, scheme.symmetric)
-            values = np.maximum(rows.counts.sum(1) + rows.zeros, 1)
-            found |= dict(zip(names, errors / values[:, None], strict=True))
+            moments = Moments.of(rows)
+            errors = squared_errors(moments, low, high, scheme.grid, scheme.symmetric)
+            squares = np.maximum(moments.second[:, -1:], np.finfo(np.float64).tiny)
+            found |= dict(zip(names, errors / squares, strict=True))
         return found
 
     def _scheme(self, name: str) -> Scheme:
@@ -251,15 +254,15 @@ def in_folds(stats: Mapping[str, Any], folds: Collection[int]) -> dict[str, Any]
 
 
 def let_through(measured: np.ndarray | float) -> np.ndarray | float:
-    """How much of a tensor's squared error is at its layers' outputs, relative to their squares: [C, 1 + L, 2] -> [C].
+    """How much of a tensor's squared error is at its layers' outputs, both relative: [C, 1 + L, 2] -> [C].
 
-    Measured by `LayerErrors`. A tensor that no layer reads stands for itself. 0 where no float could be measured.
+    Measured by `LayerErrors`. 1 of a tensor that no layer reads or that could not be run; 0 where no float holds the squares.
     """
-    if isinstance(measured, float):
-        return measured  # of a tensor that no sample made
+    if isinstance(measured, float) or measured.shape[1] == 1:
+        return 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = measured[..., 0] / measured[..., 1]
-        found = (relative[:, 1:] if relative.shape[1] > 1 else relative).sum(1) / measured[:, 0, 0]
+        found = relative[:, 1:].sum(1) / relative[:, 0]
     return np.where(np.isfinite(found), found, 0.0)
 
 

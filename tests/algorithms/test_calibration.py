@@ -442,6 +442,16 @@ def test_auto_honours_a_clipping_value():
     assert upper_end(product([0, 1]), clipped, UNEVEN) < 0.51
 
 
+def test_auto_chooses_for_a_group_of_which_one_tensor_was_never_made():
+    loaded = load(branching_network())
+    made = [name for node in loaded.graph.nodes for name in node.outputs]
+    inner = [name for _, node in loaded.graph.walk() for name in node.outputs if name not in made]
+    plan = Plan(loaded.graph, dict.fromkeys([*loaded.graph.inputs[:1], *inner], "one"), {"one": ASYMMETRIC}, (), (), ())
+    feeds = samples("branching", 4)
+    found = run_pipeline([Calibration(plan=plan, activations=Estimators.AUTO)], loaded, feeds).encodings
+    assert np.isfinite(found[loaded.graph.inputs[0]].scale).all()
+
+
 def test_auto_keeps_the_quantizer_of_a_group_one(model, plan):
     encodings = calibrated(model, plan, estimator=Estimators.AUTO).encodings
     np.testing.assert_array_equal(encodings["stem.relu"].scale, encodings["sum.relu"].scale)
