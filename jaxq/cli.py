@@ -7,6 +7,7 @@ bad input, 3 an accuracy target was not reached, 130 interrupted. Nothing heavy 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from jaxq.commands.quantize import quantize
 from jaxq.commands.run import run
 from jaxq.commands.session import BAD_INPUT, INTERRUPTED, TARGET_MISSED
 from jaxq.commands.verify import verify
-from jaxq.errors import AccuracyError, JaxqError
+from jaxq.errors import AccuracyError, JaxqError, did_you_mean
 
 COMMANDS = (quantize, compress, run, inspect, verify, demo)  # in the order of `jaxq --help`
 
@@ -77,7 +78,10 @@ def explain(error: Exception) -> str:
         return f"error: {error.strerror or error}{place}"
     if hasattr(error, "format_message"):  # a usage error of typer, or of click under it; they share no public base
         context = getattr(error, "ctx", None)
-        return f"error: {error.format_message()}" + (f"\nsee `{context.command_path} --help`" if context else "")
+        message = error.format_message().replace("Value error, ", "")
+        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
+            message = message.rstrip(".") + did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        return f"error: {message}" + (f"\nsee `{context.command_path} --help`" if context else "")
     return ""
 
 

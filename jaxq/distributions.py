@@ -1,4 +1,4 @@
-"""Ranges from histograms, for all tensors at once: percentile, least squares, least divergence, NNCF search, or the best of them.
+"""Ranges from histograms, for all tensors at once: percentile, least squares, least divergence, NNCF search.
 
 Every function takes tables with one row a tensor and works on all rows and all candidates in a few numpy operations: what
 falls into a cell of a quantizer comes from running sums over the bins, so that a candidate costs one look-up a level, not one
@@ -8,7 +8,6 @@ finer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +36,6 @@ class Distributions(NamedTuple):
     def width(self) -> np.ndarray:
         """The width of a bin, float64 [T]."""
         return np.ldexp(1.0, self.exponent) / (self.counts.shape[1] // 2)
-
-    def rows(self, chosen: np.ndarray) -> Distributions:
-        """Some of the tensors."""
-        return Distributions(*(each[chosen] for each in self))
 
 
 class Moments(NamedTuple):
@@ -272,72 +267,22 @@ def searched_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
     return Range(*ends(left, right))
 
 
-Candidate = Callable[[Distributions, Grid, bool], Range]
-CANDIDATES: dict[str, Candidate] = {  # of AUTO; the first of equals is taken
-    "minmax": lambda seen, grid, symmetric: Range(seen.low, seen.high),
-    "mse": least_squares_ranges,
-    "percentile 1e-5": lambda seen, grid, symmetric: percentile_ranges(seen, (1e-5, 1e-5)),
-    "percentile 1e-4": lambda seen, grid, symmetric: percentile_ranges(seen, (1e-4, 1e-4)),
-    "percentile 1e-3": lambda seen, grid, symmetric: percentile_ranges(seen, (1e-3, 1e-3)),
-    "entropy": entropy_ranges,
-}
-
-
-def chosen_ranges(folds: list[Distributions], grid: Grid, symmetric: bool) -> tuple[Range, list[str]]:
-    """For each tensor the range of the candidate that serves it best on samples it has not seen, and its name.
-
-    Each candidate's range is found from all folds but one and its squared error measured on the one left out; the sum over
-    the folds decides, and the winner's range is found anew from all folds together. The counts may be weighted by how much an
-    error matters in the layers that read the tensor.
-    """
-    together = merged(folds)
-    errors = {}
-    for name, estimate in CANDIDATES.items():
-        parts = []
-        for held_out in range(len(folds)):
-            found = estimate(merged([each for i, each in enumerate(folds) if i != held_out]), grid, symmetric)
-            moments = Moments.of(folds[held_out])
-            parts.append(squared_errors(moments, found.low[:, None], found.high[:, None], grid, symmetric)[:, 0])
-        errors[name] = np.sum(parts, axis=0)
-    names = np.array(list(errors))[np.stack(list(errors.values())).argmin(0)]
-    low, high = np.array(together.low), np.array(together.high)
-    for name in set(names.tolist()):
-        mine = names == name
-        found = CANDIDATES[name](together.rows(mine), grid, symmetric)
-        low[mine], high[mine] = found.low, found.high
-    return Range(low, high), names.tolist()
-
-
-def merged(folds: list[Distributions]) -> Distributions:
-    """All folds as one; their exponents are equal."""
-    return Distributions(
-        np.sum([each.counts for each in folds], axis=0),
-        folds[0].exponent,
-        np.sum([each.zeros for each in folds], axis=0),
-        np.min([each.low for each in folds], axis=0),
-        np.max([each.high for each in folds], axis=0),
-    )
-
-
 def ranges_of(
-    aggregator: AggregatorType, seen: list[Distributions], grid: Grid, symmetric: bool, outlier: tuple[float, float]
+    aggregator: AggregatorType, seen: Distributions, grid: Grid, symmetric: bool, outlier: tuple[float, float]
 ) -> Range:
-    """The ranges [T] of an estimator that reads distributions; `seen` holds the folds, of which only AUTO makes use.
+    """The ranges [T] of an estimator that reads distributions. All of them hold zero.
 
-    All of them hold zero. A floating-point grid has relative steps; MSE, ENTROPY, HISTOGRAM and AUTO leave it the full range.
+    A floating-point grid has relative steps; MSE, ENTROPY and HISTOGRAM leave it the full range.
     """
-    whole = merged(seen)
-    search: dict[AggregatorType, Candidate] = {
+    search = {
         AggregatorType.MSE: least_squares_ranges,
         AggregatorType.ENTROPY: entropy_ranges,
         AggregatorType.HISTOGRAM: searched_ranges,
     }
     if aggregator is AggregatorType.PERCENTILE:
-        found = percentile_ranges(whole, outlier)
+        found = percentile_ranges(seen, outlier)
     elif not isinstance(grid, IntType):
-        found = Range(whole.low, whole.high)
-    elif aggregator is AggregatorType.AUTO:
-        found = chosen_ranges(seen, grid, symmetric)[0]
+        found = Range(seen.low, seen.high)
     else:
-        found = search[aggregator](whole, grid, symmetric)
+        found = search[aggregator](seen, grid, symmetric)
     return Range(np.minimum(found.low, 0), np.maximum(found.high, 0))

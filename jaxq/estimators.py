@@ -134,7 +134,7 @@ class StatisticsCollectorParameters:
         if statistic is StatisticsType.RAW and aggregator not in (None, *DISTRIBUTION):
             raise ConfigError(
                 f"aggregator_type = {str(aggregator)!r} cannot aggregate statistics_type 'raw'; with 'raw', one of "
-                f"{sorted(DISTRIBUTION)}"
+                f"{sorted(map(str, DISTRIBUTION))}"
             )
 
 
@@ -250,8 +250,8 @@ class RangeEstimatorParametersSet:
     """Estimators by name. The first six are nncf's; the others read the distribution, as HISTOGRAM does.
 
     PERCENTILE leaves out `quantile_outlier_prob` of all values at each end; MSE has the least squared error of rounding and
-    clipping; ENTROPY the least divergence (Migacz, GTC 2017); AUTO chooses one of them for each tensor. See
-    `jaxq.distributions`.
+    clipping; ENTROPY the least divergence (Migacz, GTC 2017); AUTO chooses one of these and others for each tensor, by
+    what it does to the layers behind (`jaxq.algorithms.calibration`). See `jaxq.distributions`.
     """
 
     MINMAX = both_ends(StatisticsType.MIN, StatisticsType.MAX, AggregatorType.MIN, AggregatorType.MAX)

@@ -19,6 +19,7 @@ from jaxq.schemes import (
     Parameters,
     QuantizationParameters,
     QuantizerPropagationRule,
+    Role,
     scheme_for,
 )
 from jaxq.scope import IgnoredScope
@@ -227,9 +228,16 @@ class QuantizeOptions:
         check_kind("ignored_scope", self.ignored_scope, IgnoredScope, "e.g. IgnoredScope(names=['conv1'])")
         check_kind("advanced_parameters", self.advanced_parameters, AdvancedQuantizationParameters)
         advanced, symmetric = self.advanced_parameters, self.resolved_preset is Preset.PERFORMANCE
-        activations = advanced.activations_quantization_params or QuantizationParameters()
-        scheme_for(self.target, "activations", activations, symmetric=symmetric)
-        scheme_for(self.target, "weights", advanced.weights_quantization_params or QuantizationParameters())
+        wanted: tuple[tuple[Role, Parameters | None, bool], ...] = (
+            ("activations", advanced.activations_quantization_params, symmetric),
+            ("weights", advanced.weights_quantization_params, True),
+        )
+        for role, parameters, usual in wanted:
+            try:
+                scheme_for(self.target, role, parameters or QuantizationParameters(), symmetric=usual)
+            except ConfigError as error:
+                key = f"advanced_parameters.{role}_quantization_params"
+                raise ConfigError(str(error).replace(role, key, 1)) from None
 
     @property
     def target(self) -> Target:

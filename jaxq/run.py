@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxq.data import Dataset, open_data
-from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
 from jaxq.files import check_writable, write_text
 from jaxq.model import Model
 from jaxq.onnx_export import save
@@ -89,9 +89,13 @@ def run_file(
         if error.best is None:
             raise
         model, missed = error.best, error
-    except ConfigError as error:
-        place = next((f" {place}:" for word, place in places.items() if str(error).startswith(word)), "")
-        raise ConfigError(f"{path}:{place} {error}") from error
+    except JaxqError as error:
+        files = {"model": job.model, "data": job.data.source}
+        keys = [key for key, file in files.items() if repr(file) in str(error)]  # the file to blame is named
+        keys += [word for word in places.keys() - files.keys() if str(error).startswith(word)]
+        if keys or isinstance(error, ConfigError):
+            error.args = (f"{path}: {places[keys[0]]}: {error}" if keys else f"{path}: {error}",)
+        raise
     used = int(model.metadata.get("jaxq.calibration_samples", 0))
     wanted = job.quantize.subset_size if job.quantize else None
     if "subset_size" in places and wanted is not None and 0 < used < wanted:
@@ -128,6 +132,19 @@ def _output_file(job: Job, output: str | os.PathLike[str] | None) -> Path | None
     return file
 
 
+# First words of a message -> the key of jaxq's own format that it is about.
+PLACES = {
+    "ignored name": "quantize.ignored_scope.names",
+    "ignored pattern": "quantize.ignored_scope.patterns",
+    "ignored type": "quantize.ignored_scope.types",
+    "ignored subgraph": "quantize.ignored_scope.subgraphs",
+    "ignored operation": "quantize.ignored_scope.operations",
+    "overrides": "quantize.advanced_parameters",
+    "model": "model",
+    "data": "data.source",
+}
+
+
 def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
     """The job in a file of any known format, its paths made absolute; and where the file says what is checked later.
 
@@ -144,7 +161,7 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
     if is_pot(content):
         job, places = job_of_pot(content, where)
     else:
-        job, places = job_of(content, where), {"ignored": "quantize.ignored_scope"}
+        job, places = job_of(content, where), dict(PLACES)
         if "subset_size" in (content.get("quantize") or {}):
             places["subset_size"] = "quantize.subset_size"
     changes: dict[str, Any] = {

@@ -170,11 +170,11 @@ def by_name(
         yield f"{word} type {op!r} matches no node{did_you_mean(op, ops)}", found or None
     for pattern in patterns:
         found = {name for name in known if re.fullmatch(pattern, name)}
-        message = (
-            f"{word} pattern {pattern!r} matches no node (of {len(known)}); it must match a whole name, as in "
-            f"{f'.*{pattern}.*'!r}"
-        )
-        yield message, found or None
+        within = next((name for name in sorted(known) if re.search(pattern, name)), None)
+        hint = did_you_mean(pattern, known)
+        if within is not None:
+            hint = f"; it must match a whole name: for {within!r}, write {f'.*{pattern}.*'!r}"
+        yield f"{word} pattern {pattern!r} matches no node of {len(known)}{hint}", found or None
 
 
 def stand_ins(before: Graph, after: Graph) -> dict[str, str]:

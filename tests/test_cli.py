@@ -353,6 +353,10 @@ BAD_USE = {
     "no pattern": (["--ignore-pattern", "stem/("], "is not a regular expression"),
     "target": (["--target", "onnxrutime"], "did you mean 'onnxruntime'"),
     "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed', 'accuracy'"),
+    "slip of the pen": (
+        ["--preset", "mixd"],
+        "error: Invalid value for '--preset': 'mixd' is not one of .*; did you mean 'mixed'",
+    ),
     "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
     "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
     "axis": (["--batch-axis", "first"], "'first' is neither the number of an axis nor none"),

@@ -129,17 +129,17 @@ BAD = {
     "an enumeration": ({"model": "m", "data": "d", "quantize": {"preset": "mixd"}}, "preset = 'mixd'; .*; did you mean 'mixed'"),
     "one bit": (
         advanced(weights_quantization_params={"num_bits": 1}),
-        r"f: quantize\.advanced_parameters\.weights_quantization_params: num_bits = 1; expected an integer from 2 to 16$",
+        r"f: quantize\.advanced_parameters\.weights_quantization_params\.num_bits = 1; expected an integer from 2 to 16$",
     ),
     "an estimator by name": (advanced(activations_range_estimator_params="mes"), "= 'mes'; .*; did you mean 'mse'"),
     "an estimator": (
         advanced(activations_range_estimator_params={"max": {"statistics_type": "quantile", "quantile_outlier_prob": 0.7}}),
-        r"activations_range_estimator_params\.max: quantile_outlier_prob = 0\.7; expected at least 0 and less than 0\.5",
+        r"activations_range_estimator_params\.max\.quantile_outlier_prob = 0\.7; expected at least 0 and less than 0\.5",
     ),
     "what the target forbids": (
         {"model": "m", "data": "d", "quantize": {"target_device": "tensorrt", "advanced_parameters": {
             "activations_quantization_params": {"mode": "asymmetric"}}}},
-        "f: quantize: activations.mode = 'asymmetric'; target 'tensorrt' takes symmetric only",
+        "f: quantize.advanced_parameters.activations_quantization_params.mode = 'asymmetric'; target .* takes symmetric only",
     ),
     "no object": ([1], r"expected an object, not \[1\]"),
 }  # fmt: skip

@@ -123,7 +123,7 @@ BAD = {
             target_device="qnn",
             advanced_parameters=Advanced(activations_quantization_params=FOUR),
         ),
-        "activations.num_bits = 4 needs uint4, which target 'qnn' .* takes uint8, uint16",
+        r"advanced_parameters\.activations_quantization_params\.num_bits = 4 needs uint4, which .* takes uint8, uint16",
     ),
     "levels that are none": (lambda: QuantizationParameters(level_low="0"), "level_low = '0'; expected an integer"),
 }  # fmt: skip

@@ -105,15 +105,15 @@ def test_more_samples_than_there_are_is_a_warning_only_where_the_file_says_so(fo
     [
         (
             POT,
-            r"job\.json: compression\.algorithms\[0\]\.params\.ignored: ignored name 'Gemm_score' matches no node; did you",
+            r"job\.json: compression\.algorithms\[0\]\.params\.ignored\.scope: ignored name 'Gemm_score' matches no node; did",
         ),
         (
             JOB | {"quantize": {"ignored_scope": {"types": ["Cnv"]}}},
-            r"job\.json: quantize\.ignored_scope: ignored type 'Cnv' matches no node; did you mean 'Conv'",
+            r"job\.json: quantize\.ignored_scope\.types: ignored type 'Cnv' matches no node; did you mean 'Conv'",
         ),
         (
             JOB | {"quantize": {"ignored_scope": {"patterns": ["layer9.*"]}}},
-            r"job\.json: quantize\.ignored_scope: ignored pattern 'layer9\.\*' matches no node",
+            r"job\.json: quantize\.ignored_scope\.patterns: ignored pattern 'layer9\.\*' matches no node of",
         ),
         ([1], r"job\.json: expected an object in braces, not list"),
         ({"model": {"model": "x"}}, "job.json: model = .*; expected a string"),

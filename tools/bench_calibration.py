@@ -3,9 +3,10 @@
     python tools/bench_calibration.py MODEL.onnx [--shape 3,224,224] [-n 64] [--estimators mse,entropy] [--runtime]
 
 Each line is measured in a process of its own. Seconds are after compilation; `forward` runs the same samples in the same batches
-and keeps nothing; `ranges` is what follows the pass; memory is the process's peak. CPU seconds count where other work shares the
-machine. MODEL may be a skeleton whose weights are seeds (`*.onnx.xz`), built by the script given with --skeleton. With --memory
-64,1024 the peak is compared for these numbers of samples. Data are random numbers, made anew on each pass.
+and keeps nothing; `ranges` is what follows the pass (of `auto`, a second one over 16 samples, with its compilation); memory is
+the process's peak. CPU seconds count where other work shares the machine. MODEL may be a skeleton whose weights are seeds
+(`*.onnx.xz`), built by the script given with --skeleton. With --memory 64,1024 the peak is compared for these numbers of samples,
+of the pass with each estimator and of the whole of `jaxq.quantize`. Data are random numbers, made anew on each pass.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ESTIMATORS = ("minmax", "mean_minmax", "mean_quantile", "histogram", "percentile", "mse", "entropy", "auto")
+QUANTIZE = "quantize"  # the whole of `jaxq.quantize`, as by default
 RUNTIME = ("MinMax", "Percentile", "Entropy")
 
 
@@ -57,29 +59,23 @@ def built(path: Path, skeleton: Path) -> Path:
 
 
 def plan_of(model: Any) -> Any:
-    """Every float input of a convolution, a product or a sum, asymmetric; every weight of a convolution."""
-    from jaxq.placement import Plan, Weight
-    from jaxq.quantizer import IntType, PerAxis, Scheme
+    """Every float input of a convolution, a product or a sum, asymmetric."""
+    from jaxq.placement import Plan
+    from jaxq.quantizer import IntType, Scheme
 
     readers = [node for _, node in model.graph.walk() if node.op in ("Conv", "Gemm", "MatMul", "Add")]
     names = dict.fromkeys(name for node in readers for name in node.inputs[:2] if name and name not in model.params)
-    weights = dict.fromkeys(node.inputs[1] for node in readers if node.op == "Conv" and node.inputs[1] in model.params)
     scheme = Scheme(IntType(8, signed=False), symmetric=False)
-    weight = Scheme(IntType(8, narrow=True), granularity=PerAxis(0))
-    return Plan(
-        model.graph,
-        {name: name for name in names},
-        dict.fromkeys(names, scheme),
-        tuple(Weight(name, weight) for name in weights),
-        (),
-        (),
-    )
+    return Plan(model.graph, {name: name for name in names}, dict.fromkeys(names, scheme), (), (), ())
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One line of the table, in this process."""
     kind, name = arguments.one.split(":")
-    found = measure_runtime(arguments, name) if kind == "runtime" else measure_jaxq(arguments, name)
+    if name == QUANTIZE:
+        found = measure_quantize(arguments)
+    else:
+        found = measure_runtime(arguments, name) if kind == "runtime" else measure_jaxq(arguments, name)
     return {"name": arguments.one, **found, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
@@ -110,8 +106,18 @@ def measure_jaxq(arguments: argparse.Namespace, name: str) -> dict[str, float]:
     stats = collect(model, [needs], data)[0]
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     start = time.perf_counter()
-    ranges = step.ranges(stats) if step else {}
+    ranges = step.apply(model, stats, data).encodings if step else {}
     return {"first": first, "pass": seconds, "cpu": cpu, "ranges": time.perf_counter() - start, "tensors": len(ranges)}
+
+
+def measure_quantize(arguments: argparse.Namespace) -> dict[str, float]:
+    import jaxq
+
+    model = jaxq.load(arguments.model)
+    data = Images(model.graph.inputs[0], tuple(map(int, arguments.shape.split(","))), arguments.n)
+    start = time.perf_counter()
+    jaxq.quantize(model, data, subset_size=None)
+    return {"pass": time.perf_counter() - start}
 
 
 def nothing() -> Any:
@@ -206,7 +212,7 @@ def main() -> None:
     if arguments.memory:
         counts = [int(each) for each in arguments.memory.split(",")]
         print(f"| estimator | {' | '.join(f'GB, {each} samples' for each in counts)} |\n|---|{'---|' * len(counts)}")
-        for name in names:
+        for name in (*names, f"jaxq:{QUANTIZE}"):
             peaks = [run(arguments, name, each)["gb"] for each in counts]
             print(f"| {name} | {' | '.join(f'{peak:.2f}' for peak in peaks)} |", flush=True)
         return

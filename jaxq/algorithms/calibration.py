@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from jaxq.distributions import Distributions, ranges_of
+from jaxq.activation_ranges import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
+from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
 from jaxq.errors import CalibrationError
-from jaxq.estimators import (
-    AggregatorType,
-    RangeEstimatorParameters,
-    RangeEstimatorParametersSet,
-    StatisticsCollectorParameters,
-    StatisticsType,
-)
+from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.graph import Graph
+from jaxq.layer_errors import LayerErrors
 from jaxq.mapped import forget_pages
 from jaxq.model import Model
 from jaxq.observers import (
     ROOM,
-    Extremes,
     Histogram,
     Observer,
-    SampleStatistic,
     both,
     channel_extremes,
     extremes,
@@ -33,12 +28,14 @@ from jaxq.observers import (
     sample_statistics,
 )
 from jaxq.placement import Bias, Plan
-from jaxq.quantizer import SMALLEST_SCALE, PerAxis, QuantParams, Scheme
+from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme
 from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped
 from jaxq.weight_ranges import weight_params
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
-FOLDS = 2  # parts of the samples between which "auto" cross-validates
+CANDIDATES = ("minmax", "mean_minmax", "mse", "percentile", "entropy")  # of AUTO; the first of equals is taken
+FOLDS = 2  # parts of the samples between which AUTO cross-validates
+JUDGED = 16  # samples that AUTO runs with each candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +62,13 @@ class Calibration:
         """The estimator of an activation, every field filled in."""
         given, per_channel = self.activations, isinstance(scheme.granularity, PerAxis)
         if given.distribution and per_channel:
-            given = replace(
-                RangeEstimatorParametersSet.MINMAX,
-                min=replace(RangeEstimatorParametersSet.MINMAX.min, clipping_value=given.min.clipping_value),
-                max=replace(RangeEstimatorParametersSet.MINMAX.max, clipping_value=given.max.clipping_value),
-            )
+            given = self.clipping_alike(RangeEstimatorParametersSet.MINMAX)
         return given.completed(weights=False, symmetric=scheme.symmetric, per_channel=per_channel)
+
+    def clipping_alike(self, other: RangeEstimatorParameters) -> RangeEstimatorParameters:
+        """Another estimator with the clipping values of this step's."""
+        low, high = self.activations.min.clipping_value, self.activations.max.clipping_value
+        return replace(other, min=replace(other.min, clipping_value=low), max=replace(other.max, clipping_value=high))
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {
@@ -93,13 +91,21 @@ class Calibration:
         axis = scheme.granularity.axis if isinstance(scheme.granularity, PerAxis) else 1
         return both(seen, sample_statistics(wanted, self.capacity, channels and channels[0], axis))
 
-    def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
-        encodings: dict[str, QuantParams] = dict(model.encodings)
-        found: dict[str, Range] = {}
-        for name, each in self.ranges(stats).items():
-            group = self.plan.activations[name]
-            before = found.get(group, each)
-            found[group] = Range(np.minimum(before.low, each.low), np.maximum(before.high, each.high))
+    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> Model:
+        automatic = self.activations.distribution is AggregatorType.AUTO
+        found = self.chosen_ranges(model, stats, samples) if automatic else self.group_ranges(self.ranges(stats))
+        encodings = {**model.encodings, **self.activation_encodings(model, found)}
+        for weight in self.plan.weights:
+            value = np.asarray(model.params[weight.name])
+            encodings[weight.name] = weight_params(
+                weight.name, value, weight.scheme, self.weights, unified_zero_point=self.unified_zero_point
+            )
+            forget_pages(value)
+        return model.replace(encodings=encodings)
+
+    def activation_encodings(self, model: Model, found: Mapping[str, Range]) -> dict[str, QuantParams]:
+        """The quantizer of each tensor, from the ranges of the groups."""
+        encodings = {}
         for name, group in self.plan.activations.items():
             if group in found:
                 scheme = self.plan.schemes[group]
@@ -109,13 +115,16 @@ class Calibration:
                     shape = [channels if axis == scheme.granularity.axis % rank else 1 for axis in range(rank)]
                     ends_of_group = Range(*(np.reshape(each, shape) for each in ends_of_group))
                 encodings[name] = activation_params(ends_of_group, scheme)
-        for weight in self.plan.weights:
-            value = np.asarray(model.params[weight.name])
-            encodings[weight.name] = weight_params(
-                weight.name, value, weight.scheme, self.weights, unified_zero_point=self.unified_zero_point
-            )
-            forget_pages(value)
-        return model.replace(encodings=encodings)
+        return encodings
+
+    def group_ranges(self, ranges: Mapping[str, Range]) -> dict[str, Range]:
+        """The union of the ranges of each group's tensors."""
+        found: dict[str, Range] = {}
+        for name, each in ranges.items():
+            group = self.plan.activations[name]
+            before = found.get(group, each)
+            found[group] = Range(np.minimum(before.low, each.low), np.maximum(before.high, each.high))
+        return found
 
     def ranges(self, stats: Mapping[str, Any]) -> dict[str, Range]:
         """The range of each tensor, scalars or float32 [channels]; none of a tensor that no sample had.
@@ -124,104 +133,137 @@ class Calibration:
           CalibrationError: a value was not finite.
         """
         found: dict[str, Range] = {}
-        waiting: dict[Scheme, dict[str, list[Distributions]]] = {}
-        for name, group in self.plan.activations.items():
+        waiting: dict[Scheme, dict[str, Distributions]] = {}
+        for name, each in stats.items():
+            group = self.plan.activations[name]
             scheme = self.plan.schemes[group]
-            seen, rest = stats[name] if isinstance(stats[name][0], tuple) else (stats[name], None)
+            seen, rest = each if isinstance(each[0], tuple) else (each, None)
             refuse_not_finite(name, seen)
             real = ~np.isnan(seen.low)
+            estimator = self.estimator(scheme)
             if not real.any():
                 continue  # never made for any sample: a branch that was not taken stays in float
             if isinstance(rest, Histogram) and group in self.plan.unclipped:
                 found[name] = Range(aggregate(seen.low[real], "min"), aggregate(seen.high[real], "max"))
-            elif isinstance(rest, Histogram):
-                waiting.setdefault(scheme, {})[name] = folds_of(seen, rest, signed=scheme.centered)
+            elif estimator.distribution:
+                assert isinstance(rest, Histogram), "it was asked for"
+                waiting.setdefault(scheme, {})[name] = distribution(seen, rest, signed=scheme.centered)
             else:
-                found[name] = aggregated(self.estimator(scheme), scheme, seen, rest, real)
+                found[name] = aggregated(estimator, scheme, seen, None if isinstance(rest, Histogram) else rest, real)
         for scheme, tensors in waiting.items():
             estimator = self.estimator(scheme)
-            aggregator = estimator.distribution
-            assert aggregator is not None, "only those ask for a histogram"
-            folds = [
-                Distributions(*map(np.stack, zip(*parts, strict=True))) for parts in zip(*tensors.values(), strict=True)
-            ]
-            outlier = tuple(each.quantile_outlier_prob or 0.0 for each in (estimator.min, estimator.max))
-            low, high = ranges_of(aggregator, folds, scheme.grid, scheme.symmetric, outlier)  # type: ignore[arg-type]
+            assert estimator.distribution is not None, "only those wait"
+            outlier = (estimator.min.quantile_outlier_prob or 0.0, estimator.max.quantile_outlier_prob or 0.0)
+            low, high = ranges_of(
+                estimator.distribution, table(tensors.values()), scheme.grid, scheme.symmetric, outlier
+            )
             found |= {name: Range(low[row], high[row]) for row, name in enumerate(tensors)}
         return {name: clipped(each, self.activations, self._scheme(name).symmetric) for name, each in found.items()}
+
+    def chosen_ranges(
+        self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]
+    ) -> dict[str, Range]:
+        """The ranges of the groups, each by the candidate that disturbs the layers behind it least.
+
+            squared error of the tensor * (squared error at the layers' outputs / squared error of the tensor)
+
+        All are relative to the squares of what is exact. The first factor is known of all samples, from their histograms; the
+        quotient, how much of an error the layers let through, is measured on the first JUDGED ones. Both are cross-validated:
+        the ranges are found from one part of the samples, and their errors taken on the other. Those of the winner are found
+        anew from all samples.
+
+        What must not be clipped, has ranges for its channels, or is on a floating-point grid, has the first candidate; so
+        has everything where there are no samples to run.
+        """
+        for name, each in stats.items():
+            refuse_not_finite(name, each[0])
+        first = list(itertools.islice(samples, JUDGED))
+        judged = {name: each for name, each in stats.items() if first and self._has_choice(name, each)}
+        steps = [
+            replace(self, activations=self.clipping_alike(RangeEstimatorParametersSet.of(each))) for each in CANDIDATES
+        ]
+        groups = {name: self.plan.activations[name] for name in judged}
+        choice = dict.fromkeys(self.plan.activations.values(), 0)
+        if judged:
+            errors = self._errors(steps, model, judged, LayerErrors.of(model, groups, first[0]), first)
+            for group in set(groups.values()):
+                choice[group] = int(np.sum([errors[name] for name in judged if groups[name] == group], axis=0).argmin())
+        found: dict[str, Range] = {}
+        for row, step in enumerate(steps):
+            mine = {name: each for name, each in stats.items() if choice[self.plan.activations[name]] == row}
+            found |= self.group_ranges(step.ranges(in_folds(mine, range(FOLDS))))
+        return found
+
+    def _has_choice(self, name: str, seen: Any) -> bool:
+        group = self.plan.activations[name]
+        return (
+            isinstance(seen[1], Histogram)
+            and group not in self.plan.unclipped
+            and isinstance(self.plan.schemes[group].grid, IntType)
+        )
+
+    def _errors(
+        self,
+        steps: Sequence[Calibration],
+        model: Model,
+        stats: Mapping[str, Any],
+        layers: LayerErrors,
+        samples: Sequence[Mapping[str, Any]],
+    ) -> dict[str, np.ndarray]:
+        """Of each tensor, what is to be least (`chosen_ranges`), for each of the steps [C]."""
+        own = {name: np.zeros(len(steps)) for name in stats}
+        measured: dict[str, Any] = dict.fromkeys(stats, 0.0)
+        for fold in range(FOLDS):
+            others = in_folds(stats, [each for each in range(FOLDS) if each != fold])
+            ranges = [step.group_ranges(step.ranges(others)) for step in steps]
+            for name, error in self._squared_errors(ranges, in_folds(stats, [fold])).items():
+                own[name] = own[name] + error
+            unseen = samples[fold::FOLDS] if layers.squares else ()
+            found = [layers.measure(self.activation_encodings(model, each), unseen) for each in ranges if unseen]
+            for name in layers.squares if unseen else ():
+                measured[name] = measured[name] + np.stack([each[name] for each in found])
+        return {name: own[name] * let_through(measured[name]) for name in stats}
+
+    def _squared_errors(self, ranges: Sequence[Mapping[str, Range]], stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The relative squared error of each tensor [C] when it is rounded to its group's ranges, of which there are C."""
+        found: dict[str, np.ndarray] = {}
+        schemes: dict[Scheme, list[str]] = {}
+        for name in stats:
+            if self.plan.activations[name] in ranges[0]:
+                schemes.setdefault(self._scheme(name), []).append(name)
+        for scheme, names in schemes.items():
+            rows = table(distribution(*stats[name], signed=scheme.centered) for name in names)
+            ends_of = [[each[self.plan.activations[name]] for each in ranges] for name in names]
+            low, high = (np.array([[float(each[end]) for each in row] for row in ends_of]) for end in (0, 1))
+            moments = Moments.of(rows)
+            errors = squared_errors(moments, low, high, scheme.grid, scheme.symmetric)
+            squares = np.maximum(moments.second[:, -1:], np.finfo(np.float64).tiny)
+            found |= dict(zip(names, errors / squares, strict=True))
+        return found
 
     def _scheme(self, name: str) -> Scheme:
         return self.plan.schemes[self.plan.activations[name]]
 
 
-def ends(estimator: RangeEstimatorParameters) -> Iterator[tuple[bool, StatisticsCollectorParameters, SampleStatistic]]:
-    """(whether it is the lower end, its parameters, its statistic as the observer knows it), for both ends."""
-    for lower, each in ((True, estimator.min), (False, estimator.max)):
-        assert each.statistics_type is not None, "the estimator is complete"
-        kind, outlier = StatisticsType(each.statistics_type), each.quantile_outlier_prob or 0.0
-        downwards = lower and kind is StatisticsType.QUANTILE
-        yield lower, each, SampleStatistic(kind.value, outlier if downwards else 1 - outlier)
+def in_folds(stats: Mapping[str, Any], folds: Collection[int]) -> dict[str, Any]:
+    """What was seen in some of the folds of the samples; of tensors that have no folds, in all."""
+    return {
+        name: of_folds(each[0], each[1], folds) if isinstance(each[1], Histogram) else each
+        for name, each in stats.items()
+    }
 
 
-def running(estimator: RangeEstimatorParameters) -> bool:
-    """Whether the extremes over all samples are enough for the estimator, so that none of a single sample has to be kept."""
-    low, high = estimator.min, estimator.max
-    return (
-        low.statistics_type == StatisticsType.MIN
-        and low.aggregator_type == AggregatorType.MIN
-        and high.statistics_type in (StatisticsType.MAX, StatisticsType.ABS_MAX)
-        and high.aggregator_type == AggregatorType.MAX
-    )
+def let_through(measured: np.ndarray | float) -> np.ndarray | float:
+    """How much of a tensor's squared error is at its layers' outputs, both relative: [C, 1 + L, 2] -> [C].
 
-
-def aggregated(
-    estimator: RangeEstimatorParameters, scheme: Scheme, seen: Extremes, rest: Any, real: np.ndarray
-) -> Range:
-    """The range from statistics of each sample, those where `real` [samples]: scalars, or float32 [channels]."""
-    if rest is not None and not isinstance(rest, np.ndarray):  # extremes of the channels, over all samples
-        low, high = rest
-        return Range(low, np.maximum(high, -low) if scheme.symmetric else high)
-    values = []
-    for position, (lower, each, statistic) in enumerate(ends(estimator)):
-        if rest is not None:
-            samples = rest[real, position]
-        elif statistic.kind == "abs_max":
-            samples = np.maximum(seen.high[real], -seen.low[real])
-        else:
-            samples = (seen.low if statistic.kind == "min" else seen.high)[real]
-        assert each.aggregator_type is not None, "the estimator is complete"
-        found = aggregate(samples, each.aggregator_type)
-        values.append(-found if lower and statistic.kind.startswith("abs_") else found)
-    low, high = values
-    if scheme.symmetric:  # the lower end only tells whether anything is negative
-        low = np.maximum(low, -high)
-    return Range(np.minimum(low, high), high)
-
-
-def folds_of(seen: Extremes, found: Histogram, *, signed: bool = False) -> list[Distributions]:
-    """What was seen of one tensor, by folds; a fold without samples has the range [0, 0].
-
-    `signed` makes it count as having negative values: those of a range that is centered have the steps of one that has.
+    Measured by `LayerErrors`. 1 of a tensor that no layer reads or that could not be run; 0 where no float holds the squares.
     """
-    counts, zeros = (np.asarray(each, np.float64) for each in (found.counts, found.zeros))
-    if counts.ndim == 1:
-        counts, zeros = counts[None], zeros[None]
-    parts = []
-    for fold in range(len(counts)):
-        low, high = (each[fold :: len(counts)] for each in seen)
-        real = ~np.isnan(low)
-        ends_of_fold = (low[real].min(), high[real].max()) if real.any() else (0.0, 0.0)
-        if signed:
-            ends_of_fold = (min(ends_of_fold[0], -SMALLEST_SCALE), ends_of_fold[1])
-        parts.append(
-            Distributions(
-                counts[fold],
-                np.asarray(found.exponent, np.int64),
-                zeros[fold],
-                *map(np.asarray, map(np.float64, ends_of_fold)),
-            )
-        )
-    return parts
+    if isinstance(measured, float) or measured.shape[1] == 1:
+        return 1.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = measured[..., 0] / measured[..., 1]
+        found = relative[:, 1:].sum(1) / relative[:, 0]
+    return np.where(np.isfinite(found), found, 0.0)
 
 
 def channel_count(plan: Plan, model: Model, group: str) -> tuple[int, int]:
@@ -256,16 +298,6 @@ class IntegerBiases:
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
         return model.replace(encodings=with_biases(model.encodings, model.params, self.plan.biases))
-
-
-def refuse_not_finite(name: str, seen: Extremes) -> None:
-    """Raises CalibrationError if the tensor was NaN or infinite in a sample."""
-    bad = np.isinf(seen.low) | np.isinf(seen.high)
-    if bad.any():
-        raise CalibrationError(
-            f"tensor {name!r} is NaN or infinite in {bad.sum()} calibration sample(s), first in sample "
-            f"{int(np.flatnonzero(bad)[0])} (counted from 0); run the float model on it, and leave such samples out"
-        )
 
 
 def with_biases(

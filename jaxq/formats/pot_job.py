@@ -92,6 +92,8 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 
 # jaxq's words in messages -> those of the file.
 WORDS = {
+    "advanced_parameters.activations_quantization_params": "activations",
+    "advanced_parameters.weights_quantization_params": "weights",
     "num_bits": "bits",
     "per_channel = True": "granularity = 'perchannel'",
     "statistics_type": "type",
@@ -115,7 +117,12 @@ def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, dict[str, s
     """
     file = validated(PotFile, _without_typos(content, where), where)
     try:
-        places = {"ignored": f"{PARAMS}.ignored"}
+        places = {
+            "ignored name": f"{PARAMS}.ignored.scope",
+            "ignored operation": f"{PARAMS}.ignored.operations",
+            "model": "model.model",
+            "data": "engine.data_source",
+        }
         if len(file.compression.algorithms) == 1 and _params(file).stat_subset_size is not None:
             places["subset_size"] = f"{PARAMS}.stat_subset_size"
         return _job(file), places
@@ -180,6 +187,10 @@ def _model(file: PotFile) -> str:
 
 def _data(engine: Engine, params: DefaultParams) -> DataOptions:
     checker = [key for key in ("config", "launchers", "datasets") if getattr(engine, key) is not None]
+    if engine.type == "simplified" and engine.data_source is None and not checker:
+        raise ConfigError(
+            "engine.data_source is missing; give a folder or pattern of images, an .npz file, or package.module:function"
+        )
     if engine.type == "accuracy_checker" or checker or engine.data_source is None:
         if engine.type == "data_free":
             raise ConfigError("engine.type = 'data_free': jaxq never makes data up; give data_source")
@@ -227,7 +238,8 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
     at("compression" if params.target_device is None else PARAMS, check_target, "target_device", device)
     if model_type is not None and model_type.lower() not in ("none", "transformer"):
         place = "compression" if params.model_type is None else PARAMS
-        raise ConfigError(f"{place}.model_type = {model_type!r}; expected 'transformer' or 'None'")
+        hint = did_you_mean(model_type, ("transformer", "None"))
+        raise ConfigError(f"{place}.model_type = {model_type!r}; expected 'transformer' or 'None'{hint}")
     preset = PRESETS.get(params.preset, params.preset)
     with_paths: dict[str, Any] = {}
     for key in ("weights", "activations"):
@@ -305,15 +317,15 @@ def _estimator(given: RangeEstimator) -> RangeEstimatorParameters:
             known += named
             raise ConfigError(f"preset = {preset!r}; expected one of {', '.join(known)}{did_you_mean(preset, known)}")
         return named[preset]
-    return RangeEstimatorParameters(
-        at("min", _bound, given.min or Bound()), at("max", _bound, given.max or Bound()), preset
-    )
+    low, high = (at(end, _bound, getattr(given, end) or Bound(), preset) for end in ("min", "max"))
+    return RangeEstimatorParameters(low, high, preset)
 
 
-def _bound(given: Bound) -> StatisticsCollectorParameters:
+def _bound(given: Bound, preset: str) -> StatisticsCollectorParameters:
     if given.outlier_prob is None and given.type in ("quantile", "abs_quantile"):
         raise ConfigError(f"outlier_prob is missing; type {given.type!r} needs it, e.g. 0.0001")
-    if given.outlier_prob is not None and given.type not in ("quantile", "abs_quantile"):
+    quantile = given.type in ("quantile", "abs_quantile") or (given.type is None and preset == "quantile")
+    if given.outlier_prob is not None and not quantile:
         raise ConfigError(f"outlier_prob = {given.outlier_prob}; it is for type 'quantile', and type is {given.type!r}")
     made = StatisticsCollectorParameters(given.type, given.aggregator, given.clipping_value)
     if given.outlier_prob is None:

@@ -68,7 +68,10 @@ def _in_words(error: Any, path: Path, kind: Any) -> str:
     if error["type"] == "missing":
         return f"{place} is missing"
     if error["type"] == "value_error":  # raised by one of our own checks, which says all there is to say
-        return f"{place}: {error['ctx']['error']}" if place else str(error["ctx"]["error"])
+        said = str(error["ctx"]["error"])
+        first = re.match(r"\w*", said)
+        inside = first is not None and first[0] in known_keys(kind, path)  # it begins with a key of what stands there
+        return f"{place}{'.' if inside else ': '}{said}" if place else said
     if error["type"] == "union_tag_invalid":
         key, known = error["ctx"]["discriminator"].strip("'"), _quoted(error["ctx"]["expected_tags"])
         tag = error["ctx"]["tag"]

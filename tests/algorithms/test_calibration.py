@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import branching_network, residual_network, samples, shuffle_network, smooth
+from models import branching_network, residual_network, samples, shuffle_network, smooth, written
 
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.calibration import INT32_ROOM, Calibration, IntegerBiases, with_biases
+from jaxq.algorithms.calibration import CANDIDATES, INT32_ROOM, Calibration, IntegerBiases, with_biases
 from jaxq.collect import collect
 from jaxq.errors import CalibrationError
 from jaxq.estimators import RangeEstimatorParameters, StatisticsCollectorParameters
 from jaxq.estimators import RangeEstimatorParametersSet as Estimators
 from jaxq.fusion import fuse
 from jaxq.graph import Graph
+from jaxq.layer_errors import LayerErrors
 from jaxq.model import Model
 from jaxq.observers import ROOM, Extremes, Histogram, Observer
 from jaxq.onnx_import import load
 from jaxq.options import AdvancedQuantizationParameters
 from jaxq.placement import Bias, Plan, Weight
 from jaxq.quantize import quantize
-from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme, fake_quantize
+from jaxq.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize
 from jaxq.ranges import Range, aggregate, asymmetric_params, symmetric_params, symmetric_weight_params
 
 FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
@@ -364,7 +365,94 @@ def test_a_clipping_value_bounds_an_activation(model, plan):
     assert top.item() <= 0.25 + float(found.encodings["image"].scale.item())
 
 
-def test_auto_looks_at_two_halves_of_the_samples(model, plan):
-    found = calibrated(model, plan, estimator=Estimators.AUTO)
-    for name, encoding in calibrated(model, plan, estimator=Estimators.MINMAX).encodings.items():
-        assert found.encodings[name].scale.max() <= encoding.scale.max() * (1 + 1e-5)
+# ------------------------------------------------------------------------------------------------------- auto
+
+# Two channels: one of small numbers everywhere, and one with a huge number in two of sixteen samples.
+UNEVEN = [np.random.default_rng(seed).uniform(-1, 1, (1, 200, 2)).astype(np.float32) for seed in range(16)]
+for _number in (3, 8):
+    UNEVEN[_number][0, 7, 1] = 50.0
+
+
+def product(weight: list[float], output: str = "y = MatMul(x, w)") -> Model:
+    return load(
+        written(f"(float[N, 200, 2] x) => (float[N, 200, 1] y) {{ {output} }}", w=np.float32(weight).reshape(2, 1))
+    )
+
+
+def upper_end(model: Model, estimator: RangeEstimatorParameters, feeds, **changes) -> float:
+    plan = Plan(model.graph, {"x": "x"}, {"x": ASYMMETRIC}, (), (), ())
+    step = Calibration(plan=replace(plan, **changes), activations=estimator)
+    found = run_pipeline([step], model, [{"x": x} for x in feeds]).encodings["x"]
+    return float((np.float32(found.qmax) - found.zero_point.item()) * found.scale.item())
+
+
+def test_auto_judges_an_error_by_what_it_does_to_the_layer_behind_it():
+    without, needed = product([1, 0]), product([0, 1])
+    assert upper_end(without, Estimators.AUTO, UNEVEN) < 10
+    assert upper_end(needed, Estimators.AUTO, UNEVEN) == pytest.approx(50, rel=0.01)
+
+
+@pytest.mark.parametrize("weight", [(1, 0), (0, 1)])
+def test_the_range_that_auto_takes_is_that_of_a_candidate_from_all_samples(weight):
+    model = product(weight)
+    each = [upper_end(model, Estimators.of(name), UNEVEN) for name in CANDIDATES]
+    assert upper_end(model, Estimators.AUTO, UNEVEN) in each
+
+
+def test_auto_judges_a_range_on_samples_that_it_was_not_found_on(monkeypatch):
+    tried, measure = [], LayerErrors.measure
+
+    def watched(self, encodings, samples):
+        tried.append((float(encodings["x"].scale.item()), samples))
+        return measure(self, encodings, samples)
+
+    monkeypatch.setattr(LayerErrors, "measure", watched)
+    feeds = [x * np.float32(1 + number % 2) for number, x in enumerate(UNEVEN)]
+    upper_end(product([1, 1]), Estimators.AUTO, feeds)
+    halves = [feeds[0::2], feeds[1::2]]
+    for half, (scale, unseen) in zip((0, 1), (tried[0], tried[len(CANDIDATES)]), strict=True):  # min-max is the first
+        others = np.concatenate(halves[1 - half])
+        assert scale == asymmetric_params(Range(others.min(), others.max()), UINT8).scale
+        assert [id(each["x"]) for each in unseen] == [id(x) for x in halves[half]]
+
+
+@pytest.mark.parametrize("case", ["one sample", "no layer", "not to be clipped", "floats", "1e38", "1e-38", "zeros"])
+def test_auto_has_a_finite_range_whatever_there_is_to_judge(case):
+    model, feeds, changes = product([1, 0]), UNEVEN, {}
+    expected = Estimators.MINMAX
+    if case == "one sample":
+        feeds = UNEVEN[:1]
+    elif case == "no layer":  # the tensor stands for itself
+        model, expected = product([1, 0], "s = Shape(x)  y = ConstantOfShape <value = float[1] {1}> (s)"), None
+    elif case == "not to be clipped":
+        changes = {"unclipped": frozenset({"x"})}
+    elif case == "floats":
+        changes = {"schemes": {"x": Scheme(E4M3)}}
+    else:
+        feeds = [x / 50 * np.float32(0 if case == "zeros" else case) for x in UNEVEN]
+    found = upper_end(model, Estimators.AUTO, feeds, **changes)
+    assert np.isfinite(found)
+    assert found > 0
+    if expected is not None:
+        assert found == upper_end(model, expected, feeds, **changes)
+
+
+def test_auto_honours_a_clipping_value():
+    clipped = replace(Estimators.AUTO, max=replace(Estimators.AUTO.max, clipping_value=0.5))
+    assert upper_end(product([0, 1]), clipped, UNEVEN) < 0.51
+
+
+def test_auto_chooses_for_a_group_of_which_one_tensor_was_never_made():
+    loaded = load(branching_network())
+    made = [name for node in loaded.graph.nodes for name in node.outputs]
+    inner = [name for _, node in loaded.graph.walk() for name in node.outputs if name not in made]
+    plan = Plan(loaded.graph, dict.fromkeys([*loaded.graph.inputs[:1], *inner], "one"), {"one": ASYMMETRIC}, (), (), ())
+    feeds = samples("branching", 4)
+    found = run_pipeline([Calibration(plan=plan, activations=Estimators.AUTO)], loaded, feeds).encodings
+    assert np.isfinite(found[loaded.graph.inputs[0]].scale).all()
+
+
+def test_auto_keeps_the_quantizer_of_a_group_one(model, plan):
+    encodings = calibrated(model, plan, estimator=Estimators.AUTO).encodings
+    np.testing.assert_array_equal(encodings["stem.relu"].scale, encodings["sum.relu"].scale)
+    assert encodings.keys() == calibrated(model, plan).encodings.keys()

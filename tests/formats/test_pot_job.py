@@ -13,7 +13,7 @@ import pytest
 from models import free_size_network, residual_network, samples, transformer_block
 from models import written as written_model
 
-from jaxq.errors import ConfigError, JaxqWarning
+from jaxq.errors import ConfigError, JaxqError, JaxqWarning
 from jaxq.model import Model
 from jaxq.onnx_import import load
 from jaxq.run import RunResult, read_any, run_config
@@ -320,6 +320,8 @@ def test_quantiles_leave_outliers_out(folder, default, part):
     preset = scale(run(folder, **{part: {"range_estimator": {"preset": "quantile"}}}), tensor)
     assert (preset <= scale(default, tensor)).all()
     assert (preset < scale(default, tensor)).any()
+    named = {"preset": "quantile", "max": {"outlier_prob": 0.2}}  # the preset says that it is one
+    np.testing.assert_array_equal(scale(run(folder, **{part: {"range_estimator": named}}), tensor), narrow)
 
 
 def test_a_range_estimator_at_the_top_serves_where_a_section_has_none(folder):
@@ -460,10 +462,10 @@ BAD_PARAMS = {
     "text for a switch": ({"use_fast_bias": "yes"}, 'use_fast_bias = "yes"; expected a boolean'),
     "ignored node": (
         {"ignored": {"scope": ["Gemm_score"]}},
-        f"{PARAMS}.ignored: ignored name 'Gemm_score' matches no node; did you mean 'Gemm_scores'",
+        f"{PARAMS}.ignored.scope: ignored name 'Gemm_score' matches no node; did you mean 'Gemm_scores'",
     ),
     "ignored type": (
-        {"ignored": {"operations": [{"type": "Tanh"}]}}, f"{PARAMS}.ignored: ignored operation 'Tanh' matches no node"
+        {"ignored": {"operations": [{"type": "Tanh"}]}}, f"{PARAMS}.ignored.operations: ignored operation 'Tanh' matches no node"
     ),
 }  # fmt: skip
 
@@ -508,7 +510,8 @@ BAD_FILES = {
     ),
     "device": (compression(target_device="CPUU"), "compression.target_device = 'CPUU'; known: .*; did you mean 'CPU'?"),
     "device without runtime": (compression(target_device="GNA"), "compression.target_device = 'GNA': the GNA has no runtime"),
-    "model type": (compression(model_type="transformr"), "compression.model_type = 'transformr'; expected 'transformer'"),
+    "model type": (compression(model_type="transformr"), "compression.model_type = 'transformr'; .* did you mean 'transformer'"),
+    "no data": (change("engine", data_source=None), "engine.data_source is missing; give a folder or pattern of images"),
 }  # fmt: skip
 
 
@@ -516,6 +519,20 @@ BAD_FILES = {
 def test_wrong_files_are_refused_with_what_to_do(folder, edit, message):
     with pytest.raises(ConfigError, match=escaped(message)):
         read_any(written(folder, {}, edit))
+
+
+@pytest.mark.parametrize(
+    "edit, place",
+    [
+        (change("model", model="netwrk.onnx"), "model.model: no such file"),
+        (change("model", model="samples.npz"), "model.model: '.*samples.npz' is not an ONNX file"),
+        (change("engine", data_source="sample.npz"), "engine.data_source: no such file or folder of data"),
+    ],
+    ids=["no model", "no ONNX file", "no data"],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_key_that_names_it(folder, edit, place):
+    with pytest.raises(JaxqError, match=escaped(f"pot.json: {place}")):
+        run(folder, edit)
 
 
 def test_more_samples_than_there_are_is_a_warning_with_the_path(folder):

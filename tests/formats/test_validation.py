@@ -56,13 +56,13 @@ MISTAKES = {
     "unlike any": ({"name": "a", "zzz": 1}, ["zzz: unknown key; known here: either, name, named, parts"]),
     "another type": ({"name": 3}, ["name = 3; expected a string"]),
     "nothing is converted": ({"name": "a", "parts": [{"size": "2"}]}, ['parts[0].size = "2"; expected an integer']),
-    "an own check": ({"name": "a", "parts": [{"size": 0}]}, ["parts[0]: size = 0; expected at least 1"]),
+    "an own check": ({"name": "a", "parts": [{"size": 0}]}, ["parts[0].size = 0; expected at least 1"]),
     "an enumeration": (
         {"name": "a", "parts": [{"kind": "rond"}]},
         ["parts[0].kind = \"rond\"; expected 'round' or 'square'; did you mean 'round'?"],
     ),
     "a key of no alternative": ({"name": "a", "either": {"tex": "b"}}, ["either.tex: unknown key; did you mean 'text'?"]),
-    "a mistake in one alternative": ({"name": "a", "either": {"size": 0}}, ["either: size = 0; expected at least 1"]),
+    "a mistake in one alternative": ({"name": "a", "either": {"size": 0}}, ["either.size = 0; expected at least 1"]),
     "where text would do": ({"name": "a", "named": {"siz": 1}}, ["named.siz: unknown key; did you mean 'size'?"]),
     "something long": ({"name": ["x" * 99]}, ['name = ["' + "x" * 55 + "...; expected a string"]),
 }  # fmt: skip

@@ -1,0 +1,125 @@
+"""Whether operators run in integers where they could, and whether the model ends as the runtime wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxq.graph import Node
+from jaxq.lint.findings import Finding, Severity, finding
+from jaxq.lint.network import Network, same_numbers
+from jaxq.targets import Rule
+
+
+def operator(network: Network, node: Node) -> Iterator[Finding]:
+    """Everything about one node that is no quantizer."""
+    if node.op in network.target.same_scale and not node.domain:
+        yield from mover(network, node)
+    rule = network.rule(node)
+    if rule is not None:
+        yield from kernel(network, node, rule)
+    if node.op in network.target.fused:
+        yield from activation_function(network, node)
+
+
+def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
+    """Whether an operator that has a kernel in integers is quantized on all sides."""
+    places = sorted({*(rule.activations or ()), *rule.weights[:1]})
+    if rule.activations is None:
+        places = [index for index, name in enumerate(node.inputs) if name and network.is_float(name)]
+    present = [index for index in places if index < len(node.inputs) and node.inputs[index]]
+    missing = [index for index in present if not network.is_quantized(node.inputs[index])]
+    if rule.skip_only and len(missing) == 1:
+        return  # the kernel before makes that one
+    if not network.quantizes_activations:
+        return  # weights only: they are turned into floats, as is meant
+    types = {network.seen[node.inputs[index]].type for index in present if index not in missing}
+    refused = types & network.target.unoptimized
+    if not missing and refused and not types & (network.target.storage_types - network.target.unoptimized):
+        problem = f"with graph optimizations on, this runtime merges {min(map(str, refused))} into an integer kernel"
+        advice = "load it with optimizations off or basic (ONNX Runtime: ORT_ENABLE_BASIC), or quantize to integers"
+        yield finding(Severity.REFUSED, node, problem, advice)
+    elif missing and len(missing) < len(present):
+        words = ", ".join(f"{index} ({node.inputs[index]!r})" for index in missing)
+        problem = f"input {words} is not quantized, others are: it runs in float"
+        yield finding(Severity.SLOW, node, problem, "quantize all of its inputs, or none")
+    elif missing and rule.weights and rule.activations and node.inputs[rule.weights[0]] in network.values:
+        problem = "it runs in float: neither its input nor its weight is quantized"
+        yield finding(Severity.SLOW, node, problem, "quantize it, if it was not left out on purpose")
+    elif not missing and present and rule.output and not has_quantized_output(network, node):
+        problem = f"its result {node.outputs[0]!r} is not quantized: without that it runs in float"
+        advice = "put a pair of quantizers behind it, or accept it where the result is an output of the model"
+        yield finding(Severity.SLOW, node, problem, advice)
+
+
+def has_quantized_output(network: Network, node: Node) -> bool:
+    """Whether a QuantizeLinear reads the output, behind an activation function that is merged or not."""
+    readers = [reader for reader, _ in network.readers.get(node.outputs[0], [])]
+    if any(reader.op == "QuantizeLinear" for reader in readers):
+        return True
+    fused = len(readers) == 1 and readers[0].op in network.target.fused and node.op in network.target.fusing
+    return fused and any(each.op == "QuantizeLinear" for each, _ in network.readers.get(readers[0].outputs[0], []))
+
+
+def activation_function(network: Network, node: Node) -> Iterator[Finding]:
+    """Whether the function is merged into the kernel before it, if that is one in integers."""
+    before = network.producer.get(node.inputs[0]) if node.inputs else None
+    if before is not None and before.op == "DequantizeLinear":
+        q = network.producer.get(before.inputs[0])
+        kernel = network.producer.get(q.inputs[0]) if q is not None and q.op == "QuantizeLinear" else None
+        alone = kernel is not None and len(network.readers[kernel.outputs[0]]) == 1
+        if (
+            kernel is not None
+            and alone
+            and kernel.op in network.target.fusing
+            and len(network.readers[node.inputs[0]]) == 1
+        ):
+            problem = f"quantizers stand between it and {kernel.op} {kernel.name!r}: it is not merged into that kernel"
+            yield finding(Severity.SLOW, node, problem, f"quantize behind the {node.op} only")
+    elif before is not None and before.op in network.target.fusing and network.target.merges_at_zero:
+        for reader, _ in network.readers.get(node.outputs[0], []):
+            each = network.seen.get(reader.outputs[0]) if reader.op == "QuantizeLinear" else None
+            if each is None or each.zero_point is None or each.type is None or not network.rule(before):
+                continue
+            lowest = {"int8": -128, "int16": -32768}.get(each.type, 0)
+            if node.op == "Relu" and np.any(np.asarray(each.zero_point, np.int64) != lowest):
+                problem = f"the quantizer behind it has zero point {np.ravel(each.zero_point)[0]}, and not {lowest}"
+                advice = (
+                    f"with zero point {lowest} it is merged into {before.op} {before.name!r}, which else runs in float"
+                )
+                yield finding(Severity.SLOW, node, problem, advice)
+
+
+def mover(network: Network, node: Node) -> Iterator[Finding]:
+    """Whether an operator that moves values has the same numbers on both sides."""
+    sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+    after = [
+        network.seen[reader.outputs[0]]
+        for name in node.outputs
+        for reader, _ in network.readers.get(name, [])
+        if reader.op == "QuantizeLinear"
+    ]
+    for name in sources:
+        before = network.seen.get(name)
+        if before is None or before.node.op != "DequantizeLinear" or before.role != "activation":
+            continue
+        for each in after:
+            if not same_numbers(before, each):
+                problem = f"{name!r} comes in with another scale than it leaves with: the values are rounded again"
+                yield finding(Severity.SLOW, node, problem, "give input and output one scale and zero point")
+                return
+
+
+def ends(network: Network) -> Iterator[Finding]:
+    """Inputs and outputs of the model, where the runtime wants them quantized."""
+    if not network.target.outputs:
+        return
+    for name in network.model.graph.outputs:
+        node = network.producer.get(name)
+        declared = network.model.graph.types.get(name)
+        if declared is None or not declared.dtype.startswith("float") or node is None:
+            continue
+        if node.op != "DequantizeLinear":
+            problem, advice = "this output of the model is not quantized", "quantize with quantize_outputs=True"
+            yield Finding(Severity.SLOW, name, node.op, problem, advice)
