@@ -37,7 +37,7 @@ from jaxq.onnx_export import save
 from jaxq.options import Preset
 from jaxq.pipeline import Prepared
 
-GRADIENT_SUBSET, EXACT_SUBSET = 32, 300  # samples to rank on
+SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
 
 CONFIRMED = 6  # candidates that are taken to the runtime at most
 
@@ -136,7 +136,8 @@ class Control:
         found = bisect(self.rank(start), revert, self.trial, start, most)
         if not found.reached:
             return self.reached
-        found = refine(found, self.rank, revert, self.trial, start)
+        if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
+            found = refine(found, self.rank, revert, self.trial, start)
         if advanced.prune or advanced.repairs:
             relax(found, self.costs(found.setting, start), advanced.steps, self.trial, start)
         return True
@@ -166,7 +167,9 @@ class Control:
         else:
             with self.timed("ranking"):
                 ranker = self.ranker()
-                if self.advanced.ranking is Ranking.EXACT:
+                if self.advanced.ranking is Ranking.ALONE:
+                    self.ranked = ranker.alone(setting)
+                elif self.advanced.ranking is Ranking.EXACT:
                     self.ranked = ranker.exactly(setting)
                 else:
                     self.ranked = ranker.by_gradient(setting, self.advanced.confirm)
@@ -177,9 +180,7 @@ class Control:
     def ranker(self) -> Ranker:
         """Ranks on the samples that quantization hurts most; made once for each preset."""
         if self._ranker is None:
-            size = self.advanced.ranking_subset_size or (
-                EXACT_SUBSET if self.advanced.ranking is Ranking.EXACT else GRADIENT_SUBSET
-            )
+            size = self.advanced.ranking_subset_size or SUBSET[self.advanced.ranking]
             known = all(metric.baseline_value is not None for metric in self.advanced.metrics) and self.advanced.metrics
             part = self.advanced.metric_subset_ratio if known else 1.0
             for role, model in ((EXACT, self.exact), (QUANTIZED, self.space.candidate({}))):
@@ -190,6 +191,7 @@ class Control:
                 self.validation.pool(part).worst(size),
                 self.advanced.steps[-1],
                 self.prepared.options.batch_size,
+                self.check_time,
             )
         return self._ranker
 
@@ -410,6 +412,8 @@ class Control:
             rank, ranked = places.get(name, (None, None))
             without = self.tried.get(key({k: v for k, v in setting.items() if k != name}, self.preset))
             how = "measured" if ranked is not None and ranked.exact else "by gradient"
+            if self.advanced.ranking is Ranking.ALONE:
+                how = "quantized alone"
             why = "" if ranked is None else f"rank {rank}, gain {ranked.gain:.3g} ({how})"
             if without is not None and without > 0:
                 why += ", and quantizing it misses the target" if why else "quantizing it misses the target"

@@ -25,8 +25,9 @@ class DropType(StrEnum):
 class Ranking(StrEnum):
     """How layers are ordered by what they cost in accuracy."""
 
+    ALONE = "alone"  # each layer alone quantized, all others in float
     GRADIENT = "gradient"  # one backward pass for all layers
-    EXACT = "exact"  # each layer reverted alone
+    EXACT = "exact"  # each layer alone reverted
 
 
 class Search(StrEnum):
@@ -83,9 +84,9 @@ class AdvancedAccuracyRestorerParameters:
 
     Attributes:
       max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`); None: all, if need be.
-      ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 300, or 32 where the
-        ranking is by gradient.
-      ranking: "gradient" or "exact".
+      ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 8 where the ranking
+        is "alone", 32 where it is by gradient, 300 where it is exact.
+      ranking: "alone", "gradient" or "exact".
       confirm: how many of the highest ranked layers are measured exactly after a gradient, and put in order.
       search: "bisect" or "pot".
       use_prev_if_drop_increase: search="pot": undo a revert that made the drop larger.
@@ -106,7 +107,7 @@ class AdvancedAccuracyRestorerParameters:
 
     max_num_iterations: int | None = None
     ranking_subset_size: int | None = None
-    ranking: Ranking = Ranking.GRADIENT
+    ranking: Ranking = Ranking.ALONE
     confirm: int = 4
     search: Search = Search.BISECT
     use_prev_if_drop_increase: bool = True

@@ -157,9 +157,12 @@ class Space:
 
     # ------------------------------------------------------------------------------------------------------------- models
 
-    def candidate(self, setting: Setting) -> Model:
-        """The model for trying a setting: the same program for every setting, of which only the arrays differ."""
-        parts = self.corrected(setting)
+    def candidate(self, setting: Setting, *, corrected: bool = True) -> Model:
+        """The model for trying a setting: the same program for every setting, of which only the arrays differ.
+
+        Without `corrected` its biases are those of the float model, rounded.
+        """
+        parts = self.corrected(setting) if corrected else self.uncorrected(setting)
         params = {
             name: self._round(name, value, parts.encodings[name]) if name in parts.rounded else value
             for name, value in parts.params.items()
@@ -183,6 +186,11 @@ class Space:
             found = self.base.correct(model)
             self._corrections[key] = {name: np.asarray(found[name]) for name in parts.moved}
         return replace(parts, params={**parts.params, **self._corrections[key]})
+
+    def uncorrected(self, setting: Setting) -> Parts:
+        """The parts of a setting, with the biases of the float model."""
+        parts = self.parts(setting)
+        return replace(parts, params={**parts.params, **{name: self.base.exact[name] for name in parts.moved}})
 
     def float_model(self) -> Model:
         """The same program with every quantizer off."""

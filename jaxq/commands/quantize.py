@@ -76,7 +76,7 @@ def quantize(
     drop_type: accuracy.DropKind = "absolute",
     metric: accuracy.MetricName = None,
     val: accuracy.ValidationData = None,
-    ranking: accuracy.RankingKind = "gradient",
+    ranking: accuracy.RankingKind = "alone",
     search: accuracy.SearchKind = "bisect",
     repair: accuracy.Repairs = None,
     time_budget: accuracy.TimeBudget = None,

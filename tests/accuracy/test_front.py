@@ -58,7 +58,7 @@ def test_a_model_within_the_limit_is_quantized_in_all_layers():
     assert model.encodings.keys() == jaxq.quantize(chain(), images(12)).encodings.keys()
 
 
-@pytest.mark.parametrize("ranking", ["gradient", "exact"])
+@pytest.mark.parametrize("ranking", ["alone", "gradient", "exact"])
 @pytest.mark.parametrize("function", [accuracy, "top1", None], ids=["function", "metric", "label-free"])
 def test_a_layer_with_absurd_ranges_is_found_and_reverted_first(planted, ranking, function):
     reports = []
