@@ -133,7 +133,7 @@ class Control:
                 undo=advanced.use_prev_if_drop_increase,
             )  # fmt: skip
             return found.reached
-        found = bisect(self.rank(start), revert, self.trial, start, most)
+        found = bisect(self.rank(start), revert, self.trial, start, most, self.fewest())
         if not found.reached:
             return self.reached
         if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
@@ -176,6 +176,17 @@ class Control:
             self.state.rankings[place] = [list(each) for each in self.ranked]
             self.state.save()
         return [each.layer for each in self.ranked]
+
+    def fewest(self) -> int:
+        """How many of the ranked layers have to be reverted at least.
+
+        What layers do alone adds up, about. Where that is more than 1, the outputs have as little to do with those of the float
+        model as zeros would have: of no use in any metric, and no trial is spent on it.
+        """
+        if self.advanced.ranking is not Ranking.ALONE:
+            return 1
+        left = np.cumsum([each.gain for each in reversed(self.ranked)])[::-1]  # by the layers from each on
+        return max(1, int(np.sum(left > 1)))
 
     def ranker(self) -> Ranker:
         """Ranks on the samples that quantization hurts most; made once for each preset."""
