@@ -170,8 +170,14 @@ def run_jaxq(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> 
     spent = clock.spent()
     jaxq.save(model, out)
     report = reports[-1]
-    return {**spent, "status": report.status, "evaluations": len(report.steps),
-            "layers": [report.float_layers, report.weight_layers], "phases": dict(report.seconds), "kept": [each.layer for each in report.kept]}  # fmt: skip
+    return {
+        **spent,
+        "status": report.status,
+        "evaluations": len(report.steps),
+        "layers": [report.float_layers, report.weight_layers],
+        "phases": dict(report.seconds),
+        "kept": [each.layer for each in report.kept],
+    }
 
 
 def run_nncf(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> dict[str, Any]:

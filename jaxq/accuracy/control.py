@@ -71,6 +71,7 @@ class Control:
         self.seconds: dict[str, float] = {}
         self.runtime: dict[str, float] = {}
         self.notes: list[str] = []
+        self.out_of_budget = False
         self._ranker: Ranker | None = None
         if state.foreign:
             self.note("the folder holds the state of another search (other model, data or options); starting anew")
@@ -94,8 +95,8 @@ class Control:
             if self.search():
                 status = REACHED
         except OutOfTime:
-            self.note(f"the time budget of {self.advanced.time_budget:g} s is used up")
             status = REACHED if self.reached else MISSED
+            self.note(self.out_of_time())
         except KeyboardInterrupt as interrupt:
             self.tell(INTERRUPTED)
             if self.state.folder is not None:
@@ -311,7 +312,24 @@ class Control:
     def check_time(self) -> None:
         budget = self.advanced.time_budget
         if budget is not None and self.steps and time.monotonic() - self.started > budget:
+            self.out_of_budget = True
             raise OutOfTime
+
+    def out_of_time(self) -> str:
+        """What the end of the time budget means for the user."""
+        assert self.best is not None
+        _, space, setting, _ = self.best
+        found = (
+            f"the best so far is within the limit with {space.float_layers(setting)} of {space.weight_layers} layers in float, "
+            "perhaps more than needed"
+        )
+        if not self.reached:
+            found = "none of them is within the limit"
+        advice = "the same call with a larger time_budget goes on from here"
+        if self.state.folder is None:
+            advice = "give a larger time_budget; with intermediate_model_dir the same call then goes on from here"
+        tried = f"{len(self.steps)} candidate{'' if len(self.steps) == 1 else 's'}"
+        return f"the time budget of {self.advanced.time_budget:g} s is used up after {tried}: {found}; {advice}"
 
     @property
     def reached(self) -> bool:
@@ -342,8 +360,9 @@ class Control:
         raise AccuracyError(
             f"the accuracy target was not reached: {goal.metric} is {report.values[goal.metric]:.6g} at best, a drop of "
             f"{goal.drop(report.values[goal.metric]):.4g} from {goal.baseline:.6g} where {goal.max_drop:g} is allowed "
-            f"({len(self.steps)} candidates, {report.float_layers} of {report.weight_layers} layers in float). Allow a larger "
-            "drop or more layers in float, or quantize with another preset or range estimator",
+            f"({len(self.steps)} candidates, {report.float_layers} of {report.weight_layers} layers in float). Allow "
+            f"{'more time, ' if self.out_of_budget else ''}a larger drop or more layers in float, or quantize with another "
+            "preset or range estimator",
             model,
             report,
         )
