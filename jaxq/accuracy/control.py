@@ -27,8 +27,8 @@ from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept, Step
 from jaxq.accuracy.runtime import in_runtime
 from jaxq.accuracy.search import bisect, one_by_one, refine, relax
-from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, Setting, Space
-from jaxq.accuracy.state import State, key
+from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, Setting, Space
+from jaxq.accuracy.state import State, encoding_arrays, key
 from jaxq.accuracy.validation import EXACT, QUANTIZED
 from jaxq.data import Dataset
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
@@ -36,6 +36,7 @@ from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.options import Preset
 from jaxq.pipeline import Prepared
+from jaxq.quantizer import QuantParams
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
 
@@ -153,10 +154,15 @@ class Control:
         return [layer for layer, _, _ in self.state.rankings[place]]
 
     def tune(self) -> Setting:
-        """The best treatment of all layers alike: each range estimator, and no bias correction."""
+        """The best treatment of all layers alike: each range estimator that makes a difference, and no bias correction."""
         candidates: list[dict[str, str]] = [{}]
-        for step in (*(name for name, each in ESTIMATORS.items() if each in self.space.base.encodings), UNCORRECTED):
-            candidates.append(dict.fromkeys(self.space.layers, step))
+        seen = {_digest(self.space.base.encodings[self.space.first])}
+        for step, name in ESTIMATORS.items():
+            found = self.space.base.encodings.get(name)
+            if found is not None and _digest(found) not in seen:  # symmetric ranges leave the lower end alone
+                seen.add(_digest(found))
+                candidates.append(dict.fromkeys(self.space.layers, step))
+        candidates.append(dict.fromkeys(self.space.layers, UNCORRECTED))
         worths = [self.trial(each, f"all layers: {next(iter(each.values()), 'as they are')}") for each in candidates]
         return candidates[int(np.argmin(worths))]
 
@@ -214,8 +220,9 @@ class Control:
         return self.prepared.options.resolved_preset.value
 
     def make_space(self, prepared: Prepared) -> Space:
-        others = self.advanced.tune_hyperparams or "range_estimator" in self.advanced.repairs
-        return Space(open_base(prepared, tuple(ESTIMATORS.values()) if others else (), self.state))
+        others = NAMED if "range_estimator" in self.advanced.repairs else ()
+        others = tuple(ESTIMATORS.values()) if self.advanced.tune_hyperparams else others
+        return Space(open_base(prepared, others, self.state))
 
     def convert_to_mixed(self) -> None:
         """Starts over with asymmetric activations."""
@@ -450,3 +457,9 @@ class Control:
             gain = None if ranked is None else ranked.gain
             found.append(Kept(name, self.space.layers[name].op, step, rank, gain, why or "reverted with others"))
         return found
+
+
+def _digest(encodings: Mapping[str, QuantParams]) -> bytes:
+    """The same for encodings with the same numbers."""
+    arrays = encoding_arrays(encodings)
+    return b"".join(repr(name).encode() + array.tobytes() for name, array in arrays.items())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
 from jaxq.checks import member
 from jaxq.errors import ConfigError, did_you_mean
 
@@ -45,7 +45,7 @@ class RestoreMode(StrEnum):
 
 
 REPAIRS: Mapping[str, tuple[str, ...]] = {
-    "range_estimator": tuple(ESTIMATORS),
+    "range_estimator": tuple(step for step, name in ESTIMATORS.items() if name in NAMED),
     "bias_correction": (UNCORRECTED,),
     "int16_activations": (WIDE,),
     "int8_weights": (WEIGHTS,),
@@ -90,7 +90,8 @@ class AdvancedAccuracyRestorerParameters:
       confirm: how many of the highest ranked layers are measured exactly after a gradient, and put in order.
       search: "bisect" or "pot".
       use_prev_if_drop_increase: search="pot": undo a revert that made the drop larger.
-      tune_hyperparams: first try all range estimators, with and without bias correction, for the whole model.
+      tune_hyperparams: first try for the whole model: other range estimators, POT's grid of quantiles among them, and no bias
+        correction.
       convert_to_mixed_preset: where the target is missed with symmetric activations, try asymmetric ones first.
       base_algorithm: what quantizes the model at the beginning; "DefaultQuantization" is the only one.
       metrics: several metrics, each of which has to stay within the drop: names, or {"name", "baseline_value"}. With a baseline

@@ -15,7 +15,7 @@ from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import control
 from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.ranking import Ranker
-from jaxq.accuracy.space import FLOAT, WEIGHTS, Space
+from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
 
 BAD = "Conv_conv1"
@@ -164,7 +164,28 @@ def test_tuning_and_mixed_mode_come_before_reverting(planted):
     tried = [step.what for step in reports[-1].steps]
     assert tried[:2] == ["all layers quantized", "asymmetric activations (preset mixed)"]
     assert "all layers: no bias correction" in tried
+    assert "all layers: range estimator quantile 0.001 to quantile 0.9999" in tried
     assert reports[-1].status == "reached"
+
+
+def test_tuning_leaves_out_estimators_that_give_the_same_ranges(planted):
+    reports = []
+    advanced = Parameters(tune_hyperparams=True)
+    run(max_drop=0.1, preset="performance", reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    tried = [step.what for step in reports[-1].steps]
+    assert "all layers: range estimator min to quantile 0.999" in tried
+    assert "all layers: range estimator quantile 0.001 to quantile 0.999" not in tried
+
+
+def test_the_grid_of_quantiles_is_that_of_pot():
+    assert len(QUANTILES) == 8  # and minmax
+    ends = QUANTILES["quantile 0.001 to max"]
+    assert (ends.min.statistics_type, ends.min.aggregator_type, ends.min.quantile_outlier_prob) == (
+        "quantile",
+        "mean",
+        1e-3,
+    )
+    assert (ends.max.statistics_type, ends.max.aggregator_type) == ("max", "max")
 
 
 def test_several_metrics_all_have_to_hold():
