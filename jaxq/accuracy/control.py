@@ -39,6 +39,9 @@ from jaxq.pipeline import Prepared
 from jaxq.quantizer import QuantParams
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
+MOST_ALONE = (
+    32  # the order of layers that are quantized alone is settled then: already two samples give nearly the same
+)
 
 CONFIRMED = 6  # candidates that are taken to the runtime at most
 
@@ -199,6 +202,8 @@ class Control:
         """Ranks on the samples that quantization hurts most; made once for each preset."""
         if self._ranker is None:
             size = self.advanced.ranking_subset_size or SUBSET[self.advanced.ranking]
+            if self.advanced.ranking is Ranking.ALONE:
+                size = min(size, MOST_ALONE)
             known = all(metric.baseline_value is not None for metric in self.advanced.metrics) and self.advanced.metrics
             part = self.advanced.metric_subset_ratio if known else 1.0
             for role, model in ((EXACT, self.exact), (QUANTIZED, self.space.candidate({}))):
@@ -220,7 +225,7 @@ class Control:
         return self.prepared.options.resolved_preset.value
 
     def make_space(self, prepared: Prepared) -> Space:
-        others = NAMED if "range_estimator" in self.advanced.repairs else ()
+        others: tuple[str, ...] = NAMED if "range_estimator" in self.advanced.repairs else ()
         others = tuple(ESTIMATORS.values()) if self.advanced.tune_hyperparams else others
         return Space(open_base(prepared, others, self.state))
 

@@ -85,7 +85,7 @@ class AdvancedAccuracyRestorerParameters:
     Attributes:
       max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`); None: all, if need be.
       ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 8 where the ranking
-        is "alone", 32 where it is by gradient, 300 where it is exact.
+        is "alone", which takes 32 at most, 32 where it is by gradient, 300 where it is exact.
       ranking: "alone", "gradient" or "exact".
       confirm: how many of the highest ranked layers are measured exactly after a gradient, and put in order.
       search: "bisect" or "pot".
