@@ -143,8 +143,13 @@ class Control:
             return self.reached
         if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
             found = refine(found, self.rank, revert, self.trial, start)
-        if advanced.prune or advanced.repairs:
-            relax(found, self.costs(found.setting, start), advanced.steps, self.trial, start)
+        while (
+            advanced.prune or advanced.repairs
+        ):  # until nothing more can be put back: what one layer costs depends on the others
+            relaxed = relax(found, self.costs(found.setting, start), advanced.steps, self.trial, start)
+            if relaxed.setting == found.setting:
+                break
+            found = relaxed
         return True
 
     def costs(self, setting: Setting, start: Setting) -> list[str]:

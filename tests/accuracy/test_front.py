@@ -528,3 +528,25 @@ def test_the_preparation_of_a_search_is_that_of_quantize():
     given = prepared(chain(), images(4))
     assert given.place().nodes == given.plan.nodes
     assert BAD not in given.place([BAD]).nodes
+
+
+def test_layers_are_put_back_until_none_can_be(monkeypatch):
+    """What one layer costs depends on the others: one that could not be put back at first can be later."""
+    rounds = []
+    relax = control.relax
+
+    def one_each_round(found, order, *rest):
+        rounds.append(dict(found.setting))
+        left = dict(found.setting)
+        if len(left) > 1:
+            left.popitem()
+        return type(found)(left, True) if len(rounds) < 3 else relax(found, order, *rest)
+
+    def spoilt(given, *rest):
+        return ruined(ruined(ruined(control_base(given, *rest), "Conv_conv0"), BAD), "Conv_conv2")
+
+    monkeypatch.setattr(control, "open_base", spoilt)
+    monkeypatch.setattr(control, "relax", one_each_round)
+    run(max_drop=0.1)
+    assert len(rounds) >= 3
+    assert len(rounds[0]) > len(rounds[1]) > len(rounds[2])
