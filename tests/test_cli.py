@@ -110,6 +110,25 @@ def test_a_command_that_is_written_down_does_the_same_again(digits, tmp_path):
     assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
 
 
+def test_widths_and_one_scale_for_each_weight_are_options(digits, tmp_path):
+    import onnx
+
+    config = tmp_path / "config.json"
+    options = ["--weight-bits", "4", "--activation-bits", "16", "--per-tensor", "--save-config", str(config), "-q"]
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options]) == 0
+    proto = onnx.load(tmp_path / "digits.onnx")
+    types = {each.name: onnx.TensorProto.DataType.Name(each.data_type) for each in proto.graph.initializer}
+    sizes = {each.name: list(each.dims) for each in proto.graph.initializer}
+    reads = [node for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in types]
+    weights = [node for node in reads if len(sizes[node.input[0]]) > 1]
+    assert {types[node.input[0]] for node in weights} == {"INT4"}
+    assert {tuple(sizes[node.input[1]]) for node in weights} <= {(), (1,)}
+    zeros = [node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    assert {types[name] for name in zeros} == {"UINT16"}
+    assert cli.main(["run", str(config), "-o", str(tmp_path / "again"), "-q"]) == 0
+    assert (tmp_path / "digits.onnx").read_bytes() == (tmp_path / "again" / "digits.onnx").read_bytes()
+
+
 def test_limits_of_accuracy_are_written_down_too(digits, tmp_path):
     config = ["--save-config", str(tmp_path / "config.json")]
     options = ["--max-drop", "0.5", "--search", "pot", "--val", str(digits / "few.npz"), *config]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.space import Base
+from jaxq.accuracy.space import QUANTILES, Base
 from jaxq.accuracy.state import State, encoding_arrays, encodings_from
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection
@@ -69,7 +69,8 @@ def open_base(prepared: Prepared, estimators: tuple[str, ...], state: State) -> 
 
 def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
     """Calibrates and corrects biases, in one pass over the data whatever the number of estimators."""
-    others = {name: Aside(prepared.calibration(RangeEstimatorParametersSet.of(name))) for name in estimators}
+    chosen = {name: QUANTILES.get(name) or RangeEstimatorParametersSet.of(name) for name in estimators}
+    others = {name: Aside(prepared.calibration(each)) for name, each in chosen.items()}
     before, calibrated = Keep(), Keep()
     together: tuple[Algorithm, ...] = (
         before,

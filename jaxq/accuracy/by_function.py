@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,17 @@ PROBED = 4  # items on which the user's function is called twice
 
 
 class Watched:
-    """A model that remembers what it was called with, and what it gave."""
+    """A model that remembers what it was called with, and what it gave.
 
-    def __init__(self, model: Runnable):
-        self._model = model
+    Attributes:
+      calls: (feed, outputs) of each call, up to MOST_BYTES in all.
+      counts: how many samples each call had.
+    """
+
+    def __init__(self, model: Runnable, axis: int | None):
+        self._model, self._axis = model, axis
         self.calls: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
+        self.counts: list[int] = []
         self.bytes = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -42,12 +48,19 @@ class Watched:
 
     def __call__(self, inputs: Any) -> dict[str, Any]:
         outputs = self._model(inputs)
+        given = self._model.feed(inputs)  # type: ignore[attr-defined]
+        self.counts.append(len(self.samples(given)))
         if self.bytes <= MOST_BYTES:
-            feed = {name: np.array(value) for name, value in self._model.feed(inputs).items()}  # type: ignore[attr-defined]
+            feed = {name: np.array(value) for name, value in given.items()}
             kept = {name: np.asarray(value) for name, value in outputs.items()}
             self.bytes += sum(value.nbytes for value in (*feed.values(), *kept.values()))
             self.calls.append((feed, kept))
         return outputs
+
+    def samples(self, feed: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A feed as feeds of one sample each."""
+        static = self._model.graph.static_inputs  # type: ignore[attr-defined]
+        return list(split_samples(self._model.inputs, [feed], static, self._axis))
 
 
 class FunctionValidation:
@@ -55,7 +68,7 @@ class FunctionValidation:
 
     Args:
       function: gets a compiled callable and the items of the data as they are (labels too); returns a number, or (number,
-        one number for each sample).
+        one number for each sample), or for each item: those that lose most are the samples that layers are ranked on.
       dataset: the validation data.
     """
 
@@ -70,14 +83,28 @@ class FunctionValidation:
         """See `Validation`.
 
         Raises:
-          ConfigError: the function fails, or what it returns is no number.
+          ConfigError: the function fails, or what it returns is no number, or not one for each sample or item.
           CalibrationError: the data is empty, or can be passed over only once.
         """
         if not role:
             return {"validation_fn": self._call(model, self._items())}
-        watched = Watched(model)
-        self.seen[role] = (watched, self._call(watched, self._items()))
-        return {"validation_fn": self.seen[role][1]}
+        watched = Watched(model, self.dataset.batch_axis)
+        score = self._call(watched, self._items())
+        self._check_count(score, watched)
+        self.seen[role] = (watched, score)
+        return {"validation_fn": score}
+
+    def _check_count(self, score: Score, watched: Watched) -> None:
+        """Refuses numbers that belong neither to the samples, nor to the calls, nor to the items."""
+        samples, calls = sum(watched.counts), len(watched.counts)
+        if score.samples is None or not calls or len(score.samples) in (samples, calls, self._count):
+            return
+        items = "" if self._count is None else f" from {self._count} items"
+        raise ConfigError(
+            f"validation_fn returned (number, {len(score.samples)} numbers) after {calls} calls of the model with {samples} "
+            f"samples{items}; the second must have one number for each sample (or each item), in the order of the data, or be "
+            "left out"
+        )
 
     def _call(self, model: Runnable, items: Iterable[Any]) -> Score:
         try:
@@ -106,23 +133,21 @@ class FunctionValidation:
     def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; found by watching the calls of the model inside of the function."""
         watched, scores = zip(*(self.seen[role] for role in (EXACT, QUANTIZED)), strict=True)
-        exact = watched[0]
-        rows: list[tuple[float, float, dict[str, Any]]] = []
+        moved: list[float] = []
+        feeds: list[dict[str, Any]] = []
         for (feed, before), (other, after) in zip(*(each.calls for each in watched), strict=False):
             same = _digest(feed) == _digest(other)
-            feeds = list(split_samples(exact.inputs, [feed], exact.graph.static_inputs, self.dataset.batch_axis))
-            if same and len(feeds) > 1 and all(value.shape[:1] == (len(feeds),) for value in before.values()):
-                moved = distances(after, before)
+            rows = watched[0].samples(feed)
+            if same and len(rows) > 1 and all(value.shape[:1] == (len(rows),) for value in before.values()):
+                moved.extend(distances(after, before))
             else:
                 whole = [{name: value[None] for name, value in each.items()} for each in (after, before)]
-                moved = np.repeat(distances(*whole) if same else 0.0, len(feeds))
-            rows.extend((0.0, float(far), each) for far, each in zip(moved, feeds, strict=True))
-        if not rows:
+                moved.extend(np.repeat(distances(*whole) if same else 0.0, len(rows)))
+            feeds.extend(rows)
+        if not feeds:
             raise ConfigError("validation_fn never called the model that it was given; it has to evaluate that model")
-        lost = [score.samples for score in scores]
-        if lost[0] is not None and lost[1] is not None and len(lost[0]) == len(lost[1]) == len(rows):
-            rows = [(float(a - b), moved, feed) for a, b, (_, moved, feed) in zip(lost[0], lost[1], rows, strict=True)]
-        return filled(rows, part)
+        lost = _lost(scores, watched)
+        return filled(list(zip(lost[: len(feeds)].tolist(), map(float, moved), feeds, strict=True)), part)
 
     def warn_of_noise(self, model: Runnable) -> None:
         """Warns if the function gives another value when it is called again, on a few items."""
@@ -138,6 +163,18 @@ class FunctionValidation:
                 JaxqWarning,
                 stacklevel=2,
             )
+
+
+def _lost(scores: Sequence[Score], watched: Sequence[Watched]) -> np.ndarray:
+    """What each sample loses of the metric, as far as that is known (float64 [samples]); else zeros."""
+    before, after = (score.samples for score in scores)
+    counts = watched[0].counts
+    nothing = np.zeros(sum(counts))
+    if before is None or after is None or len(before) != len(after) or counts != watched[1].counts:
+        return nothing
+    if len(before) == len(nothing):
+        return before - after
+    return np.repeat(before - after, counts) if len(before) == len(counts) else nothing
 
 
 def _digest(feed: Mapping[str, np.ndarray]) -> bytes:

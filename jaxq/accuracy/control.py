@@ -27,8 +27,8 @@ from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept, Step
 from jaxq.accuracy.runtime import in_runtime
 from jaxq.accuracy.search import bisect, one_by_one, refine, relax
-from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, Setting, Space
-from jaxq.accuracy.state import State, key
+from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, Setting, Space
+from jaxq.accuracy.state import State, encoding_arrays, key
 from jaxq.accuracy.validation import EXACT, QUANTIZED
 from jaxq.data import Dataset
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
@@ -36,8 +36,12 @@ from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.options import Preset
 from jaxq.pipeline import Prepared
+from jaxq.quantizer import QuantParams
 
-GRADIENT_SUBSET, EXACT_SUBSET = 32, 300  # samples to rank on
+SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
+MOST_ALONE = (
+    32  # the order of layers that are quantized alone is settled then: already two samples give nearly the same
+)
 
 CONFIRMED = 6  # candidates that are taken to the runtime at most
 
@@ -71,6 +75,7 @@ class Control:
         self.seconds: dict[str, float] = {}
         self.runtime: dict[str, float] = {}
         self.notes: list[str] = []
+        self.out_of_budget = False
         self._ranker: Ranker | None = None
         if state.foreign:
             self.note("the folder holds the state of another search (other model, data or options); starting anew")
@@ -94,8 +99,8 @@ class Control:
             if self.search():
                 status = REACHED
         except OutOfTime:
-            self.note(f"the time budget of {self.advanced.time_budget:g} s is used up")
             status = REACHED if self.reached else MISSED
+            self.note(self.out_of_time())
         except KeyboardInterrupt as interrupt:
             self.tell(INTERRUPTED)
             if self.state.folder is not None:
@@ -133,12 +138,18 @@ class Control:
                 undo=advanced.use_prev_if_drop_increase,
             )  # fmt: skip
             return found.reached
-        found = bisect(self.rank(start), revert, self.trial, start, most)
+        found = bisect(self.rank(start), revert, self.trial, start, most, self.fewest())
         if not found.reached:
             return self.reached
-        found = refine(found, self.rank, revert, self.trial, start)
-        if advanced.prune or advanced.repairs:
-            relax(found, self.costs(found.setting, start), advanced.steps, self.trial, start)
+        if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
+            found = refine(found, self.rank, revert, self.trial, start)
+        while (
+            advanced.prune or advanced.repairs
+        ):  # until nothing more can be put back: what one layer costs depends on the others
+            relaxed = relax(found, self.costs(found.setting, start), advanced.steps, self.trial, start)
+            if relaxed.setting == found.setting:
+                break
+            found = relaxed
         return True
 
     def costs(self, setting: Setting, start: Setting) -> list[str]:
@@ -151,10 +162,15 @@ class Control:
         return [layer for layer, _, _ in self.state.rankings[place]]
 
     def tune(self) -> Setting:
-        """The best treatment of all layers alike: each range estimator, and no bias correction."""
+        """The best treatment of all layers alike: each range estimator that makes a difference, and no bias correction."""
         candidates: list[dict[str, str]] = [{}]
-        for step in (*(name for name, each in ESTIMATORS.items() if each in self.space.base.encodings), UNCORRECTED):
-            candidates.append(dict.fromkeys(self.space.layers, step))
+        seen = {_digest(self.space.base.encodings[self.space.first])}
+        for step, name in ESTIMATORS.items():
+            found = self.space.base.encodings.get(name)
+            if found is not None and _digest(found) not in seen:  # symmetric ranges leave the lower end alone
+                seen.add(_digest(found))
+                candidates.append(dict.fromkeys(self.space.layers, step))
+        candidates.append(dict.fromkeys(self.space.layers, UNCORRECTED))
         worths = [self.trial(each, f"all layers: {next(iter(each.values()), 'as they are')}") for each in candidates]
         return candidates[int(np.argmin(worths))]
 
@@ -166,7 +182,9 @@ class Control:
         else:
             with self.timed("ranking"):
                 ranker = self.ranker()
-                if self.advanced.ranking is Ranking.EXACT:
+                if self.advanced.ranking is Ranking.ALONE:
+                    self.ranked = ranker.alone(setting)
+                elif self.advanced.ranking is Ranking.EXACT:
                     self.ranked = ranker.exactly(setting)
                 else:
                     self.ranked = ranker.by_gradient(setting, self.advanced.confirm)
@@ -174,12 +192,23 @@ class Control:
             self.state.save()
         return [each.layer for each in self.ranked]
 
+    def fewest(self) -> int:
+        """How many of the ranked layers have to be reverted at least.
+
+        What layers do alone adds up, about. Where that is more than 1, the outputs have as little to do with those of the float
+        model as zeros would have: of no use in any metric, and no trial is spent on it.
+        """
+        if self.advanced.ranking is not Ranking.ALONE:
+            return 1
+        left = np.cumsum([each.gain for each in reversed(self.ranked)])[::-1]  # by the layers from each on
+        return max(1, int(np.sum(left > 1)))
+
     def ranker(self) -> Ranker:
         """Ranks on the samples that quantization hurts most; made once for each preset."""
         if self._ranker is None:
-            size = self.advanced.ranking_subset_size or (
-                EXACT_SUBSET if self.advanced.ranking is Ranking.EXACT else GRADIENT_SUBSET
-            )
+            size = self.advanced.ranking_subset_size or SUBSET[self.advanced.ranking]
+            if self.advanced.ranking is Ranking.ALONE:
+                size = min(size, MOST_ALONE)
             known = all(metric.baseline_value is not None for metric in self.advanced.metrics) and self.advanced.metrics
             part = self.advanced.metric_subset_ratio if known else 1.0
             for role, model in ((EXACT, self.exact), (QUANTIZED, self.space.candidate({}))):
@@ -190,6 +219,7 @@ class Control:
                 self.validation.pool(part).worst(size),
                 self.advanced.steps[-1],
                 self.prepared.options.batch_size,
+                self.check_time,
             )
         return self._ranker
 
@@ -200,8 +230,9 @@ class Control:
         return self.prepared.options.resolved_preset.value
 
     def make_space(self, prepared: Prepared) -> Space:
-        others = self.advanced.tune_hyperparams or "range_estimator" in self.advanced.repairs
-        return Space(open_base(prepared, tuple(ESTIMATORS.values()) if others else (), self.state))
+        others: tuple[str, ...] = NAMED if "range_estimator" in self.advanced.repairs else ()
+        others = tuple(ESTIMATORS.values()) if self.advanced.tune_hyperparams else others
+        return Space(open_base(prepared, others, self.state))
 
     def convert_to_mixed(self) -> None:
         """Starts over with asymmetric activations."""
@@ -298,7 +329,24 @@ class Control:
     def check_time(self) -> None:
         budget = self.advanced.time_budget
         if budget is not None and self.steps and time.monotonic() - self.started > budget:
+            self.out_of_budget = True
             raise OutOfTime
+
+    def out_of_time(self) -> str:
+        """What the end of the time budget means for the user."""
+        assert self.best is not None
+        _, space, setting, _ = self.best
+        found = (
+            f"the best so far is within the limit with {space.float_layers(setting)} of {space.weight_layers} layers in float, "
+            "perhaps more than needed"
+        )
+        if not self.reached:
+            found = "none of them is within the limit"
+        advice = "the same call with a larger time_budget goes on from here"
+        if self.state.folder is None:
+            advice = "give a larger time_budget; with intermediate_model_dir the same call then goes on from here"
+        tried = f"{len(self.steps)} candidate{'' if len(self.steps) == 1 else 's'}"
+        return f"the time budget of {self.advanced.time_budget:g} s is used up after {tried}: {found}; {advice}"
 
     @property
     def reached(self) -> bool:
@@ -329,8 +377,9 @@ class Control:
         raise AccuracyError(
             f"the accuracy target was not reached: {goal.metric} is {report.values[goal.metric]:.6g} at best, a drop of "
             f"{goal.drop(report.values[goal.metric]):.4g} from {goal.baseline:.6g} where {goal.max_drop:g} is allowed "
-            f"({len(self.steps)} candidates, {report.float_layers} of {report.weight_layers} layers in float). Allow a larger "
-            "drop or more layers in float, or quantize with another preset or range estimator",
+            f"({len(self.steps)} candidates, {report.float_layers} of {report.weight_layers} layers in float). Allow "
+            f"{'more time, ' if self.out_of_budget else ''}a larger drop or more layers in float, or quantize with another "
+            "preset or range estimator",
             model,
             report,
         )
@@ -410,9 +459,17 @@ class Control:
             rank, ranked = places.get(name, (None, None))
             without = self.tried.get(key({k: v for k, v in setting.items() if k != name}, self.preset))
             how = "measured" if ranked is not None and ranked.exact else "by gradient"
+            if self.advanced.ranking is Ranking.ALONE:
+                how = "quantized alone"
             why = "" if ranked is None else f"rank {rank}, gain {ranked.gain:.3g} ({how})"
             if without is not None and without > 0:
                 why += ", and quantizing it misses the target" if why else "quantizing it misses the target"
             gain = None if ranked is None else ranked.gain
             found.append(Kept(name, self.space.layers[name].op, step, rank, gain, why or "reverted with others"))
         return found
+
+
+def _digest(encodings: Mapping[str, QuantParams]) -> bytes:
+    """The same for encodings with the same numbers."""
+    arrays = encoding_arrays(encodings)
+    return b"".join(repr(name).encode() + array.tobytes() for name, array in arrays.items())

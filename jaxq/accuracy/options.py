@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from jaxq.accuracy.space import ESTIMATORS, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
 from jaxq.checks import member
 from jaxq.errors import ConfigError, did_you_mean
 
@@ -25,8 +25,9 @@ class DropType(StrEnum):
 class Ranking(StrEnum):
     """How layers are ordered by what they cost in accuracy."""
 
+    ALONE = "alone"  # each layer alone quantized, all others in float
     GRADIENT = "gradient"  # one backward pass for all layers
-    EXACT = "exact"  # each layer reverted alone
+    EXACT = "exact"  # each layer alone reverted
 
 
 class Search(StrEnum):
@@ -44,7 +45,7 @@ class RestoreMode(StrEnum):
 
 
 REPAIRS: Mapping[str, tuple[str, ...]] = {
-    "range_estimator": tuple(ESTIMATORS),
+    "range_estimator": tuple(step for step, name in ESTIMATORS.items() if name in NAMED),
     "bias_correction": (UNCORRECTED,),
     "int16_activations": (WIDE,),
     "int8_weights": (WEIGHTS,),
@@ -83,13 +84,14 @@ class AdvancedAccuracyRestorerParameters:
 
     Attributes:
       max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`); None: all, if need be.
-      ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 300, or 32 where the
-        ranking is by gradient.
-      ranking: "gradient" or "exact".
+      ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 8 where the ranking
+        is "alone", which takes 32 at most, 32 where it is by gradient, 300 where it is exact.
+      ranking: "alone", "gradient" or "exact".
       confirm: how many of the highest ranked layers are measured exactly after a gradient, and put in order.
       search: "bisect" or "pot".
       use_prev_if_drop_increase: search="pot": undo a revert that made the drop larger.
-      tune_hyperparams: first try all range estimators, with and without bias correction, for the whole model.
+      tune_hyperparams: first try for the whole model: other range estimators, POT's grid of quantiles among them, and no bias
+        correction.
       convert_to_mixed_preset: where the target is missed with symmetric activations, try asymmetric ones first.
       base_algorithm: what quantizes the model at the beginning; "DefaultQuantization" is the only one.
       metrics: several metrics, each of which has to stay within the drop: names, or {"name", "baseline_value"}. With a baseline
@@ -106,7 +108,7 @@ class AdvancedAccuracyRestorerParameters:
 
     max_num_iterations: int | None = None
     ranking_subset_size: int | None = None
-    ranking: Ranking = Ranking.GRADIENT
+    ranking: Ranking = Ranking.ALONE
     confirm: int = 4
     search: Search = Search.BISECT
     use_prev_if_drop_increase: bool = True

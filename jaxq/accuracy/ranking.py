@@ -1,9 +1,9 @@
-"""Which layers cost most accuracy: by one backward pass for all of them, or by reverting each alone."""
+"""Which layers cost most accuracy: by quantizing each alone, by one backward pass for all of them, or by reverting each."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -34,23 +34,49 @@ class Ranked(NamedTuple):
     exact: bool  # measured by itself
 
 
+Batches = list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]
+
+
 class Ranker:
     """Ranks the layers of a space on a few samples.
 
     The divergence is the squared distance of the outputs from those of the float model, over the squared size of these. It is
     finer than a metric that counts hits: with a few hundred samples most layers change no hit, or the same number of them.
 
+    Measuring runs the program that evaluates candidates, in batches of the same size, so that it compiles nothing.
+
     Args:
       space: the layers.
       feeds: one sample each.
       step: what reverting a layer means.
       batch_size: samples run at a time; None chooses.
+      tick: called before each measurement; it may raise to end the ranking.
     """
 
-    def __init__(self, space: Space, feeds: Sequence[Mapping[str, Any]], step: str, batch_size: int | None = None):
-        self.space, self.feeds, self.step, self.batch_size = space, feeds, step, batch_size
+    def __init__(
+        self,
+        space: Space,
+        feeds: Sequence[Mapping[str, Any]],
+        step: str,
+        batch_size: int | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ):
+        self.space, self.feeds, self.step, self.batch_size, self.tick = space, feeds, step, batch_size, tick
         self.float_model = space.float_model()
-        self._batches: list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]] | None = None
+        self._alone: dict[tuple[tuple[str, str], ...], list[Ranked]] = {}
+
+    def alone(self, setting: Setting) -> list[Ranked]:
+        """The layers that a setting leaves quantized, the one first that moves the outputs furthest when it alone is quantized.
+
+        The float end is where errors of single layers can be told apart: they add up nearly as independent noise does, and are
+        not hidden by those of the others, which in a model that quantization has broken they are, for any way of measuring there.
+        What else is reverted plays no part, so that one ranking serves a whole search.
+        """
+        start = {layer: step for layer, step in setting.items() if step != self.step}
+        key = tuple(sorted(start.items()))
+        if key not in self._alone:
+            self._alone[key] = self.costs(dict.fromkeys(self.space.layers, self.step), start)[::-1]
+        return [each for each in self._alone[key] if setting.get(each.layer) != self.step]
 
     def by_gradient(self, setting: Setting, confirm: int = 0) -> list[Ranked]:
         """The layers that a setting leaves quantized, the one with the largest gain first.
@@ -75,13 +101,17 @@ class Ranker:
         return self._measured(setting, self._left(setting))
 
     def costs(self, setting: Setting, start: Setting) -> list[Ranked]:
-        """What each layer of a setting adds to the divergence when it is put back alone; the smallest first."""
-        before = self.divergence(setting)
+        """What each layer of a setting adds to the divergence when it is put back alone; the smallest first.
+
+        Biases are not corrected, which would move them all for each layer: it is the rounding of the layer that counts.
+        """
+        before = self.divergence(setting, corrected=False)
         found = []
-        for layer in [name for name in setting if setting[name] != start.get(name)]:
+        layers = [name for name in setting if setting[name] != start.get(name)]
+        for layer in track(layers, "ranking", len(layers)):
             less = {name: step for name, step in setting.items() if name != layer}
             less |= {layer: start[layer]} if layer in start else {}
-            found.append(Ranked(layer, self.divergence(less) - before, True))
+            found.append(Ranked(layer, self.divergence(less, corrected=False) - before, True))
         return sorted(found, key=lambda each: each.gain)
 
     def _left(self, setting: Setting) -> list[str]:
@@ -97,24 +127,23 @@ class Ranker:
         order = np.argsort(-np.asarray(gains), kind="stable")
         return [Ranked(layers[place], gains[place], True) for place in order]
 
-    def divergence(self, setting: Setting) -> float:
+    def divergence(self, setting: Setting, *, corrected: bool = True) -> float:
         """The mean divergence of a setting over the samples."""
-        model = self.space.candidate(setting)
+        self.tick()
+        model = self.space.candidate(setting, corrected=corrected)
         total, count = 0.0, 0
-        for static, batch, reference in self.batches():
+        for static, batch, reference in self.batches:
             found = run_batch(model, static, batch)
             real = np.asarray(batch.real)
             total += float(distances(found, reference)[real].sum())
             count += int(real.sum())
         return total / count
 
-    def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
+    @functools.cached_property
+    def batches(self) -> Batches:
         """The samples in batches, with the outputs of the float model."""
-        if self._batches is None:
-            self._batches = []
-            for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
-                self._batches.append((static, batch, run_batch(self.float_model, static, batch)))
-        return self._batches
+        made = batches(self.float_model, self.feeds, self.batch_size)
+        return [(static, batch, run_batch(self.float_model, static, batch)) for static, batch in made]
 
     # ----------------------------------------------------------------------------------------------------- the gradient
 
@@ -128,13 +157,27 @@ class Ranker:
         alpha = {name: np.float32(name in now) for name in names}
         total: dict[str, float] = dict.fromkeys(names, 0.0)
         count = 0
-        for static, batch, reference in track(self.batches(), "ranking"):
+        for static, batch, reference in track(self._smaller_batches, "ranking"):
             head = compiled_part(graph, params, static, batch)
             slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(np.nan_to_num(slope, nan=0.0, posinf=1e30, neginf=-1e30))
             count += int(np.asarray(batch.real).sum())
         return {name: slope / count for name, slope in total.items()}
+
+    @functools.cached_property
+    def _smaller_batches(self) -> Batches:
+        """The same samples in batches whose activations a backward pass can keep."""
+        wanted = {
+            int(number): {name: value[row] for name, value in reference.items()}
+            for _, batch, reference in self.batches
+            for row, number in enumerate(np.asarray(batch.number))
+        }
+        found = []
+        for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
+            rows = [wanted[int(number)] for number in np.asarray(batch.number)]
+            found.append((static, batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]}))
+        return found
 
 
 def _fitting(ranker: Ranker) -> int:

@@ -21,19 +21,19 @@ class Found:
     reached: bool
 
 
-def bisect(order: Sequence[str], revert: str, trial: Trial, start: Setting, most: int) -> Found:
+def bisect(order: Sequence[str], revert: str, trial: Trial, start: Setting, most: int, first: int = 1) -> Found:
     """The shortest beginning of the ranked list that, reverted, reaches the goal.
 
-    The lengths 1, 2, 4, ... are tried until one suffices, then the interval below it is halved: 2 log2(k) trials for k layers,
-    since mostly few are needed. That longer is better is an assumption; where it fails, the result is still one that reaches
-    the goal, but perhaps not the shortest.
+    The lengths `first`, twice that, ... are tried until one suffices, then the interval below it is halved: 2 log2(k) trials for
+    k layers, since mostly few are needed. That longer is better is an assumption; where it fails, the result is still one that
+    reaches the goal, but perhaps not the shortest.
     """
     most = min(most, len(order))
 
     def beginning(length: int) -> Setting:
         return {**start, **dict.fromkeys(order[:length], revert)}
 
-    failed, length = 0, 1
+    failed, length = 0, first
     while True:
         length = min(length, most)
         if trial(beginning(length), f"the {length} highest ranked") <= 0:

@@ -8,7 +8,8 @@ that is tried and the model that is written come from the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,12 @@ import numpy as np
 
 from jaxq.accuracy.switches import Switches, add_switches
 from jaxq.algorithms.calibration import with_biases
+from jaxq.estimators import (
+    AggregatorType,
+    RangeEstimatorParameters,
+    StatisticsCollectorParameters,
+    StatisticsType,
+)
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
 from jaxq.plan import Plan
@@ -26,7 +33,24 @@ FLOAT = "float"  # the layer is as it was
 WEIGHTS = "int8 weights"  # its weights stay rounded, for a smaller file; what it reads and adds is float
 WIDE = "16-bit activations"  # what it reads is rounded to 16 bits
 UNCORRECTED = "no bias correction"
-ESTIMATORS = {f"range estimator {name}": name for name in ("mse", "mean_minmax", "minmax", "percentile")}
+NAMED = ("mse", "mean_minmax", "minmax", "percentile")  # of `RangeEstimatorParametersSet`
+
+
+def _quantiles() -> Iterator[tuple[str, RangeEstimatorParameters]]:
+    """POT's grid for the ranges of activations: each end the extreme of all samples, or the mean of their quantiles."""
+    mean = AggregatorType.MEAN
+    lows = {"min": StatisticsCollectorParameters(StatisticsType.MIN, AggregatorType.MIN)}
+    highs = {"max": StatisticsCollectorParameters(StatisticsType.MAX, AggregatorType.MAX)}
+    for part in (1e-3, 1e-4):
+        end = StatisticsCollectorParameters(StatisticsType.QUANTILE, mean, quantile_outlier_prob=part)
+        lows[f"quantile {part:g}"], highs[f"quantile {1 - part:g}"] = end, end
+    for low, high in itertools.product(lows, highs):
+        if (low, high) != ("min", "max"):  # that is minmax
+            yield f"{low} to {high}", RangeEstimatorParameters(lows[low], highs[high])
+
+
+QUANTILES = dict(_quantiles())
+ESTIMATORS = {f"range estimator {name}": name for name in (*NAMED, *QUANTILES)}
 STEPS = (*ESTIMATORS, UNCORRECTED, WIDE, WEIGHTS, FLOAT)  # in the order of what they cost at run time
 
 Setting = Mapping[str, str]  # layer -> one of STEPS
@@ -157,9 +181,12 @@ class Space:
 
     # ------------------------------------------------------------------------------------------------------------- models
 
-    def candidate(self, setting: Setting) -> Model:
-        """The model for trying a setting: the same program for every setting, of which only the arrays differ."""
-        parts = self.corrected(setting)
+    def candidate(self, setting: Setting, *, corrected: bool = True) -> Model:
+        """The model for trying a setting: the same program for every setting, of which only the arrays differ.
+
+        Without `corrected` its biases are those of the float model, rounded.
+        """
+        parts = self.corrected(setting) if corrected else self.uncorrected(setting)
         params = {
             name: self._round(name, value, parts.encodings[name]) if name in parts.rounded else value
             for name, value in parts.params.items()
@@ -183,6 +210,11 @@ class Space:
             found = self.base.correct(model)
             self._corrections[key] = {name: np.asarray(found[name]) for name in parts.moved}
         return replace(parts, params={**parts.params, **self._corrections[key]})
+
+    def uncorrected(self, setting: Setting) -> Parts:
+        """The parts of a setting, with the biases of the float model."""
+        parts = self.parts(setting)
+        return replace(parts, params={**parts.params, **{name: self.base.exact[name] for name in parts.moved}})
 
     def float_model(self) -> Model:
         """The same program with every quantizer off."""

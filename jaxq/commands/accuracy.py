@@ -40,8 +40,12 @@ ValidationData = Annotated[
     typer.Option("--val", metavar="DATA", help="Where the metric is taken; labels under the key `label`.", show_default="--data"),
 ]  # fmt: skip
 RankingKind = Annotated[
-    Literal["gradient", "exact"],
-    typer.Option("--ranking", metavar="gradient|exact", help="Order layers by one backward pass, or by reverting each alone."),
+    Literal["alone", "gradient", "exact"],
+    typer.Option(
+        "--ranking",
+        metavar="alone|gradient|exact",
+        help="Order layers by quantizing each alone, by one backward pass, or by reverting each alone.",
+    ),
 ]  # fmt: skip
 SearchKind = Annotated[
     Literal["bisect", "pot"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,6 +37,9 @@ from jaxq.commands.options import (
 )
 from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json
 
+if TYPE_CHECKING:
+    from jaxq.schemes import QuantizationParameters
+
 
 def quantize(
     model: ModelPath,
@@ -61,6 +64,17 @@ def quantize(
             help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
         ),
     ] = "mse",
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(metavar="BITS", min=2, max=16, help="Width of weights.", show_default="the target's, 8"),
+    ] = None,
+    activation_bits: Annotated[
+        int | None,
+        typer.Option(metavar="BITS", min=2, max=16, help="Width of activations.", show_default="the target's, 8"),
+    ] = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale for each weight, where the target has one for each channel.")
+    ] = False,
     ignore: Ignore = None,
     ignore_pattern: IgnorePattern = None,
     ignore_type: IgnoreType = None,
@@ -76,7 +90,7 @@ def quantize(
     drop_type: accuracy.DropKind = "absolute",
     metric: accuracy.MetricName = None,
     val: accuracy.ValidationData = None,
-    ranking: accuracy.RankingKind = "gradient",
+    ranking: accuracy.RankingKind = "alone",
     search: accuracy.SearchKind = "bisect",
     repair: accuracy.Repairs = None,
     time_budget: accuracy.TimeBudget = None,
@@ -100,7 +114,7 @@ def quantize(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Quantize a trained model to 8 bits.
+    """Quantize a trained model, to 8 bits unless asked for others.
 
     It takes a few hundred samples, without labels. With --max-drop, as few layers as the accuracy demands stay in float; the
     exit code is 3 if that is not enough, and the best model is written all the same.
@@ -135,6 +149,8 @@ def quantize(
             advanced_parameters=AdvancedQuantizationParameters(
                 activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
                 disable_bias_correction=bias_correction == "off",
+                weights_quantization_params=_grid(weight_bits, per_tensor),
+                activations_quantization_params=_grid(activation_bits),
             ),
             seed=seed,
             batch_size=batch_size,
@@ -182,3 +198,12 @@ def quantize(
         print(f"now check it: jaxq verify {shlex.quote(str(output))} --data {shlex.quote(data)}")
     if found is not None and found.status != "reached":
         raise typer.Exit(TARGET_MISSED)
+
+
+def _grid(bits: int | None, per_tensor: bool = False) -> QuantizationParameters | None:
+    """How a class of tensors is quantized; None: nothing was asked for."""
+    from jaxq.schemes import QuantizationParameters
+
+    if bits is None and not per_tensor:
+        return None
+    return QuantizationParameters(num_bits=bits, per_channel=False if per_tensor else None)

@@ -15,7 +15,7 @@ from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import control
 from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.ranking import Ranker
-from jaxq.accuracy.space import FLOAT, WEIGHTS, Space
+from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
 
 BAD = "Conv_conv1"
@@ -58,7 +58,7 @@ def test_a_model_within_the_limit_is_quantized_in_all_layers():
     assert model.encodings.keys() == jaxq.quantize(chain(), images(12)).encodings.keys()
 
 
-@pytest.mark.parametrize("ranking", ["gradient", "exact"])
+@pytest.mark.parametrize("ranking", ["alone", "gradient", "exact"])
 @pytest.mark.parametrize("function", [accuracy, "top1", None], ids=["function", "metric", "label-free"])
 def test_a_layer_with_absurd_ranges_is_found_and_reverted_first(planted, ranking, function):
     reports = []
@@ -82,6 +82,45 @@ def test_gradient_and_exact_ranking_name_the_same_worst_layer():
     assert exactly[0].exact
     assert {each.layer for each in by_gradient} == set(space.layers)
     assert ranker.by_gradient({}, confirm=2)[0].gain == pytest.approx(exactly[0].gain)
+
+
+def test_layers_are_told_apart_where_quantization_has_broken_the_model():
+    """Two bad layers: with both, taking one away alone gains nothing; each alone does harm, the others do not."""
+    base = ruined(ruined(base_of(chain(5), images(12)), BAD), "Conv_conv3")
+    ranker = Ranker(Space(base), [{"image": each} for each in images(4, 50)], FLOAT)
+    ranked = ranker.alone({})
+    assert {each.layer for each in ranked[:2]} == {BAD, "Conv_conv3"}
+    assert ranked[1].gain > 10 * ranked[2].gain
+    assert [each.layer for each in ranker.alone({BAD: FLOAT})] == [each.layer for each in ranked if each.layer != BAD]
+
+
+def test_ranking_alone_compiles_nothing(monkeypatch):
+    space = Space(base_of(chain(), images(12)))
+    ranker = Ranker(space, [{"image": each} for each in images(4, 50)], FLOAT)
+    ranker.divergence({})
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        ranker.alone({})
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def test_no_trial_is_spent_on_a_model_that_the_ranking_says_is_broken(monkeypatch):
+    def spoilt(given, *rest):
+        base = control_base(given, *rest)
+        for layer in ("Conv_conv0", BAD, "Conv_conv2"):
+            base = ruined(base, layer)
+        return base
+
+    monkeypatch.setattr(control, "open_base", spoilt)
+    reports = []
+    run(max_drop=0.1, reports=reports)
+    assert reports[-1].status == "reached"
+    assert len(reports[-1].steps[1].setting) > 1
 
 
 def test_the_written_file_keeps_what_the_search_promised(planted, tmp_path):
@@ -125,7 +164,28 @@ def test_tuning_and_mixed_mode_come_before_reverting(planted):
     tried = [step.what for step in reports[-1].steps]
     assert tried[:2] == ["all layers quantized", "asymmetric activations (preset mixed)"]
     assert "all layers: no bias correction" in tried
+    assert "all layers: range estimator quantile 0.001 to quantile 0.9999" in tried
     assert reports[-1].status == "reached"
+
+
+def test_tuning_leaves_out_estimators_that_give_the_same_ranges(planted):
+    reports = []
+    advanced = Parameters(tune_hyperparams=True)
+    run(max_drop=0.1, preset="performance", reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    tried = [step.what for step in reports[-1].steps]
+    assert "all layers: range estimator min to quantile 0.999" in tried
+    assert "all layers: range estimator quantile 0.001 to quantile 0.999" not in tried
+
+
+def test_the_grid_of_quantiles_is_that_of_pot():
+    assert len(QUANTILES) == 8  # and minmax
+    ends = QUANTILES["quantile 0.001 to max"]
+    assert (ends.min.statistics_type, ends.min.aggregator_type, ends.min.quantile_outlier_prob) == (
+        "quantile",
+        "mean",
+        1e-3,
+    )
+    assert (ends.max.statistics_type, ends.max.aggregator_type) == ("max", "max")
 
 
 def test_several_metrics_all_have_to_hold():
@@ -191,7 +251,24 @@ def test_the_time_budget_ends_the_search_with_the_best_so_far(planted):
     with pytest.raises(AccuracyError) as caught:
         run(max_drop=0.0, advanced_accuracy_restorer_parameters=Parameters(time_budget=1e-6))
     assert len(caught.value.report.steps) == 1
-    assert any("time budget" in note for note in caught.value.report.notes)
+    assert any(
+        "1e-06 s is used up after 1 candidate: none of them is within" in each for each in caught.value.report.notes
+    )
+    assert "Allow more time, a larger drop" in str(caught.value)
+
+
+def test_a_time_budget_that_ends_a_search_within_the_limit_says_what_was_found(planted, monkeypatch):
+    def check_time(self):
+        if self.reached:
+            raise control.OutOfTime
+
+    monkeypatch.setattr(control.Control, "check_time", check_time)
+    reports = []
+    run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(time_budget=9.0))
+    assert reports[-1].status == "reached"
+    (note,) = [each for each in reports[-1].notes if "time budget of 9 s" in each]
+    assert "within the limit with 1 of 4 layers in float, perhaps more than needed" in note
+    assert "intermediate_model_dir" in note
 
 
 def test_a_search_that_was_killed_goes_on_and_says_so(planted, tmp_path):
@@ -288,6 +365,43 @@ def test_a_validation_function_that_raises_is_named():
 
     with pytest.raises(ConfigError, match="validation_fn failed: ZeroDivisionError"):
         run(function=validation_fn)
+
+
+def test_numbers_that_belong_to_no_samples_are_refused_with_what_was_expected():
+    def validation_fn(model, items):
+        value, each = accuracy(model, items)
+        return value, each[1:]
+
+    with pytest.raises(ConfigError, match=r"23 numbers\) after 24 calls of the model with 24 samples from 24 items"):
+        run(function=validation_fn)
+
+
+def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
+    """The samples that layers are ranked on are those of the batch that loses most."""
+    feeds = [feed for feed, _ in labelled(24)]
+    batches = [{"image": np.concatenate([each["image"] for each in feeds[row : row + 6]])} for row in range(0, 24, 6)]
+    values = iter([[0.0] * 4] * 3 + [[0.0, 0.0, -5.0, 0.0]])  # two probes, float, quantized
+
+    def validation_fn(model, items):
+        for feed in items:
+            model(feed)
+        each = next(values, [-5.0] * 4)
+        return float(np.mean(each)), each
+
+    seen = []
+    made = control.Ranker.__init__
+
+    def watch(self, space, feeds, *rest):
+        seen.extend(feeds)
+        made(self, space, feeds, *rest)
+
+    monkeypatch.setattr(control.Ranker, "__init__", watch)
+    advanced = Parameters(ranking_subset_size=6)
+    with pytest.raises(AccuracyError):
+        run(batches, validation_fn, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
+    assert sorted(each["image"].tobytes() for each in seen) == sorted(
+        batches[2]["image"][row : row + 1].tobytes() for row in range(6)
+    )
 
 
 def test_what_was_found_before_a_failure_is_kept(planted):
@@ -414,3 +528,25 @@ def test_the_preparation_of_a_search_is_that_of_quantize():
     given = prepared(chain(), images(4))
     assert given.place().nodes == given.plan.nodes
     assert BAD not in given.place([BAD]).nodes
+
+
+def test_layers_are_put_back_until_none_can_be(monkeypatch):
+    """What one layer costs depends on the others: one that could not be put back at first can be later."""
+    rounds = []
+    relax = control.relax
+
+    def one_each_round(found, order, *rest):
+        rounds.append(dict(found.setting))
+        left = dict(found.setting)
+        if len(left) > 1:
+            left.popitem()
+        return type(found)(left, True) if len(rounds) < 3 else relax(found, order, *rest)
+
+    def spoilt(given, *rest):
+        return ruined(ruined(ruined(control_base(given, *rest), "Conv_conv0"), BAD), "Conv_conv2")
+
+    monkeypatch.setattr(control, "open_base", spoilt)
+    monkeypatch.setattr(control, "relax", one_each_round)
+    run(max_drop=0.1)
+    assert len(rounds) >= 3
+    assert len(rounds[0]) > len(rounds[1]) > len(rounds[2])

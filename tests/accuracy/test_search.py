@@ -45,6 +45,14 @@ def test_whatever_the_ranking_only_culprits_stay_reverted(culprits, order):
     assert relaxed.setting.keys() == culprits
 
 
+@given(st.sets(st.sampled_from(LAYERS), min_size=1), st.integers(1, 40))
+def test_where_bisection_starts_changes_what_it_tries_and_not_what_it_finds(culprits, first):
+    trial = Trials(culprits)
+    found = bisect(order_with(culprits), "float", trial, {}, len(LAYERS), first)
+    assert found == bisect(order_with(culprits), "float", Trials(culprits), {}, len(LAYERS))
+    assert len(trial.settings[0]) == min(first, len(LAYERS))
+
+
 def test_bisection_says_that_all_allowed_reverts_are_not_enough():
     trial = Trials({"layer0", "layer1", "layer2"})
     found = bisect(LAYERS, "float", trial, {}, 2)
