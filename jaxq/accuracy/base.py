@@ -97,11 +97,12 @@ def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
 def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
     corrections = [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
     feeds: list[Mapping[str, Any]] = []
+    known: dict[Any, Any] = {}  # the float network is that of every candidate
 
     def correct(model: Model) -> Mapping[str, Any]:
         if not feeds:
             feeds.extend(itertools.islice(prepared.data, corrections[0].samples))
-        return corrections[0].apply(model, {}, feeds).params
+        return corrections[0].apply(model, {}, feeds, known).params
 
     return Base(
         prepared.graph,

@@ -64,11 +64,18 @@ class BiasCorrection:
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {}
 
-    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
+    def apply(
+        self,
+        model: Model,
+        stats: Mapping[str, Any],
+        samples: Iterable[Mapping[str, Any]],
+        known: dict[Any, Any] | None = None,
+    ) -> Model:
+        """See `Algorithm`; `known` keeps what the float network gave, for further calls with its params and these samples."""
         if not self.sites:
             return model
         stream = iter(samples)
-        walks = Walks(self, model)
+        walks = Walks(self, model, known)
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
         for static, batch in batches(model, itertools.islice(stream, self.samples), self.batch):
             wanted = walks.exact(static, batch)
@@ -118,7 +125,8 @@ class Sums:
 class Walks:
     """The float and the quantized network, as calls of one compiled program."""
 
-    def __init__(self, step: BiasCorrection, model: Model):
+    def __init__(self, step: BiasCorrection, model: Model, known: dict[Any, Any] | None = None):
+        self.known = known
         self.graph, self.params, encodings = model.program
         self.weights, self.encodings = rounded_params(self.params, encodings)
         self.off = {name: switched_off(each) for name, each in self.encodings.items()}
@@ -129,7 +137,7 @@ class Walks:
 
     def exact(self, static: FrozenDict[str, Literal], batch: Batch) -> Sums:
         """What the float network gives at the sites."""
-        return self._walk(static, batch, self.params, self.off, self.still, 0.0)[0]
+        return self._float(0, static, batch)
 
     def moved(self, static: FrozenDict[str, Literal], batch: Batch, wanted: Sums, missing: Sums) -> Sums:
         """What the quantized network gives at the sites, where each is then moved by the mean of what is missing by now.
@@ -147,8 +155,18 @@ class Walks:
     ) -> dict[str, Any]:
         """The outputs [B, ...] of the float network, or of the quantized one with these biases."""
         if biases is None:
-            return self._walk(static, batch, self.params, self.off, self.still, 0.0)[1]
+            return self._float(1, static, batch)
         return self._walk(static, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
+
+    def _float(self, which: int, static: FrozenDict[str, Literal], batch: Batch) -> Any:
+        """The sums at the sites (0) or the outputs (1) of the float network."""
+        key = (which, static, batch.number.tobytes(), batch.real.tobytes())
+        if self.known is not None and key in self.known:
+            return self.known[key]
+        found = self._walk(static, batch, self.params, self.off, self.still, 0.0)[which]
+        if self.known is not None:
+            self.known[key] = found
+        return found
 
     def _walk(
         self,

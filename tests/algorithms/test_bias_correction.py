@@ -238,3 +238,18 @@ def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
 
 def test_a_layer_without_channels_has_no_rows_to_look_at():
     assert channels_last(np.zeros((2, 0, 3), np.float32), 1).shape == (6, 0)
+
+
+def test_what_the_float_network_gave_serves_further_calls(model, monkeypatch):
+    step, known, calls = BiasCorrection(sites=sites_of(model), samples=8, checks=4), {}, []
+    program = jaxq.algorithms.bias_correction._walk
+    monkeypatch.setattr(jaxq.algorithms.bias_correction, "_walk", lambda *given: calls.append(1) or program(*given))
+    finer = {name: replace(each, scale=each.scale / 2) for name, each in model.encodings.items()}
+    for candidate in (model, model.replace(encodings=finer)):
+        afresh = step.apply(candidate, {}, FEEDS)
+        apart, calls[:] = len(calls), []
+        again = step.apply(candidate, {}, FEEDS, known)
+        for site in step.sites:
+            np.testing.assert_array_equal(again.params[site.bias], afresh.params[site.bias])
+        together, calls[:] = len(calls), []
+    assert (apart, together) == (2 * 2 + 3, 2 + 2)  # two batches to correct, one to check, of which float is known
