@@ -84,7 +84,8 @@ def collect(
       model: run with its encodings, if it has any.
       needs: what each algorithm wants to see: tensor name -> observer.
       samples: feeds of one sample each (`split_samples`).
-      batch_size: samples run at a time; None chooses by the size of the largest tensor. It does not change the result.
+      batch_size: samples run at a time; None chooses by the size of the largest tensor. It does not change the result,
+        but for the last bit of sums and products, of which XLA chooses the order.
       beside: what is watched, too, and not returned: the same in several calls, it makes one compiled program serve them.
 
     Raises:

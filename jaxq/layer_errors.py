@@ -61,14 +61,22 @@ class LayerErrors:
     ) -> dict[str, np.ndarray]:
         """Tensor -> sums over the samples of mean (squared error, square), float64 [1 + layers, 2], as in `squares`."""
         rounding = {self.copies[name]: each for name, each in encodings.items() if name in self.copies}
-        mean = sample_statistics((SampleStatistic("mean"),), len(samples))
+        mean = sample_statistics((SampleStatistic("mean"),))
         needs = {name: mean for pairs in self.squares.values() for pair in pairs for name in pair}
         found = collect(self.model.replace(encodings={**self.model.encodings, **rounding}), [needs], samples)[0]
-        # in an order of their own, so that the samples' order does not matter
-        sums = {name: np.nansum(np.sort(np.ravel(each)).astype(np.float64)) for name, each in found.items()}
         return {
-            name: np.array([[sums[each] for each in pair] for pair in pairs]) for name, pairs in self.squares.items()
+            name: np.array([sums(found[error], found[exact]) for error, exact in pairs])
+            for name, pairs in self.squares.items()
         }
+
+
+def sums(error: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """The sums of both over the samples that made the exact one; infinite where rounding made a number none."""
+    error, exact = (np.ravel(each).astype(np.float64) for each in (error, exact))
+    seen = ~np.isnan(exact)
+    error = np.where(np.isnan(error), np.inf, error)
+    # in an order of their own, so that the samples' order does not matter
+    return np.sort(error[seen]).sum(), np.sort(exact[seen]).sum()
 
 
 class _Doubling:

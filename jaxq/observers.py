@@ -310,8 +310,9 @@ def histogram(folds: int | None = None) -> Observer:
         return Sampled(values, np.array([row.shape[1] for row in rows], np.int32))
 
     def update(state: Histogram, measured: Sampled, index: jax.Array) -> Histogram:
-        seen = jnp.frexp(jnp.abs(measured.values).max((1, 2), initial=0.0))[1].astype(jnp.int32)
-        exponent = jnp.maximum(state.exponent, seen)
+        peak = jnp.abs(measured.values).max((1, 2), initial=0.0)
+        seen = jnp.frexp(peak)[1].astype(jnp.int32)  # 0 of zero, which needs no range
+        exponent = jnp.maximum(state.exponent, jnp.where(peak > 0, seen, SMALLEST_EXPONENT))
         before = jax.lax.cond(  # seldom, after the first batches
             (exponent > state.exponent).any(),
             lambda: _widened(state.counts, state.exponent, exponent),
@@ -375,19 +376,24 @@ def _sampled(x: jax.Array, index: jax.Array) -> jax.Array:
     Which ones depends on the number of the sample, index [B], so that many samples together show every channel and position.
     """
     rows = _rows(x)
-    size, pieces = rows.shape[1], SAMPLED // RUN
-    if size <= SAMPLED:
+    if rows.shape[1] <= SAMPLED:
         return rows
-    borders = np.arange(pieces + 1) * size // pieces
-    room = np.diff(borders).astype(np.int32) - RUN + 1  # places in a piece where a run can start
-    bits = min(16, 31 - int(room.max()).bit_length())  # so that the last product does not wrap
-    # A hash of the numbers of piece and sample; its products wrap, as they should.
-    piece = (np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)).view(np.int32)
-    mixed = piece[None] ^ (index[:, None] * np.int32(-2048144777))
-    chance = jax.lax.shift_right_logical((mixed ^ (mixed >> 15)) * np.int32(-1028477379), 32 - bits)
-    start = borders[None, :-1].astype(np.int32) + (chance * room[None] >> bits)
-    places = (start[..., None] + np.arange(RUN, dtype=np.int32)[None, None]).reshape(x.shape[0], SAMPLED)
+    places = _places(rows.shape[1], index)
     return jnp.take_along_axis(rows, places, axis=1, mode="promise_in_bounds")
+
+
+def _places(size: int, index: jax.Array) -> jax.Array:
+    """Which of `size` elements of each sample are counted: int32 [B, SAMPLED]."""
+    pieces = SAMPLED // RUN
+    borders = np.arange(pieces + 1) * size // pieces
+    room = np.diff(borders).astype(np.uint32) - RUN + 1  # places in a piece where a run can start
+    # A hash of the numbers of piece and sample; its products wrap, as they should.
+    piece = np.arange(pieces, dtype=np.uint32) * np.uint32(2654435761)
+    number = piece[None] ^ (index[:, None].astype(jnp.uint32) * np.uint32(2246822519))
+    mixed = (number ^ (number >> 15)) * np.uint32(3266489919)
+    chance = (mixed ^ (mixed >> 13)) % room[None]
+    start = borders[None, :-1].astype(np.int32) + chance.astype(jnp.int32)
+    return (start[..., None] + np.arange(RUN, dtype=np.int32)[None, None]).reshape(-1, SAMPLED)
 
 
 @functools.cache

@@ -170,11 +170,19 @@ def by_name(
         yield f"{word} type {op!r} matches no node{did_you_mean(op, ops)}", found or None
     for pattern in patterns:
         found = {name for name in known if re.fullmatch(pattern, name)}
-        within = next((name for name in sorted(known) if re.search(pattern, name)), None)
-        hint = did_you_mean(pattern, known)
-        if within is not None:
-            hint = f"; it must match a whole name: for {within!r}, write {f'.*{pattern}.*'!r}"
+        hint = "" if found else pattern_hint(pattern, known)
         yield f"{word} pattern {pattern!r} matches no node of {len(known)}{hint}", found or None
+
+
+def pattern_hint(pattern: str, known: Collection[str]) -> str:
+    """What to write in place of a regular expression that matches no whole name."""
+    within = next((name for name in sorted(known) if re.search(pattern, name)), None)
+    flags = re.match(r"\(\?[a-zA-Z]+\)", pattern)
+    start = flags.group() if flags else ""
+    wider = f"{start}.*(?:{pattern[len(start) :]}).*"
+    if within is None or not re.fullmatch(wider, within):
+        return did_you_mean(pattern, known)
+    return f"; it must match a whole name: for {within!r}, write {wider!r}"
 
 
 def stand_ins(before: Graph, after: Graph) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import samples, transformer_block, written
 
-from jaxq.layer_errors import LayerErrors
+from jaxq.layer_errors import LayerErrors, sums
 from jaxq.model import Model
 from jaxq.onnx_import import load
 from jaxq.quantizer import IntType, QuantParams, fake_quantize_array
@@ -84,3 +84,9 @@ def test_another_rounding_compiles_nothing_more(caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         probe.measure(rounding(0.2), feeds)
     assert not [record for record in caplog.records if record.getMessage().startswith("Compiling")]
+
+
+def test_an_error_that_is_no_number_is_infinite():
+    error, exact = np.array([1.0, np.nan, np.nan, 2.0]), np.array([1.0, 3.0, np.nan, 5.0])
+    assert sums(error, exact) == (np.inf, 9.0)
+    assert sums(error[[0, 3]], exact[[0, 3]]) == (3.0, 6.0)

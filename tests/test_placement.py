@@ -489,7 +489,8 @@ def test_nodes_of_branches_can_be_ignored():
         ({"types": "Convv"}, "ignored type 'Convv' matches no node; did you mean 'Conv'?"),
         (
             {"patterns": "Conv"},
-            "ignored pattern 'Conv' matches no node of 13; it must match a whole name: for 'Conv_depthwise', write '.*Conv.*'",
+            "ignored pattern 'Conv' matches no node of 13; it must match a whole name: for 'Conv_depthwise', "
+            "write '.*(?:Conv).*'",
         ),
         ({"patterns": "("}, "ignored pattern '(' is not a regular expression: missing ), unterminated subpattern"),
     ],

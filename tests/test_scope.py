@@ -8,7 +8,7 @@ from jaxq.errors import ConfigError, JaxqWarning
 from jaxq.fusion import fuse
 from jaxq.graph import Graph, Node
 from jaxq.onnx_import import load
-from jaxq.scope import IgnoredScope, Operation, Subgraph, stand_ins
+from jaxq.scope import IgnoredScope, Operation, Subgraph, pattern_hint, stand_ins
 
 GRAPH = load(residual_network()).graph
 
@@ -102,3 +102,16 @@ def test_a_node_that_is_merged_into_another_stands_for_nothing_and_says_so():
     scope = IgnoredScope(names=[name])
     with pytest.warns(JaxqWarning, match=f"'{name}' is merged into '{merged[name]}'"):
         scope.warn_of_folded(scope.select(model.graph), merged)
+
+
+@pytest.mark.parametrize(
+    "pattern, hint",
+    [
+        ("conv|fc", "; it must match a whole name: for 'my_conv_1', write '.*(?:conv|fc).*'"),
+        ("(?i)CONV", "; it must match a whole name: for 'my_conv_1', write '(?i).*(?:CONV).*'"),
+        ("fc", ""),
+    ],
+)
+def test_the_pattern_that_is_advised_matches(pattern, hint):
+    assert pattern_hint(pattern, {"my_conv_1"}).startswith(hint)
+    assert bool(hint) == ("whole name" in pattern_hint(pattern, {"my_conv_1"}))

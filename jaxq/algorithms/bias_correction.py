@@ -19,7 +19,7 @@ from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.ops.cpu_memory import materialized
-from jaxq.quantizer import QuantParams, fake_quantize, fake_quantize_array
+from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
 
 @dataclass(frozen=True)
@@ -213,14 +213,16 @@ def rounded_params(
 
 
 def switched_off(params: QuantParams) -> QuantParams:
-    """A grid that rounds nothing above 2**-17 and changes the rest by less than 1e-12, in arrays of the same shapes.
+    """The grid of steps at least a million times finer, without bounds, in arrays of the same shapes.
 
     A switch in the program (`enabled`), which floating-point grids have here, would make it half as long again to compile.
     """
     if params.mantissa is not None:
         return replace(params, enabled=np.bool_(False))
-    scale, zero_point = np.full_like(params.scale, 2.0**-40), np.zeros_like(params.zero_point)
-    return QuantParams(scale, zero_point, np.float32(-np.inf), np.float32(np.inf))
+    # powers of two, so that nothing else is rounded; finer ones would overflow where a mask holds the lowest float
+    scale = np.exp2(np.floor(np.log2(np.asarray(params.scale))) - 20).astype(np.float32)
+    zero_point = np.zeros_like(params.zero_point)
+    return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, np.float32(-np.inf), np.float32(np.inf))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -245,7 +247,7 @@ def _walk(
         def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
                 value = materialized(value)
-                means[name] = jax.lax.psum(channels_last(value, axes[name]).mean(0) * weight, "samples")
+                means[name] = jax.lax.psum(mean_of_channels(value, axes[name]) * weight, "samples")
                 shift = targets[name] - share * means[name]
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
             return (rounded(value, encodings[name]) if name in encodings else value), carry
@@ -266,10 +268,11 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
     return ((jnp.clip(grid, low, high) - zero) * scale).astype(x.dtype)
 
 
-def channels_last(x: jax.Array, axis: int) -> jax.Array:
-    """x as [positions, channels]."""
+def mean_of_channels(x: jax.Array, axis: int) -> jax.Array:
+    """The mean of each channel over all positions, float32 [C]; 0 where there are none."""
     x = jnp.moveaxis(x, axis, -1)
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
+    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
+    return x.mean(0) if len(x) else x.sum(0)
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:

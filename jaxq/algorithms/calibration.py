@@ -256,14 +256,16 @@ def in_folds(stats: Mapping[str, Any], folds: Collection[int]) -> dict[str, Any]
 def let_through(measured: np.ndarray | float) -> np.ndarray | float:
     """How much of a tensor's squared error is at its layers' outputs, both relative: [C, 1 + L, 2] -> [C].
 
-    Measured by `LayerErrors`. 1 of a tensor that no layer reads or that could not be run; 0 where no float holds the squares.
+    Measured by `LayerErrors`. 1 of a tensor that no layer reads or that could not be run; 0 where no float holds the
+    squares of the outputs; infinite where a layer has outputs only as long as the tensor is not rounded.
     """
     if isinstance(measured, float) or measured.shape[1] == 1:
         return 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = measured[..., 0] / measured[..., 1]
         found = relative[:, 1:].sum(1) / relative[:, 0]
-    return np.where(np.isfinite(found), found, 0.0)
+    broken = (np.isinf(measured[..., 0]) & np.isfinite(measured[..., 1])).any(1)
+    return np.where(broken, np.inf, np.where(np.isfinite(found), found, 0.0))
 
 
 def channel_count(plan: Plan, model: Model, group: str) -> tuple[int, int]:

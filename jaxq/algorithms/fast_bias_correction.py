@@ -127,8 +127,8 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
 
 
 def _channels_last(x: jax.Array, axis: int) -> jax.Array:
-    """x [B, ...] as float32 [B, positions, channels], once it is there: a reduction fused with a convolution is slow on CPU."""
-    x = jax.lax.optimization_barrier(jnp.moveaxis(x, axis, -1))
+    """x [B, ...] as float32 [B, positions, channels]."""
+    x = jnp.moveaxis(x, axis, -1)
     return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
 
 

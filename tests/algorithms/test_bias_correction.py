@@ -9,7 +9,7 @@ from models import Network, residual_network, shuffle_network, smooth, transform
 
 import jaxq.algorithms.bias_correction
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, channels_last, rounded, switched_off
+from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, mean_of_channels, rounded, switched_off
 from jaxq.execute import execute, quantizing
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
@@ -96,7 +96,9 @@ def test_a_shift_above_the_threshold_leaves_the_layer_as_it_is(model):
 def test_a_quantizer_that_is_off_is_left_off():
     value = jax.numpy.asarray(smooth(4, 5) * 7)
     params = symmetric_weight_params(np.ones((1, 1), np.float32), IntType(3))
-    np.testing.assert_allclose(rounded(value, switched_off(params)), value, atol=1e-12)
+    np.testing.assert_allclose(rounded(value, switched_off(params)), value, atol=float(params.scale.item()) * 2.0**-21)
+    lowest = jax.numpy.full((1, 1), np.finfo(np.float32).min)
+    np.testing.assert_array_equal(rounded(lowest, switched_off(replace(params, scale=params.scale * 1e36))), lowest)
     np.testing.assert_allclose(rounded(value, params), fake_quantize(value, params), rtol=1e-6)
 
 
@@ -237,7 +239,8 @@ def test_bits_do_not_matter_to_what_is_compiled_but_to_what_is_found(model):
 
 
 def test_a_layer_without_channels_has_no_rows_to_look_at():
-    assert channels_last(np.zeros((2, 0, 3), np.float32), 1).shape == (6, 0)
+    assert mean_of_channels(np.zeros((2, 0, 3), np.float32), 1).shape == (0,)
+    np.testing.assert_array_equal(mean_of_channels(np.zeros((2, 0, 3), np.float32), 2), [0, 0, 0])
 
 
 def test_what_the_float_network_gave_serves_further_calls(model, monkeypatch):

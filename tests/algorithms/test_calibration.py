@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import branching_network, residual_network, samples, shuffle_network, smooth, written
 
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.calibration import CANDIDATES, INT32_ROOM, Calibration, IntegerBiases, with_biases
+from jaxq.algorithms.calibration import CANDIDATES, INT32_ROOM, Calibration, IntegerBiases, let_through, with_biases
 from jaxq.collect import collect
 from jaxq.errors import CalibrationError
 from jaxq.estimators import RangeEstimatorParameters, StatisticsCollectorParameters
@@ -456,3 +456,11 @@ def test_auto_keeps_the_quantizer_of_a_group_one(model, plan):
     encodings = calibrated(model, plan, estimator=Estimators.AUTO).encodings
     np.testing.assert_array_equal(encodings["stem.relu"].scale, encodings["sum.relu"].scale)
     assert encodings.keys() == calibrated(model, plan).encodings.keys()
+
+
+def test_a_candidate_that_breaks_a_layer_is_the_worst():
+    """An infinite error of one candidate; squares that no float holds are so for all of them."""
+    measured = np.array([[[1, 4], [2, 8]], [[2, 4], [np.inf, 8]], [[1, 4], [1, 8]]])
+    np.testing.assert_allclose(let_through(measured), [1, np.inf, 0.5])
+    measured[:, 1, 1] = np.inf
+    np.testing.assert_array_equal(let_through(measured), [0, 0, 0])
