@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import CalibrationError
-from jaxq.execute import chain, execute, quantizing
+from jaxq.execute import chain, execute, quantizing, runs_in_32_bit
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
@@ -209,19 +209,32 @@ def fitting_batch(largest: int) -> int:
 
 def tensor_shapes(
     model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
-) -> dict[str, jax.ShapeDtypeStruct]:
+) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
+    head = split(model.graph, model.params, static, inputs).head
+    given = [
+        {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in each.items()}
+        for each in (model.params, inputs)
+    ]
+    leaves, structure = jax.tree.flatten(given)
+    return _tensor_shapes(head, static, structure, tuple(leaves), runs_in_32_bit())
+
+
+@functools.lru_cache(maxsize=64)  # every pass over the data asks
+def _tensor_shapes(
+    head: Graph, static: FrozenDict[str, Literal], structure: Any, leaves: tuple[Any, ...], narrow: bool
+) -> FrozenDict[str, jax.ShapeDtypeStruct]:
+    """The same for inputs [params, inputs]; `narrow` says which mode of JAX it is for."""
+    params, inputs = jax.tree.unflatten(structure, leaves)
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     fixed = {name: literal.array for name, literal in static.items()}
-    head = split(model.graph, model.params, static, inputs).head
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, dict(inputs))
-    return shapes
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, inputs)
+    return FrozenDict(shapes)
 
 
 def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:

@@ -29,19 +29,21 @@ from jaxq.accuracy.runtime import in_runtime
 from jaxq.accuracy.search import bisect, one_by_one, refine, relax
 from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, encoding_arrays, key
-from jaxq.accuracy.validation import EXACT, QUANTIZED
+from jaxq.accuracy.validation import EXACT, QUANTIZED, Pool
+from jaxq.collect import tensor_shapes
 from jaxq.data import Dataset
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
-from jaxq.model import Model
+from jaxq.model import Model, split_static
 from jaxq.onnx_export import save
 from jaxq.options import Preset
 from jaxq.pipeline import Prepared
 from jaxq.quantizer import QuantParams
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
-MOST_ALONE = (
-    32  # the order of layers that are quantized alone is settled then: already two samples give nearly the same
-)
+# The order of layers that are quantized alone is settled then: already two samples give nearly the same.
+MOST_ALONE = 32
+# Samples of so many output numbers together are as good, but for two: an image has as many as many samples of a classifier.
+ENOUGH_NUMBERS = 1 << 16
 
 CONFIRMED = 6  # candidates that are taken to the runtime at most
 
@@ -206,9 +208,6 @@ class Control:
     def ranker(self) -> Ranker:
         """Ranks on the samples that quantization hurts most; made once for each preset."""
         if self._ranker is None:
-            size = self.advanced.ranking_subset_size or SUBSET[self.advanced.ranking]
-            if self.advanced.ranking is Ranking.ALONE:
-                size = min(size, MOST_ALONE)
             known = all(metric.baseline_value is not None for metric in self.advanced.metrics) and self.advanced.metrics
             part = self.advanced.metric_subset_ratio if known else 1.0
             for role, model in ((EXACT, self.exact), (QUANTIZED, self.space.candidate({}))):
@@ -216,12 +215,24 @@ class Control:
                     self.validation.evaluate(model, role)
             self._ranker = Ranker(
                 self.space,
-                self.validation.pool(part).worst(size),
+                self.ranking_subset(self.validation.pool(part)),
                 self.advanced.steps[-1],
                 self.prepared.options.batch_size,
                 self.check_time,
             )
         return self._ranker
+
+    def ranking_subset(self, pool: Pool) -> list[dict[str, Any]]:
+        """The samples to rank on, those that quantization hurts most."""
+        size = self.advanced.ranking_subset_size
+        if self.advanced.ranking is not Ranking.ALONE:
+            return pool.worst(size or SUBSET[self.advanced.ranking])
+        if size is None:
+            static, inputs = split_static(self.exact.graph, pool.feeds[0])
+            shapes = tensor_shapes(self.exact, static, inputs)
+            numbers = sum(shapes[name].size for name in self.exact.graph.outputs if name in shapes)
+            size = min(SUBSET[Ranking.ALONE], max(2, ENOUGH_NUMBERS // max(numbers, 1)))
+        return pool.worst(min(size, MOST_ALONE))
 
     # ------------------------------------------------------------------------------------------------------- preparations
 

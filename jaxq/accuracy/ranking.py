@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.accuracy.space import Setting, Space
-from jaxq.accuracy.validation import distances, run_batch
+from jaxq.accuracy.stages import Walk, walk
+from jaxq.accuracy.validation import MOST_BYTES, distances, run_batch
 from jaxq.collect import Batch, batches, compiled_part, largest_tensor
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
@@ -64,6 +65,7 @@ class Ranker:
         self.space, self.feeds, self.step, self.batch_size, self.tick = space, feeds, step, batch_size, tick
         self.float_model = space.float_model()
         self._alone: dict[tuple[tuple[str, str], ...], list[Ranked]] = {}
+        self._walks: list[Walk] = []  # of the first batches
 
     def alone(self, setting: Setting) -> list[Ranked]:
         """The layers that a setting leaves quantized, the one first that moves the outputs furthest when it alone is quantized.
@@ -105,7 +107,7 @@ class Ranker:
 
         Biases are not corrected, which would move them all for each layer: it is the rounding of the layer that counts.
         """
-        before = self.divergence(setting, corrected=False)
+        before = self.divergence(setting, corrected=False, remember=True)
         found = []
         layers = [name for name in setting if setting[name] != start.get(name)]
         for layer in track(layers, "ranking", len(layers)):
@@ -118,24 +120,33 @@ class Ranker:
         return [layer for layer in self.space.layers if setting.get(layer) != self.step]
 
     def _measured(self, setting: Setting, layers: Sequence[str]) -> list[Ranked]:
+        """What reverting each of these layers gains; as in `costs`, biases are not corrected."""
         if not layers:
             return []
-        before = self.divergence(setting)
+        before = self.divergence(setting, corrected=False, remember=True)
         gains = [
-            before - self.divergence({**setting, layer: self.step}) for layer in track(layers, "ranking", len(layers))
+            before - self.divergence({**setting, layer: self.step}, corrected=False)
+            for layer in track(layers, "ranking", len(layers))
         ]
         order = np.argsort(-np.asarray(gains), kind="stable")
         return [Ranked(layers[place], gains[place], True) for place in order]
 
-    def divergence(self, setting: Setting, *, corrected: bool = True) -> float:
-        """The mean divergence of a setting over the samples."""
+    def divergence(self, setting: Setting, *, corrected: bool = True, remember: bool = False) -> float:
+        """The mean divergence of a setting over the samples.
+
+        What the setting has in common with the one that was last to be remembered is not computed again.
+        """
         self.tick()
         model = self.space.candidate(setting, corrected=corrected)
-        total, count = 0.0, 0
-        for static, batch, reference in self.batches:
-            found = run_batch(model, static, batch)
+        total, count, room = 0.0, 0, MOST_BYTES if remember else 0
+        before, self._walks = self._walks, [] if remember else self._walks
+        for number, (static, batch, reference) in enumerate(self.batches):
+            done = walk(model, static, batch, before[number] if number < len(before) else None)
+            room -= done.nbytes
+            if room > 0:
+                self._walks.append(done)
             real = np.asarray(batch.real)
-            total += float(distances(found, reference)[real].sum())
+            total += float(distances(jax.device_get(done.outputs), reference)[real].sum())
             count += int(real.sum())
         return total / count
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,12 +9,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxq.collect import Batch, compiled_part
-from jaxq.execute import execute, quantizing
-from jaxq.graph import FrozenDict, Graph, Literal, TensorType
+from jaxq.accuracy.stages import walk
+from jaxq.collect import Batch
+from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
 from jaxq.model import Model
-from jaxq.quantizer import QuantParams
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
@@ -66,28 +64,9 @@ class Validation(Protocol):
         """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run_samples(
-    graph: Graph,
-    static: FrozenDict[str, Literal],
-    params: Mapping[str, Any],
-    encodings: Mapping[str, QuantParams],
-    inputs: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Runs samples [B, ...], each by itself: {output: [B, ...]}."""
-    fixed = {name: literal.array for name, literal in static.items()}
-
-    def one(sample: Mapping[str, Any]) -> dict[str, Any]:
-        return execute(graph, params, {**sample, **fixed}, tap=quantizing(encodings))[0]
-
-    return jax.vmap(one)(dict(inputs))
-
-
 def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
     """What the compiled part of a model (`jaxq.split`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
-    graph, params, encodings = model.program
-    head = compiled_part(graph, params, static, batch)
-    found: dict[str, np.ndarray] = jax.device_get(run_samples(head, static, params, encodings, dict(batch.inputs)))
+    found: dict[str, np.ndarray] = jax.device_get(walk(model, static, batch).outputs)
     return found
 
 
