@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.space import QUANTILES, Base
+from jaxq.accuracy.space import QUANTILES, Base, Space
 from jaxq.accuracy.state import State, encoding_arrays, encodings_from
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection
@@ -68,23 +68,18 @@ def open_base(prepared: Prepared, estimators: tuple[str, ...], state: State) -> 
 
 
 def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
-    """Calibrates and corrects biases, in one pass over the data whatever the number of estimators."""
+    """Calibrates, in one pass over the data whatever the number of estimators, and corrects biases."""
     chosen = {name: QUANTILES.get(name) or RangeEstimatorParametersSet.of(name) for name in estimators}
     others = {name: Aside(prepared.calibration(each)) for name, each in chosen.items()}
     before, calibrated = Keep(), Keep()
-    together: tuple[Algorithm, ...] = (
-        before,
-        *others.values(),
-        prepared.calibration(),
-        calibrated,
-        *prepared.correction(),
-    )
+    fast = [each for each in prepared.correction() if not isinstance(each, BiasCorrection)]
+    together: tuple[Algorithm, ...] = (before, *others.values(), prepared.calibration(), calibrated, *fast)
     steps: list[Algorithm | tuple[Algorithm, ...]] = [*prepared.preserving(), together]
     corrected = run_pipeline(steps, prepared.model, prepared.data, prepared.options.batch_size, one_program=True)
     assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
     exact, found = before.model.params, {ASKED_FOR: calibrated.model.encodings}
     found |= {name: each.found for name, each in others.items()}
-    return _base(
+    base = _base(
         prepared,
         exact,
         {name: value for name, value in corrected.params.items() if value is not exact[name]},
@@ -92,16 +87,31 @@ def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
         {weight.name: calibrated.model.encodings[weight.name] for weight in prepared.plan.weights},
         dict(corrected.metadata) | prepared.record(stacklevel=4),
     )
+    return base if base.correct is None else with_corrected_biases(prepared, base)
+
+
+def with_corrected_biases(prepared: Prepared, base: Base) -> Base:
+    """The base after bias correction for all quantizers: by the program, and beside the float network, of any candidate."""
+    (correction,) = _corrections(prepared)
+    space = Space(replace(base, corrected={site.bias: base.exact[site.bias] for site in correction.sites}))
+    found = space.correction(space.parts({}))
+    return replace(
+        base, corrected={name: each for name, each in found.items() if not np.array_equal(each, base.exact[name])}
+    )
+
+
+def _corrections(prepared: Prepared) -> list[BiasCorrection]:
+    return [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
 
 
 def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
-    corrections = [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
+    corrections = _corrections(prepared)
     feeds: list[Mapping[str, Any]] = []
     known: dict[Any, Any] = {}  # the float network is that of every candidate
 
     def correct(model: Model) -> Mapping[str, Any]:
         if not feeds:
-            feeds.extend(itertools.islice(prepared.data, corrections[0].samples))
+            feeds.extend(itertools.islice(prepared.data, corrections[0].samples + corrections[0].checks))
         return corrections[0].apply(model, {}, feeds, known).params
 
     return Base(

@@ -197,19 +197,24 @@ class Space:
         """The parts of a setting, with biases corrected for what this setting rounds.
 
         The correction for all quantizers makes up, in late layers, for errors of early ones; where those went back to float it
-        does harm. It is the same compiled program for every setting.
+        does harm.
         """
         parts = self.parts(setting)
         if self.base.correct is None or not parts.moved or not setting:
             return parts
         key = tuple(sorted(setting.items()))
         if key not in self._corrections:
-            exact = {**parts.params, **{name: self.base.exact[name] for name in parts.moved}}
-            weights = {name: parts.encodings[name] for name in parts.rounded - parts.moved}
-            model = Model(self.switches.graph, exact, {**self._switched(parts, parts.switches), **weights})
-            found = self.base.correct(model)
-            self._corrections[key] = {name: np.asarray(found[name]) for name in parts.moved}
+            self._corrections[key] = self.correction(parts)
         return replace(parts, params={**parts.params, **self._corrections[key]})
+
+    def correction(self, parts: Parts) -> dict[str, np.ndarray]:
+        """The biases that may move, corrected for what these parts round; by the same compiled program for all."""
+        assert self.base.correct is not None, "the base has a bias correction"
+        exact = {**parts.params, **{name: self.base.exact[name] for name in parts.moved}}
+        weights = {name: parts.encodings[name] for name in parts.rounded - parts.moved}
+        model = Model(self.switches.graph, exact, {**self._switched(parts, parts.switches), **weights})
+        found = self.base.correct(model)
+        return {name: np.asarray(found[name]) for name in parts.moved}
 
     def uncorrected(self, setting: Setting) -> Parts:
         """The parts of a setting, with the biases of the float model."""

@@ -129,7 +129,7 @@ class Walks:
         self.known = known
         self.graph, self.params, encodings = model.program
         self.weights, self.encodings = rounded_params(self.params, encodings)
-        self.off = {name: switched_off(each) for name, each in self.encodings.items()}
+        self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
         self.still = {
             site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites

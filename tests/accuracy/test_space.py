@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from accuracy_models import MINMAX, base_of, chain_space, images
+from accuracy_models import MINMAX, base_of, chain, chain_space, images
 from models import NETWORKS, samples
 
 import jaxq
@@ -87,6 +87,20 @@ def test_a_shared_quantizer_stays_for_the_other_reader():
     layer = next(layer.name for layer in space.layers.values() if reader[0] in layer.nodes)
     on = {space.switches.tensors[switch] for switch in space.parts({layer: FLOAT}).switches}
     assert shared[0] in on
+
+
+def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_of_the_base():
+    space = Space(base_of(chain(), images(12)))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        moved = space.corrected({"Conv_conv1": FLOAT})
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert moved.moved
+    assert compiled == []
 
 
 def test_settings_do_not_compile_again():
