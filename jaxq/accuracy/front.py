@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from jaxq.accuracy.control import Control, Listener
+from jaxq.accuracy.control import Control
+from jaxq.accuracy.journal import Listener
 from jaxq.accuracy.options import (
     AdvancedAccuracyRestorerParameters,
     DropType,

@@ -12,7 +12,7 @@ from models import integer_network
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import control
+from jaxq.accuracy import control, rankings
 from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
@@ -202,9 +202,8 @@ def test_several_metrics_all_have_to_hold():
 
 
 def test_the_number_of_compilations_does_not_depend_on_the_number_of_layers(monkeypatch):
-    monkeypatch.setattr(
-        control.Control, "confirm", lambda self: None
-    )  # writing a file rounds each shape of weight apart
+    # writing a file rounds each shape of weight apart
+    monkeypatch.setattr(control, "confirmed", lambda candidates, *_: (candidates.best, {}))
     counts = {}
     for length in (2, 5):
         monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
@@ -389,13 +388,13 @@ def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
         return float(np.mean(each)), each
 
     seen = []
-    made = control.Ranker.__init__
+    made = rankings.Ranker.__init__
 
     def watch(self, space, feeds, *rest):
         seen.extend(feeds)
         made(self, space, feeds, *rest)
 
-    monkeypatch.setattr(control.Ranker, "__init__", watch)
+    monkeypatch.setattr(rankings.Ranker, "__init__", watch)
     advanced = Parameters(ranking_subset_size=6)
     with pytest.raises(AccuracyError):
         run(batches, validation_fn, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
