@@ -6,7 +6,8 @@
 DATA is a folder with an `evaluate.py` that defines TASKS: name -> model path, `calib(n)` and `metric(run, n)`. PYTHON is the
 interpreter of an environment with nncf, onnx and onnxruntime; without it only jaxq is run. JSON are search parameters of jaxq.
 
-The metric is top-1; decibels for dncnn_s25, and the rank correlation for minilm_stsb. The limit is 0.01, and 0.03 decibels.
+The metric is top-1; decibels for dncnn_s25, the rank correlation for minilm_stsb, the average precision at IoU 0.5 for
+fastestdet, and the area under the ROC curve for silero_vad, of which ROWS counts frames. The limit is 0.01, and 0.03 decibels.
 
 `--per-tensor` gives weights of 8 bits one scale for each tensor. `--hard` gives them 4 bits, too, and runs jaxq alone: nncf
 quantizes ONNX models to 8 bits.
@@ -20,8 +21,6 @@ those with weights, in float of all; evaluations are of all the validation data 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -34,14 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_accuracy import REPOSITORY, calibration, evaluate_module
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ROWS = {"kws_dscnn": 500, "cifar_resnet8": 500, "cifar_resnet20": 500, "vit_cifar_a": 300, "mobilenetv1_x0.25": 300,
-        "squeezenet1.1": 150, "mobilenetv2_1.0": 150, "dncnn_s25": 4, "minilm_stsb": 200}  # fmt: skip
+        "squeezenet1.1": 150, "mobilenetv2_1.0": 150, "dncnn_s25": 4, "minilm_stsb": 200, "mnist_cnn": 1000,
+        "fastestdet": 78, "silero_vad": 60}  # fmt: skip
 LIMITS = {"dncnn_s25": 0.03}  # decibels
 TRANSFORMERS = ("vit_cifar_a", "minilm_stsb")  # nncf has to be told
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 Items = list[tuple[dict[str, np.ndarray], Any]]
+Score = Callable[[Run, Iterable[Any]], tuple[float, list[float] | None]]
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ class Case:
 
     Attributes:
       items: (feed, target) of each.
-      score: (what runs a model, some of the items) -> (the metric, its part for each item).
+      score: (what runs a model, some of the items) -> (the metric, its part for each item where it has parts).
       metric: the same by name, where jaxq has it.
     """
 
     items: Items
-    score: Callable[[Run, Iterable[Any]], tuple[float, list[float]]]
-    metric: str | None
+    score: Score
+    metric: str | None = None
 
 
-def mean_of(each: Callable[[np.ndarray, Any], float]) -> Callable[[Run, Iterable[Any]], tuple[float, list[float]]]:
+def mean_of(each: Callable[[np.ndarray, Any], float]) -> Score:
     def score(run: Run, items: Iterable[Any]) -> tuple[float, list[float]]:
         values = [each(run(feed)[0], target) for feed, target in items]
         return float(np.mean(values)), values
@@ -76,27 +77,64 @@ def rank_correlation(run: Run, items: Iterable[Any]) -> tuple[float, list[float]
     return float(each.mean()), each.tolist()
 
 
-def case_of(evaluate: Any, name: str, rows: int) -> Case:
-    if name == "dncnn_s25":
-        clean = [evaluate.noisy(picture, seed) for seed, picture in enumerate(evaluate._s12[:rows])]
-        items: Items = [({"noisy": noisy[None, None]}, target) for target, noisy in clean]
-        return Case(items, mean_of(lambda found, target: evaluate.psnr(found[0, 0], target)), "psnr")
-    if name == "minilm_stsb":
-        data = evaluate.load(evaluate.S("stsb", "stsb_en_ids64.npz"))
-        some = np.random.RandomState(0).permutation(len(data["test_score"]))[:rows]
-        pairs = [evaluate.feed_ids(np.stack([data["test_a"][row], data["test_b"][row]])) for row in some]
-        return Case(list(zip(pairs, data["test_score"][some], strict=True)), rank_correlation, None)
+def classes(evaluate: Any, task: Any, rows: int) -> Case:
     hit = mean_of(lambda found, label: float(found.reshape(-1).argmax() == label))
-    return Case(labelled(evaluate, evaluate.TASKS[name], rows), hit, "top1")
+    return Case(labelled(evaluate, task, rows), hit, "top1")
 
 
-def evaluate_module(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("evaluate", folder / "evaluate.py")
-    if spec is None or spec.loader is None or not (folder / "evaluate.py").is_file():
-        sys.exit(f"error: no evaluate.py in {folder}; give its folder with --data")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pictures(evaluate: Any, _: Any, rows: int) -> Case:
+    clean = [evaluate.noisy(picture, seed) for seed, picture in enumerate(evaluate._s12[:rows])]
+    items: Items = [({"noisy": noisy[None, None]}, target) for target, noisy in clean]
+    return Case(items, mean_of(lambda found, target: evaluate.psnr(found[0, 0], target)), "psnr")
+
+
+def sentences(evaluate: Any, _: Any, rows: int) -> Case:
+    data = evaluate.load(evaluate.S("stsb", "stsb_en_ids64.npz"))
+    some = np.random.RandomState(0).permutation(len(data["test_score"]))[:rows]
+    pairs = [evaluate.feed_ids(np.stack([data["test_a"][row], data["test_b"][row]])) for row in some]
+    return Case(list(zip(pairs, data["test_score"][some], strict=True)), rank_correlation)
+
+
+def vehicles(evaluate: Any, _: Any, rows: int) -> Case:
+    """The average precision of all pictures together, and of each alone."""
+    data = evaluate.load(evaluate.S("traffic98", "traffic98_352_jpeg95.npz"))
+
+    def boxes(picture: int, kind: int) -> np.ndarray:
+        return data["box"][(data["box_image"] == picture) & (data["box_class"] == kind)]
+
+    def detected(found: np.ndarray) -> list[tuple[float, np.ndarray]]:
+        corners, scores, kinds = evaluate.fastest_decode(found)
+        vehicle = np.isin(kinds, (2, 5, 7))
+        corners, scores = corners[vehicle], scores[vehicle]
+        return [(scores[each], corners[each]) for each in evaluate.nms(corners, scores, 0.45)]
+
+    def precision(parts: list[Any]) -> float:
+        found = [(place, *each) for place, (some, _) in enumerate(parts) for each in some]
+        return evaluate.average_precision(found, *zip(*(target for _, target in parts), strict=True))
+
+    def score(run: Run, items: Iterable[Any]) -> tuple[float, list[float]]:
+        parts = [(detected(run(feed)[0]), target) for feed, target in items]
+        return precision(parts), [precision([part]) for part in parts]
+
+    return Case([({"input.1": evaluate.fd_x(each)}, (boxes(each, 0), boxes(each, -1))) for each in range(rows)], score)
+
+
+def streams(evaluate: Any, task: Any, rows: int) -> Case:
+    """Sound with a label for each of its frames; the state that the network gives is its input for the next frame."""
+
+    def score(run: Run, items: Iterable[Any]) -> tuple[float, None]:
+        some = [np.stack(each) for each in zip(*items, strict=True)]
+        evaluate.vad_audio = lambda: some
+        return task.metric(run, rows)["value"], None
+
+    return Case(list(zip(*evaluate.vad_audio(), strict=True)), score)
+
+
+CASES = {"dncnn_s25": pictures, "minilm_stsb": sentences, "fastestdet": vehicles, "silero_vad": streams}
+
+
+def case_of(evaluate: Any, name: str, rows: int) -> Case:
+    return CASES.get(name, classes)(evaluate, evaluate.TASKS[name], rows)
 
 
 def labelled(evaluate: Any, task: Any, rows: int) -> Items:
@@ -136,7 +174,7 @@ class Clock:
         return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
 
 
-def run_jaxq(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
+def run_jaxq(task: Any, feeds: list[Any], case: Case, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
     import jaxq
     from jaxq.errors import AccuracyError
 
@@ -145,10 +183,9 @@ def run_jaxq(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> 
     if arguments.hard or arguments.per_tensor:
         weights = jaxq.QuantizationParameters(num_bits=4 if arguments.hard else 8, per_channel=False)
     reports: list[Any] = []
-    feeds = list(task.calib(100))
     control = jaxq.quantize_with_accuracy_control  # imports what it needs
 
-    def validate(model: Any, items: Any) -> tuple[float, list[float]]:
+    def validate(model: Any, items: Any) -> tuple[float, list[float] | None]:
         return case.score(lambda feed: [np.asarray(each) for each in model(feed).values()], items)
 
     clock = Clock()
@@ -180,7 +217,7 @@ def run_jaxq(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> 
     }
 
 
-def run_nncf(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
+def run_nncf(task: Any, feeds: list[Any], case: Case, arguments: argparse.Namespace, out: str) -> dict[str, Any]:
     import logging
 
     import nncf
@@ -189,7 +226,7 @@ def run_nncf(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> 
     nncf.set_log_level(logging.ERROR)
     model, calls = onnx.load(task.model), [0]
 
-    def validate(proto: Any, some: Any) -> tuple[float, list[float]]:
+    def validate(proto: Any, some: Any) -> tuple[float, list[float] | None]:
         calls[0] += 1
         return case.score(in_runtime(proto.SerializeToString()), list(some))
 
@@ -198,7 +235,6 @@ def run_nncf(task: Any, case: Case, arguments: argparse.Namespace, out: str) -> 
         parameters.weights_quantization_params = nncf.quantization.advanced_parameters.QuantizationParameters(
             per_channel=False
         )
-    feeds = list(task.calib(100))
     clock = Clock()
     quantized = nncf.quantize_with_accuracy_control(
         model,
@@ -240,12 +276,13 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     evaluate = evaluate_module(arguments.data)
     task = evaluate.TASKS[name]
     case = case_of(evaluate, name, arguments.rows or ROWS.get(name, 300))
+    feeds = calibration(evaluate, task, 100)
     if arguments.max_drop is None:
         arguments.max_drop = LIMITS.get(name, 0.01)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "model.onnx")
         baseline = case.score(in_runtime(task.model), case.items)[0]
-        found = (run_nncf if arguments.tool == "nncf" else run_jaxq)(task, case, arguments, out)
+        found = (run_nncf if arguments.tool == "nncf" else run_jaxq)(task, feeds, case, arguments, out)
         value = case.score(in_runtime(out), case.items)[0]
     return {"task": name, "tool": arguments.tool, "n": len(case.items), "float": baseline, "value": value, **found}
 

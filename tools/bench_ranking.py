@@ -15,7 +15,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from bench_accuracy_control import REPOSITORY, case_of, evaluate_module
+from bench_accuracy import REPOSITORY, evaluate_module
+from bench_accuracy_control import case_of
 
 OTHERS = 48
 SIZES = {"alone": 8, "gradient": 32, "exact": 32}
