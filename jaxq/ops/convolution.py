@@ -201,6 +201,8 @@ def fusion_border(y: jax.Array) -> jax.Array:
 # Up to this many terms a sum is faster as a matrix product of patches, where strides keep those from growing the data. So it
 # is where the kernel takes this many times the room of the patches, as in the last layers of large networks.
 FEW_TERMS, LARGE_KERNEL = 32, 8
+# Each cell of the kernel is a slice that XLA compiles by itself: seconds for the 256 of a Fourier transform as a convolution.
+MOST_CELLS = 64
 # Groups are taken together until a block has this many channels: the zeros between them cost less than more calls.
 BLOCK_CHANNELS = 32
 
@@ -210,7 +212,7 @@ def cpu_variant(x: jax.Array, outputs: int, window: Window, group: int) -> Varia
     channels, cells = x.shape[1], math.prod(window.size)
     if group == 1:
         few = channels * cells <= FEW_TERMS and math.prod(window.strides) > 1
-        large = x.shape[0] * math.prod(window.output) * LARGE_KERNEL <= outputs
+        large = x.shape[0] * math.prod(window.output) * LARGE_KERNEL <= outputs and cells <= MOST_CELLS
         return patch_convolution if cells == 1 or few or large else channels_last_convolution
     return depthwise_convolution if group == channels else grouped_convolution
 

@@ -23,6 +23,7 @@ SHAPES = {
     "strides that leave cells unread": ((1, 2, 8, 8), (2, 2, 3, 3), {"strides": (2, 2), "pads": (0, 0, 1, 0)}),
     "far fewer windows than channels": ((1, 6, 2, 2), (32, 6, 3, 2), {"pads": (1, 0, 1, 1)}),
     "far fewer windows than channels, dilations": ((1, 6, 3, 3), (64, 6, 2, 3), {"dilations": (2, 1), "pads": (1, 0, 1, 1)}),
+    "few windows of many cells": ((1, 1, 1, 160), (40, 1, 1, 96), {"strides": (1, 32)}),
     "1x1": ((2, 3, 4, 5), (6, 3, 1, 1), {}),
     "1x1 with strides": ((1, 3, 5, 4), (2, 3, 1, 1), {"strides": (2, 2)}),
     "1x1 with padding": ((1, 3, 4, 4), (2, 3, 1, 1), {"strides": (2, 1), "pads": (1, 0, 0, 2)}),
@@ -93,6 +94,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(data, kernel, a
 VARIANTS = {
     "plain": convolution.channels_last_convolution,
     "far fewer windows than channels": convolution.patch_convolution,
+    "few windows of many cells": convolution.channels_last_convolution,
     "1x1 with padding": convolution.patch_convolution,
     "depthwise": convolution.depthwise_convolution,
     "depthwise, channel multiplier": convolution.depthwise_convolution,
