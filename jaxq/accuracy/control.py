@@ -17,7 +17,6 @@ from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, Ranking, Search
 from jaxq.accuracy.rankings import Rankings
 from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
-from jaxq.accuracy.runtime import confirmed
 from jaxq.accuracy.search import bisect, one_by_one, refine, relax
 from jaxq.accuracy.space import ESTIMATORS, NAMED, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, encoding_arrays, key
@@ -55,7 +54,6 @@ class Control:
     ):
         self.prepared, self.advanced, self.state = prepared, advanced, state
         self.journal = Journal(started, state.folder, on_step)
-        self.runtime: dict[str, float] = {}
         self.out_of_budget = False
         if state.foreign:
             self.journal.note(
@@ -76,13 +74,18 @@ class Control:
             self.goals = self.set_goals(max_drop, drop_type)
         self.candidates = Candidates(self.validation, self.goals, self.state, self.journal, self.check_time)
         self.rankings = self.open_rankings()
-        status = MISSED
         try:
-            if self.search():
-                status = REACHED
+            self.search()
+            if self.reached and not self.candidates.confirm():
+                self.journal.note(
+                    "no candidate that is within the limit in simulation is so in ONNX Runtime; the search goes on, with the "
+                    "files of such candidates in ONNX Runtime"
+                )
+                self.candidates.in_doubt = True
+                self.search()
         except OutOfTime:
             self.out_of_budget = True
-            status = REACHED if self.reached else MISSED
+            self.candidates.confirm()
             self.journal.note(self.out_of_time())
         except KeyboardInterrupt as interrupt:
             self.tell(INTERRUPTED)
@@ -96,34 +99,34 @@ class Control:
                 raise
             report = self.tell(MISSED)
             raise AccuracyError(f"the search was broken off: {error}", self.best_model(), report) from error
-        return self.finish(status)
+        return self.finish()
 
-    def search(self) -> bool:
-        """Looks for a setting that reaches the goals; returns whether there is one."""
+    def search(self) -> None:
+        """Looks for a setting that reaches the goals, and does as little as possible to few layers."""
         advanced = self.advanced
         start: Setting = {}
         revert = advanced.steps[-1]
         if self.trial(start, "all layers quantized") <= 0:
-            return True
+            return
         self.refuse_hopeless()
         if advanced.convert_to_mixed_preset and self.prepared.options.resolved_preset is Preset.PERFORMANCE:
             self.convert_to_mixed()
             if self.trial(start, "asymmetric activations (preset mixed)") <= 0:
-                return True
+                return
         if advanced.tune_hyperparams:
             start = self.tune()
             if self.trial(start, "the best of these") <= 0:
-                return True
+                return
         most = min(advanced.max_num_iterations or len(self.space.layers), len(self.space.layers))
         if advanced.search is Search.POT:
-            found = one_by_one(
+            one_by_one(
                 self.rankings.rank, revert, self.trial, start, self.trial(start, ""), most,
                 undo=advanced.use_prev_if_drop_increase,
             )  # fmt: skip
-            return found.reached
+            return
         found = bisect(self.rankings.rank(start), revert, self.trial, start, most, self.rankings.fewest())
         if not found.reached:
-            return self.reached
+            return
         if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
             found = refine(found, self.rankings.rank, revert, self.trial, start)
         while advanced.prune or advanced.repairs:
@@ -133,7 +136,6 @@ class Control:
             if relaxed.setting == found.setting:
                 break
             found = relaxed
-        return True
 
     def tune(self) -> Setting:
         """The best treatment of all layers alike: each range estimator that makes a difference, and no bias correction."""
@@ -244,20 +246,22 @@ class Control:
     def best_model(self) -> Model:
         """The best candidate, traced anew."""
         assert self.candidates.best is not None, "a candidate was evaluated"
-        return self.candidates.best.model(self.goals)
+        return self.candidates.best.model()
 
-    def finish(self, status: str) -> Model:
+    def finish(self) -> Model:
         """The best model, its metric in the runtime, and the last report."""
-        with self.journal.timed("runtime"):
-            self.candidates.best, self.runtime = confirmed(self.candidates, self.validation, self.journal.note)
+        best = self.candidates.best
+        assert best is not None, "a candidate was evaluated"
+        self.candidates.measure(best)
         model = self.best_model()
-        report = self.tell(status)
-        if status == REACHED:
+        report = self.tell(REACHED if self.reached else MISSED)
+        if self.reached:
             return model
-        goal = max(self.goals, key=lambda each: each.excess(report.values[each.metric]))
+        found = [(goal, values[goal.metric]) for goal in self.goals for values in best.known]
+        goal, value = max(found, key=lambda each: each[0].excess(each[1]))
         raise AccuracyError(
-            f"the accuracy target was not reached: {goal.metric} is {report.values[goal.metric]:.6g} at best, a drop of "
-            f"{goal.drop(report.values[goal.metric]):.4g} from {goal.baseline:.6g} where {goal.max_drop:g} is allowed "
+            f"the accuracy target was not reached: {goal.metric} is {value:.6g} at best, a drop of "
+            f"{goal.drop(value):.4g} from {goal.baseline:.6g} where {goal.max_drop:g} is allowed "
             f"({len(report.steps)} candidates, {report.float_layers} of {report.weight_layers} layers in float). Allow "
             f"{'more time, ' if self.out_of_budget else ''}a larger drop or more layers in "
             "float, or quantize with another preset or range estimator",
@@ -286,10 +290,10 @@ class Control:
         """The report as of now, to the listener and the folder."""
         best = self.candidates.best
         if best is None:
-            return self.journal.publish(status, self.goals, {}, self.runtime, (0, self.space.weight_layers), ())
+            return self.journal.publish(status, self.goals, {}, {}, (0, self.space.weight_layers), ())
         layers = best.float_layers, best.space.weight_layers
         return self.journal.publish(
-            status, self.goals, best.values, self.runtime, layers, tuple(self.kept(best.setting))
+            status, self.goals, best.values, best.runtime or {}, layers, tuple(self.kept(best.setting))
         )
 
     def kept(self, setting: Setting) -> Sequence[Kept]:
@@ -303,7 +307,7 @@ class Control:
             if self.advanced.ranking is Ranking.ALONE:
                 how = "quantized alone"
             why = "" if ranked is None else f"rank {rank}, gain {ranked.gain:.3g} ({how})"
-            if without is not None and without > 0:
+            if without is not None and not without.reached:
                 why += ", and quantizing it misses the target" if why else "quantizing it misses the target"
             gain = None if ranked is None else ranked.gain
             found.append(Kept(name, self.space.layers[name].op, step, rank, gain, why or "reverted with others"))

@@ -12,7 +12,7 @@ from models import integer_network
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import control, rankings
+from jaxq.accuracy import candidates, control, rankings
 from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
@@ -134,6 +134,31 @@ def test_the_written_file_keeps_what_the_search_promised(planted, tmp_path):
     assert json.loads(loaded.metadata["jaxq.kept"]) == {BAD: FLOAT}
 
 
+@pytest.mark.parametrize("layer", ["Conv_conv0", BAD])
+def test_the_search_goes_on_where_the_file_misses_what_the_simulation_promised(layer, monkeypatch, tmp_path):
+    def file_needs_it(validation, model):
+        return {"validation_fn": float(layer in json.loads(model.metadata["jaxq.kept"]))}
+
+    monkeypatch.setattr(candidates, "in_runtime", file_needs_it)
+    reports = []
+    folder = Parameters(intermediate_model_dir=tmp_path)
+    model = run(max_drop=0.2, reports=reports, advanced_accuracy_restorer_parameters=folder)
+    assert reports[-1].steps[0].reached
+    assert reports[-1].status == "reached"
+    assert reports[-1].runtime_values == {"validation_fn": 1.0}
+    assert json.loads(model.metadata["jaxq.kept"]) == {layer: FLOAT}
+    assert json.loads(jaxq.load(tmp_path / "best.onnx").metadata["jaxq.kept"]) == {layer: FLOAT}
+    assert "in simulation" in reports[-1].notes[0]
+    assert "the search goes on" in reports[-1].notes[1]
+
+
+def test_a_target_that_no_file_reaches_in_the_runtime_is_missed(monkeypatch):
+    monkeypatch.setattr(candidates, "in_runtime", lambda validation, model: {"validation_fn": 0.25})
+    with pytest.raises(AccuracyError, match=r"is 0\.25 at best, a drop of 0\.75") as caught:
+        run(max_drop=0.2)
+    assert caught.value.report.status == "not reached"
+
+
 def test_one_by_one_finds_the_same_layer(planted):
     reports = []
     run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(search="pot"))
@@ -203,7 +228,7 @@ def test_several_metrics_all_have_to_hold():
 
 def test_the_number_of_compilations_does_not_depend_on_the_number_of_layers(monkeypatch):
     # writing a file rounds each shape of weight apart
-    monkeypatch.setattr(control, "confirmed", lambda candidates, *_: (candidates.best, {}))
+    monkeypatch.setattr(candidates.Candidates, "measure", lambda self, candidate: None)
     counts = {}
     for length in (2, 5):
         monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
