@@ -17,7 +17,7 @@ from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, Ranking, Search
 from jaxq.accuracy.rankings import Rankings
 from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
-from jaxq.accuracy.search import bisect, one_by_one, refine, relax
+from jaxq.accuracy.search import bisect, one_by_one, put_back, refine, repair
 from jaxq.accuracy.space import ESTIMATORS, NAMED, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, encoding_arrays, key
 from jaxq.accuracy.validation import EXACT
@@ -75,6 +75,26 @@ class Control:
         self.candidates = Candidates(self.validation, self.goals, self.state, self.journal, self.check_time)
         self.rankings = self.open_rankings()
         try:
+            self.search_in_time()
+            return self.finish()
+        except KeyboardInterrupt as interrupt:
+            self.tell(INTERRUPTED)
+            if self.state.folder is not None:
+                interrupt.add_note(
+                    f"the best model so far is {self.state.folder / 'best.onnx'}; the same call goes on from here"
+                )
+            raise
+        except AccuracyError:
+            raise
+        except JaxqError as error:
+            if self.candidates.best is None:
+                raise
+            report = self.tell(MISSED)
+            raise AccuracyError(f"the search was broken off: {error}", self.best_model(), report) from error
+
+    def search_in_time(self) -> None:
+        """Searches until there is a candidate whose file is within the limit, too, or nothing is left to try, or no time."""
+        try:
             self.search()
             if self.reached and not self.candidates.confirm():
                 self.journal.note(
@@ -87,19 +107,6 @@ class Control:
             self.out_of_budget = True
             self.candidates.confirm()
             self.journal.note(self.out_of_time())
-        except KeyboardInterrupt as interrupt:
-            self.tell(INTERRUPTED)
-            if self.state.folder is not None:
-                interrupt.add_note(
-                    f"the best model so far is {self.state.folder / 'best.onnx'}; the same call goes on from here"
-                )
-            raise
-        except JaxqError as error:
-            if self.candidates.best is None:
-                raise
-            report = self.tell(MISSED)
-            raise AccuracyError(f"the search was broken off: {error}", self.best_model(), report) from error
-        return self.finish()
 
     def search(self) -> None:
         """Looks for a setting that reaches the goals, and does as little as possible to few layers."""
@@ -117,25 +124,27 @@ class Control:
             start = self.tune()
             if self.trial(start, "the best of these") <= 0:
                 return
-        most = min(advanced.max_num_iterations or len(self.space.layers), len(self.space.layers))
+        layers = len(self.space.layers)
         if advanced.search is Search.POT:
             one_by_one(
-                self.rankings.rank, revert, self.trial, start, self.trial(start, ""), most,
+                self.rankings.rank, revert, self.trial, start, self.trial(start, ""),
+                advanced.max_num_iterations or 2 * layers,  # one that is undone counts, but never two in a row are
                 undo=advanced.use_prev_if_drop_increase,
             )  # fmt: skip
             return
+        most = min(advanced.max_num_iterations or layers, layers)
         found = bisect(self.rankings.rank(start), revert, self.trial, start, most, self.rankings.fewest())
         if not found.reached:
             return
         if advanced.ranking is not Ranking.ALONE:  # that is the same whatever else is reverted
             found = refine(found, self.rankings.rank, revert, self.trial, start)
-        while advanced.prune or advanced.repairs:
-            # until nothing more can be put back: what one layer costs depends on the others
-            order = self.rankings.costs(found.setting, start)
-            relaxed = relax(found, order, advanced.steps, self.trial, start)
-            if relaxed.setting == found.setting:
+        while advanced.prune:  # until nothing more can be put back: what one layer costs depends on the others
+            fewer = put_back(found, self.rankings.costs(found.setting, start), self.trial, start)
+            if fewer.setting == found.setting:
                 break
-            found = relaxed
+            found = fewer
+        if advanced.repairs:
+            repair(found, self.rankings.costs(found.setting, start), advanced.steps, self.trial)
 
     def tune(self) -> Setting:
         """The best treatment of all layers alike: each range estimator that makes a difference, and no bias correction."""

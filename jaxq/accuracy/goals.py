@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxq.accuracy.options import DropType
 from jaxq.errors import ConfigError
 
-ROUNDING = 1e-9  # 0.93 - 0.92 is a little more than 0.01 in floats
+ROUNDING = 1e-9  # of the metric: 0.93 - 0.92 is a little more than 0.01 in floats
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Goal:
     def excess(self, value: float) -> float:
         """How far the drop is above the limit; 0 or less: the goal is reached. Comparable between metrics."""
         over = self.drop(value) - self.max_drop
-        if over <= ROUNDING * max(1.0, self.max_drop):
-            over = min(over, 0.0)
         scale = abs(self.baseline) if self.drop_type is DropType.ABSOLUTE else 1.0
+        if over <= ROUNDING * max(scale, self.max_drop):
+            over = min(over, 0.0)
         return over / scale if scale > 0 else over
 
     def check(self) -> None:

@@ -83,7 +83,8 @@ class AdvancedAccuracyRestorerParameters:
     """How the layers that stay in float are searched for; names as in NNCF and POT.
 
     Attributes:
-      max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`); None: all, if need be.
+      max_num_iterations: at most so many layers are reverted (POT: `max_iter_num`), with search="pot" in so many trials; None:
+        all, if need be.
       ranking_subset_size: the samples that layers are ranked on, those that quantization hurts most; None: 8 where the ranking
         is "alone", which takes 32 at most, 32 where it is by gradient, 300 where it is exact.
       ranking: "alone", "gradient" or "exact".
@@ -95,12 +96,12 @@ class AdvancedAccuracyRestorerParameters:
       convert_to_mixed_preset: where the target is missed with symmetric activations, try asymmetric ones first.
       base_algorithm: what quantizes the model at the beginning; "DefaultQuantization" is the only one.
       metrics: several metrics, each of which has to stay within the drop: names, or {"name", "baseline_value"}. With a baseline
-        value for each, the float model is not evaluated on all of the data.
-      metric_subset_ratio: with baseline values: the part of the data on which the float model is compared with the quantized one.
+        value for each, the float model is evaluated only where the quantized one misses a limit.
+      metric_subset_ratio: with baseline values: the first part of the data, from which the samples for rankings are chosen.
       restore_mode: "only_activations" keeps the weights of reverted layers rounded.
-      repairs: what to try for a layer before it goes back to float, of "range_estimator", "bias_correction", "int16_activations"
-        and "int8_weights". Tried in the order of their cost; the first that suffices is kept.
-      prune: at the end, try to put back each reverted layer.
+      prune: at the end, try to put back reverted layers.
+      repairs: search="bisect": what to try at the end for a layer in place of float, of "range_estimator", "bias_correction",
+        "int16_activations" and "int8_weights". Tried in the order of their cost; the first that suffices is kept.
       time_budget: seconds after which the search ends with the best model so far.
       intermediate_model_dir: a folder for the best model so far and the state of the search; with it, the same call goes on
         after it was broken off.
@@ -118,8 +119,8 @@ class AdvancedAccuracyRestorerParameters:
     metrics: tuple[MetricOptions, ...] = ()
     metric_subset_ratio: float = 0.5
     restore_mode: RestoreMode = RestoreMode.ACTIVATIONS_AND_WEIGHTS
-    repairs: tuple[str, ...] = ()
     prune: bool = True
+    repairs: tuple[str, ...] = ()
     time_budget: float | None = None
     intermediate_model_dir: str | os.PathLike[str] | None = None
 
@@ -151,6 +152,10 @@ class AdvancedAccuracyRestorerParameters:
                 raise ConfigError(
                     f"repairs: {name!r} is not known; expected some of {', '.join(REPAIRS)}{did_you_mean(str(name), REPAIRS)}"
                 )
+        if repairs and self.search is Search.POT:
+            raise ConfigError(
+                "repairs: search='pot' takes layers back to float only; leave repairs away, or take search='bisect'"
+            )
         put("repairs", repairs)
         metrics: Any = self.metrics
         metrics = (metrics,) if isinstance(metrics, str | Mapping | MetricOptions) else tuple(metrics)

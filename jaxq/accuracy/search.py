@@ -21,6 +21,11 @@ class Found:
     reached: bool
 
 
+def changed(start: Setting, steps: Setting) -> Setting:
+    """The setting with some layers treated otherwise; these stand behind all others, in their order."""
+    return {**{layer: step for layer, step in start.items() if layer not in steps}, **steps}
+
+
 def bisect(order: Sequence[str], revert: str, trial: Trial, start: Setting, most: int, first: int = 1) -> Found:
     """The shortest beginning of the ranked list that, reverted, reaches the goal.
 
@@ -31,7 +36,7 @@ def bisect(order: Sequence[str], revert: str, trial: Trial, start: Setting, most
     most = min(most, len(order))
 
     def beginning(length: int) -> Setting:
-        return {**start, **dict.fromkeys(order[:length], revert)}
+        return changed(start, dict.fromkeys(order[:length], revert))
 
     failed, length = 0, first
     while True:
@@ -56,34 +61,32 @@ def refine(found: Found, rank: Rank, revert: str, trial: Trial, start: Setting) 
     The first ranking is that of the fully quantized model; what the rest costs once the worst layers are gone is another matter.
     """
     while found.reached:
-        changed = [layer for layer in found.setting if layer not in start]
-        if len(changed) < SMALL:
+        reverted = [layer for layer, step in found.setting.items() if step != start.get(layer)]
+        if len(reverted) < SMALL:
             break
-        half = {**start, **{layer: found.setting[layer] for layer in changed[: len(changed) // 2]}}
-        better = bisect(rank(half), revert, trial, half, len(changed) - len(changed) // 2 - 1)
+        half = changed(start, dict.fromkeys(reverted[: len(reverted) // 2], revert))
+        better = bisect(rank(half), revert, trial, half, len(reverted) - len(reverted) // 2 - 1)
         if not better.reached:
             break
         found = better
     return found
 
 
-def relax(found: Found, order: Sequence[str], steps: Sequence[str], trial: Trial, start: Setting) -> Found:
-    """Does less to the layers, as long as the goal is reached: nothing at all, or the cheapest step that suffices.
+def put_back(found: Found, order: Sequence[str], trial: Trial, start: Setting) -> Found:
+    """Does to fewer layers what was done to them, as long as the goal is reached.
 
-    Put back are, in this order: as many at once as the goal allows, by bisection; then single ones, until PATIENCE of them
-    in a row miss the goal. Only those that cannot be put back are repaired.
+    As many as the goal allows are put back at once, by bisection; then single ones, until PATIENCE in a row miss the goal.
 
     Args:
       order: the layers, those first that cost least when they are put back.
-      steps: what can be done to a layer, cheapest first; the last is what was done.
       start: what is done to a layer that is put back.
     """
 
-    def without(setting: Setting, layers: Sequence[str]) -> dict[str, str]:
+    def without(setting: Setting, layers: Sequence[str]) -> Setting:
         kept = {name: step for name, step in setting.items() if name not in layers}
         return {**kept, **{name: start[name] for name in layers if name in start}}
 
-    setting, good, bad = dict(found.setting), 0, len(order) + 1
+    setting, good, bad = found.setting, 0, len(order) + 1
     count = 1
     while good < len(order) and bad - good > 1:
         if trial(without(setting, order[:count]), f"{count} put back: {', '.join(order[:count])}") <= 0:
@@ -91,17 +94,27 @@ def relax(found: Found, order: Sequence[str], steps: Sequence[str], trial: Trial
         else:
             bad = count
         count = min(2 * good, len(order)) if bad > len(order) else (good + bad) // 2
-    setting = without(setting, order[:good])
-    left, failures = list(order[good:]), 0
-    for layer in left:
+    setting, failures = without(setting, order[:good]), 0
+    for layer in order[good:]:
         if failures == PATIENCE:
             break
         if trial(without(setting, [layer]), f"{layer} put back") <= 0:
             setting, failures = without(setting, [layer]), 0
         else:
             failures += 1
-    for layer in left:
-        for step in steps[: steps.index(setting[layer])] if layer in setting and setting[layer] in steps else ():
+    return Found(setting, True)
+
+
+def repair(found: Found, order: Sequence[str], steps: Sequence[str], trial: Trial) -> Found:
+    """Does to each layer the cheapest step with which the goal is still reached, in place of what was done to it.
+
+    Args:
+      order: the layers, those first that cost least.
+      steps: what can be done to a layer, cheapest first; the last is what was done.
+    """
+    setting = dict(found.setting)
+    for layer in order:
+        for step in steps[:-1] if setting.get(layer) == steps[-1] else ():
             if trial({**setting, layer: step}, f"{layer}: {step}") <= 0:
                 setting[layer] = step
                 break

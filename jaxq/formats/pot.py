@@ -159,6 +159,9 @@ class AccuracyParams(DefaultParams):
     tune_hyperparams: bool = False
     annotation_free: bool = False
     annotation_conf_threshold: float = 0.6
+    # jaxq's own, for the loop that POT runs: search "pot" with ranking "exact"
+    search: Literal["bisect", "pot"] = "bisect"
+    ranking: Literal["alone", "gradient", "exact"] = "alone"
 
 
 class DefaultAlgorithm(Section):

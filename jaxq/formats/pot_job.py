@@ -362,5 +362,12 @@ def _accuracy(params: AccuracyParams, engine: Engine) -> dict[str, Any]:
     renamed = {"maximal_drop": "max_drop", "max_iter_num": "max_num_iterations"}
     own = set(AccuracyParams.model_fields) - set(DefaultParams.model_fields)
     found = {renamed.get(key, key): value for key, value in params.model_dump(include=own, exclude_none=True).items()}
+    if "use_prev_if_drop_increase" in params.model_fields_set and params.search != "pot":
+        warnings.warn(
+            f'{PARAMS}.use_prev_if_drop_increase has no effect on the bisection that jaxq searches with; "search": "pot" runs '
+            "the loop that it belongs to",
+            JaxqWarning,
+            stacklevel=2,
+        )
     metrics = params.metrics or engine.metrics
     return found | ({"metrics": [each.model_dump(exclude_none=True) for each in metrics]} if metrics else {})

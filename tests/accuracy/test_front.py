@@ -557,20 +557,50 @@ def test_the_preparation_of_a_search_is_that_of_quantize():
 def test_layers_are_put_back_until_none_can_be(monkeypatch):
     """What one layer costs depends on the others: one that could not be put back at first can be later."""
     rounds = []
-    relax = control.relax
+    put_back = control.put_back
 
     def one_each_round(found, order, *rest):
         rounds.append(dict(found.setting))
         left = dict(found.setting)
         if len(left) > 1:
             left.popitem()
-        return type(found)(left, True) if len(rounds) < 3 else relax(found, order, *rest)
+        return type(found)(left, True) if len(rounds) < 3 else put_back(found, order, *rest)
 
     def spoilt(given, *rest):
         return ruined(ruined(ruined(control_base(given, *rest), "Conv_conv0"), BAD), "Conv_conv2")
 
     monkeypatch.setattr(control, "open_base", spoilt)
-    monkeypatch.setattr(control, "relax", one_each_round)
+    monkeypatch.setattr(control, "put_back", one_each_round)
     run(max_drop=0.1)
     assert len(rounds) >= 3
     assert len(rounds[0]) > len(rounds[1]) > len(rounds[2])
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_repairs_and_putting_back_are_asked_for_apart(prune, planted, monkeypatch):
+    calls = []
+    put_back = control.put_back
+    monkeypatch.setattr(control, "put_back", lambda *given: calls.append("put back") or put_back(*given))
+    reports = []
+    advanced = Parameters(prune=prune, repairs=("int8_weights",))
+    run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    assert bool(calls) == prune
+    assert f"{BAD}: {WEIGHTS}" in [step.what for step in reports[-1].steps]
+
+
+def test_an_interrupted_confirmation_says_where_the_best_model_is(planted, monkeypatch, tmp_path):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(control.Candidates, "confirm", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(max_drop=0.1, advanced_accuracy_restorer_parameters=Parameters(intermediate_model_dir=tmp_path))
+    assert "best.onnx" in caught.value.__notes__[0]
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "interrupted"
+
+
+def test_a_float_model_below_the_target_is_said_in_plain_words():
+    advanced = Parameters(metrics=({"name": "top1", "baseline_value": 2.0},))
+    with pytest.raises(AccuracyError) as caught:
+        run(None, None, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
+    assert str(caught.value).startswith("the float model itself is below the target")

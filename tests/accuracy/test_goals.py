@@ -23,6 +23,10 @@ def test_a_drop_of_exactly_the_limit_is_within_it():
     assert goal(0.93).excess(0.9199) > 0
 
 
+def test_the_limit_of_a_tiny_metric_is_kept():
+    assert goal(1e-10, 1e-11, higher=False).excess(9e-10) > 0
+
+
 def test_nan_never_reaches_a_goal():
     assert math.isinf(goal().excess(math.nan))
 

@@ -13,6 +13,7 @@ from jaxq.errors import ConfigError
         ({"search": "greedy"}, "expected one of"),
         ({"repairs": ["int8_weight"]}, "did you mean 'int8_weights'"),
         ({"max_num_iterations": 0}, "at least 1"),
+        ({"search": "pot", "repairs": "int8_weights"}, "leave repairs away"),
         ({"ranking_subset_size": 1.5}, "an integer"),
         ({"metric_subset_ratio": 0}, "above 0"),
         ({"time_budget": -1}, "above 0"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxq.accuracy.search import Found, bisect, one_by_one, refine, relax
+from jaxq.accuracy.search import Found, bisect, one_by_one, put_back, refine, repair
 
 LAYERS = [f"layer{number}" for number in range(16)]
 
@@ -41,8 +41,8 @@ def test_whatever_the_ranking_only_culprits_stay_reverted(culprits, order):
     trial = Trials(culprits)
     found = bisect(order, "float", trial, {}, len(LAYERS))
     assert found.reached
-    relaxed = relax(found, sorted(found.setting, key=lambda layer: layer in culprits), ["float"], trial, {})
-    assert relaxed.setting.keys() == culprits
+    fewer = put_back(found, sorted(found.setting, key=lambda layer: layer in culprits), trial, {})
+    assert fewer.setting.keys() == culprits
 
 
 @given(st.sets(st.sampled_from(LAYERS), min_size=1), st.integers(1, 40))
@@ -62,20 +62,14 @@ def test_bisection_says_that_all_allowed_reverts_are_not_enough():
 
 def test_the_cheapest_repair_that_suffices_is_taken():
     trial = Trials({"layer0", "layer1"}, {"layer0": "cheap"})
-    found = relax(
-        Found({"layer0": "float", "layer1": "float"}, True), ["layer0", "layer1"], ["cheap", "float"], trial, {}
-    )
+    found = repair(Found({"layer0": "float", "layer1": "float"}, True), ["layer0", "layer1"], ["cheap", "float"], trial)
     assert found.setting == {"layer0": "cheap", "layer1": "float"}
 
 
 def test_a_layer_is_put_back_to_what_it_was_at_the_start():
     trial = Trials({"layer1"})
-    found = relax(
-        Found({"layer0": "float", "layer1": "float"}, True),
-        ["layer0", "layer1"],
-        ["float"],
-        trial,
-        {"layer0": "minmax"},
+    found = put_back(
+        Found({"layer0": "float", "layer1": "float"}, True), ["layer0", "layer1"], trial, {"layer0": "minmax"}
     )
     assert found.setting == {"layer0": "minmax", "layer1": "float"}
 
@@ -90,6 +84,23 @@ def test_ranking_anew_finds_fewer_layers_than_a_bad_first_ranking():
         return [layer for layer in order_with(culprits) if layer not in setting]
 
     assert len(refine(first, rank, "float", trial, {}).setting) < 10
+
+
+def test_ranking_anew_works_from_a_start_that_names_all_layers():
+    """As `tune_hyperparams` leaves it."""
+    culprits = {"layer0", "layer1", "layer9"}
+    start = dict.fromkeys(LAYERS, "mse")
+
+    def rank(setting):
+        return [layer for layer in order_with(culprits) if setting.get(layer) != "float"]
+
+    def reverted(found):
+        return {layer for layer, step in found.setting.items() if step == "float"}
+
+    trial = Trials(culprits)
+    first = bisect(LAYERS, "float", trial, start, 16)
+    assert len(reverted(first)) == 10
+    assert culprits <= reverted(refine(first, rank, "float", trial, start)) < reverted(first)
 
 
 def test_one_by_one_stops_at_the_first_setting_that_reaches_the_goal():
@@ -138,3 +149,17 @@ def test_one_by_one_ends_even_if_every_revert_makes_it_worse():
     found = one_by_one(lambda s: [x for x in LAYERS if x not in s], "float", trial, {}, 1.0, 40)
     assert found == Found({}, False)
     assert len(settings) <= 40
+
+
+def test_one_by_one_comes_to_the_end_of_the_layers_whatever_is_undone_on_the_way():
+    """Two trials for each layer are enough: of two in a row at most one is undone."""
+    worse = {"layer1", "layer2", "layer3"}  # make things worse, and all are needed
+    layers = [f"layer{number}" for number in range(6)]
+
+    def trial(setting, why):
+        return 0.0 if len(setting) == len(layers) else 1.0 - 0.1 * len(setting) + 0.5 * len(worse & setting.keys())
+
+    found = one_by_one(
+        lambda setting: [layer for layer in layers if layer not in setting], "float", trial, {}, 1.0, 2 * len(layers)
+    )
+    assert found.reached

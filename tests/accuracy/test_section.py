@@ -28,6 +28,17 @@ def test_an_unknown_key_gives_the_nearest_one():
         read_section({"max_dorp": 0.1})
 
 
+@pytest.mark.parametrize("given", ["accuracy", {"name": "accuracy"}, [{"name": "accuracy"}]])
+def test_one_metric_may_stand_without_a_list(given):
+    arguments, _ = read_section({"metrics": given})
+    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1"),)
+
+
+def test_one_key_under_two_names_is_refused():
+    with pytest.raises(ConfigError, match=r"accuracy\.maximal_drop and accuracy\.max_drop are the same"):
+        read_section({"maximal_drop": 0.01, "max_drop": 0.02})
+
+
 @pytest.fixture
 def job(tmp_path):
     onnx.save(chain(), tmp_path / "model.onnx")

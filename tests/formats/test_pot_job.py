@@ -385,6 +385,11 @@ def test_accuracy_aware_quantization_is_read(folder):
     assert job.accuracy["max_drop"] == 0.005
     assert job.accuracy["max_num_iterations"] == 30
     assert job.accuracy["metrics"] == [{"name": "accuracy", "baseline_value": 0.72}]
+    with pytest.warns(JaxqWarning, match=r'use_prev_if_drop_increase has no effect .* "search": "pot"'):
+        read_any(written(folder, {**params, "use_prev_if_drop_increase": False}, edit))
+    own = {"search": "pot", "ranking": "exact", "use_prev_if_drop_increase": False}
+    job, _ = read_any(written(folder, {**params, **own}, edit))
+    assert own.items() <= job.accuracy.items()
 
 
 # ---------------------------------------------------------------------------------------------------------------- engine
