@@ -12,10 +12,8 @@ from jaxq.errors import ConfigError, did_you_mean
 CALL = ("max_drop", "drop_type", "metric", "validation")
 POT_NAMES = {"maximal_drop": "max_drop", "max_iter_num": "max_num_iterations"}
 POT_METRICS = {"accuracy": "top1", "accuracy@top1": "top1", "accuracy@top5": "top5", "mean_iou": "miou"}
-ANNOTATIONS = (
-    "annotation_free",
-    "annotation_conf_threshold",
-)  # POT: predictions of the float model stand in for labels
+# POT: predictions of the float model stand in for labels.
+ANNOTATIONS = ("annotation_free", "annotation_conf_threshold")
 
 
 def read_section(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -131,9 +131,8 @@ class Walks:
         self.weights, self.encodings = rounded_params(self.params, encodings)
         self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
-        self.still = {
-            site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites
-        }  # moves nothing
+        # Targets that move nothing.
+        self.still = {site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites}
 
     def exact(self, static: FrozenDict[str, Literal], batch: Batch) -> Sums:
         """What the float network gives at the sites."""
