@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
 from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
@@ -292,9 +291,8 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
 
 def mean_of_channels(x: jax.Array, axis: int) -> jax.Array:
     """The mean of each channel over all positions, float32 [C]; 0 where there are none."""
-    x = jnp.moveaxis(x, axis, -1)
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
-    return x.mean(0) if len(x) else x.sum(0)
+    table = positions_by_channels(x, axis)
+    return table.mean(0) if len(table) else table.sum(0)
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxq.fusion import channel_count, owned
 from jaxq.graph import Graph, Node
 from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 from jaxq.quantizer import fake_quantize_array
 
 # Gates of the recurrent operators, as rows of W and R in units of the hidden size: those whose state enters as it is.
@@ -115,7 +115,8 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
         return jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
-        return jnp.stack([_channels_last(x, axis % (x.ndim - 1) + 1).mean(1) for x in tensors])
+        table = jax.vmap(functools.partial(positions_by_channels, axis=axis))
+        return jnp.stack([table(x).mean(1) for x in tensors])
 
     def update(state: jax.Array, measured: jax.Array, index: jax.Array) -> jax.Array:
         return state.at[:, index].set(measured, mode="drop")
@@ -124,18 +125,6 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
         return jnp.where(jnp.isnan(a), b, a)
 
     return Observer(init, measure, update, merge)
-
-
-def _channels_last(x: jax.Array, axis: int) -> jax.Array:
-    """x [B, ...] as float32 [B, positions, channels]."""
-    x = jnp.moveaxis(x, axis, -1)
-    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
-
-
-def mean_over_samples(means: np.ndarray) -> np.ndarray | None:
-    """[samples, channels] -> [channels], in an order of its own, so that the samples' order does not matter; None: none seen."""
-    seen = means[~np.isnan(means).any(axis=1)].astype(np.float64)
-    return np.sort(seen, axis=0).mean(axis=0) if len(seen) else None
 
 
 def mean_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
