@@ -376,9 +376,10 @@ def mean_over_samples(values: np.ndarray) -> np.ndarray | None:
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """x [B, ...] as float32 [B, elements], in an order that costs nothing.
+    """The elements of each sample as one row: x [B, ...] as float32 [B, elements].
 
-    Convolutions work channels-last inside.
+    Which comes first does not matter to any statistic. So images are read with their channels last: convolutions leave them so
+    in memory, and nothing is moved.
     """
     if x.ndim >= 5:  # [B, 1, C, H, W]
         x = jnp.moveaxis(x, 2, -1)
