@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.biases import moved_biases
 from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
@@ -80,7 +81,7 @@ class BiasCorrection:
             wanted = walks.exact(static, batch)
             found = walks.moved(static, batch, wanted, missing)
             exact, missing = exact.plus(wanted), missing.plus(wanted.minus(found))
-        moved = self.corrected(model.params, exact.means(), missing.means())
+        moved = moved_biases(model.params, self.by_bias(missing), self.by_bias(exact), self.threshold)
         biases = {site.bias: moved[site.bias] for site in self.sites}
         noise = np.zeros(2)
         unseen = list(itertools.islice(stream, self.checks)) or list(itertools.islice(samples, self.checks))
@@ -90,17 +91,10 @@ class BiasCorrection:
                 noise[position] += relative_noise(outputs, walks.outputs(static, batch, changed), batch.real)
         return model if noise[0] < noise[1] else model.replace(params=moved)
 
-    def corrected(
-        self, params: Mapping[str, Any], exact: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
-        """The params with the biases moved by the mean of what was missing, where that is no more than the threshold allows."""
-        moved = dict(params)
-        for site in self.sites:
-            bias, shift = np.asarray(params[site.bias], np.float64), missing[site.output]
-            size = max(np.abs(bias).max(initial=0.0), np.abs(exact[site.output]).max(initial=0.0))
-            if np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= self.threshold * size:
-                moved[site.bias] = (bias + shift).astype(params[site.bias].dtype)
-        return moved
+    def by_bias(self, sums: Sums) -> dict[str, np.ndarray]:
+        """The mean at each site, under the name of its bias."""
+        means = sums.means()
+        return {site.bias: means[site.output] for site in self.sites}
 
 
 @dataclass(frozen=True)
