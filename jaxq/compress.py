@@ -242,9 +242,8 @@ def insensitive(
         return {site.param for site, _ in usable}
     needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site, _ in usable}
     moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples else {}
-    moments = {
-        name: each for name, each in moments.items() if np.any(each)
-    }  # not of what the host runs, or a loop's body
+    # There are none of what the host runs, or a loop's body.
+    moments = {name: each for name, each in moments.items() if np.any(each)}
     errors = {
         site.param: output_error(np.asarray(model.params[site.param]), scheme, site.axis, moments.get(site.data))
         for site, scheme in usable

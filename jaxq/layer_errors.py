@@ -57,13 +57,17 @@ class LayerErrors:
         return cls(model.replace(graph=graph), work.copies, work.squares)
 
     def measure(
-        self, encodings: Mapping[str, QuantParams], samples: Sequence[Mapping[str, Any]]
+        self, encodings: Mapping[str, QuantParams], samples: Sequence[Mapping[str, Any]], batch_size: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Tensor -> sums over the samples of mean (squared error, square), float64 [1 + layers, 2], as in `squares`."""
+        """Tensor -> sums over the samples of mean (squared error, square), float64 [1 + layers, 2], as in `squares`.
+
+        `batch_size` samples are run at a time; None chooses.
+        """
         rounding = {self.copies[name]: each for name, each in encodings.items() if name in self.copies}
         mean = sample_statistics((SampleStatistic("mean"),))
         needs = {name: mean for pairs in self.squares.values() for pair in pairs for name in pair}
-        found = collect(self.model.replace(encodings={**self.model.encodings, **rounding}), [needs], samples)[0]
+        model = self.model.replace(encodings={**self.model.encodings, **rounding})
+        found = collect(model, [needs], samples, batch_size=batch_size)[0]
         return {
             name: np.array([sums(found[error], found[exact]) for error, exact in pairs])
             for name, pairs in self.squares.items()

@@ -360,10 +360,26 @@ def _widened(counts: jax.Array, exponent: jax.Array, wanted: jax.Array) -> jax.A
     return jnp.zeros_like(counts).at[..., target].add(counts)
 
 
-def _rows(x: jax.Array) -> jax.Array:
-    """x [B, ...] as float32 [B, elements], in an order that costs nothing.
+def positions_by_channels(x: jax.Array, axis: int) -> jax.Array:
+    """A sample's tensor x as a table, float32 [positions, channels]; `axis` is that of its channels."""
+    x = jnp.moveaxis(x, axis, -1)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # -1 would not do where one of them is 0
 
-    Convolutions work channels-last inside.
+
+def mean_over_samples(values: np.ndarray) -> np.ndarray | None:
+    """The mean of values [samples, channels] over the samples that have been seen, float64 [channels]; None: there are none.
+
+    It is taken in an order of its own, so that the samples' order does not matter.
+    """
+    seen = values[~np.isnan(values).any(axis=1)].astype(np.float64)
+    return np.sort(seen, axis=0).mean(axis=0) if len(seen) else None
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """The elements of each sample as one row: x [B, ...] as float32 [B, elements].
+
+    Which comes first does not matter to any statistic. So images are read with their channels last: convolutions leave them so
+    in memory, and nothing is moved.
     """
     if x.ndim >= 5:  # [B, 1, C, H, W]
         x = jnp.moveaxis(x, 2, -1)

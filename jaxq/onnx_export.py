@@ -75,9 +75,8 @@ def save(
     check_writable(target)
     written = to_ir(to_matmul_nbits(model) if matmul_nbits else model)
     if any(output.shape is None for output in written.graph.outputs):
-        ShapeInferencePass()(
-            written
-        )  # the standard wants the rank of each output; some files that are read do not say it
+        # The standard wants the rank of each output; some files that are read do not say it.
+        ShapeInferencePass()(written)
     if external_data is None:
         tensors = [value.const_value for value in written.graph.initializers.values()]
         size = sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -85,6 +85,7 @@ class Prepared:
                 estimator or advanced.activations_range_estimator_params or ACTIVATIONS
             ),
             weights=RangeEstimatorParametersSet.of(advanced.weights_range_estimator_params or WEIGHTS),
+            batch_size=self.options.batch_size,
         )
 
     def correction(self) -> list[Algorithm]:

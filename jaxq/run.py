@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,11 +90,9 @@ def run_file(
             raise
         model, missed = error.best, error
     except JaxqError as error:
-        files = {"model": job.model, "data": job.data.source}
-        keys = [key for key, file in files.items() if repr(file) in str(error)]  # the file to blame is named
-        keys += [word for word in places.keys() - files.keys() if str(error).startswith(word)]
-        if keys or isinstance(error, ConfigError):
-            error.args = (f"{path}: {places[keys[0]]}: {error}" if keys else f"{path}: {error}",)
+        place = _place(str(error), job, places)
+        if place or isinstance(error, ConfigError):
+            error.args = (f"{path}: {place}{error}",)
         raise
     used = int(model.metadata.get("jaxq.calibration_samples", 0))
     wanted = job.quantize.subset_size if job.quantize else None
@@ -132,23 +130,37 @@ def _output_file(job: Job, output: str | os.PathLike[str] | None) -> Path | None
     return file
 
 
-# First words of a message -> the key of jaxq's own format that it is about.
+def _place(message: str, job: Job, places: Mapping[str, str]) -> str:
+    """What stands in front of a message: the path in the file that it is about, or "" where that is not known."""
+    files = {"model": job.model, "data": job.data.source, "validation": (job.accuracy or {}).get("validation")}
+    found = [key for key, file in files.items() if key in places and file and repr(file) in message]  # the one to blame
+    found += ["data"] if message.startswith(ABOUT_DATA) else []
+    found += [words for words in places.keys() - files.keys() if message.startswith(words)]
+    place = places[found[0]] if found else ""
+    return f"{place}: " if place and not place.endswith(".") else place
+
+
+# First words of messages about calibration data that do not name their file.
+ABOUT_DATA = ("calibration sample", "the calibration data")
+
+# First words of a message -> the path in jaxq's own format that it is about; one that ends in a dot goes on in the message.
 PLACES = {
     "ignored name": "quantize.ignored_scope.names",
     "ignored pattern": "quantize.ignored_scope.patterns",
     "ignored type": "quantize.ignored_scope.types",
     "ignored subgraph": "quantize.ignored_scope.subgraphs",
     "ignored operation": "quantize.ignored_scope.operations",
-    "overrides": "quantize.advanced_parameters",
+    "overrides": "quantize.advanced_parameters.",
     "model": "model",
     "data": "data.source",
+    "validation": "accuracy.validation",
 }
 
 
 def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
     """The job in a file of any known format, its paths made absolute; and where the file says what is checked later.
 
-    The second maps the first word of a message to the path of the key that it is about. Another format is recognised here.
+    The second maps the first words of a message to the path that it is about. Another format is recognised here.
     """
     from jaxq.config import job_of
     from jaxq.formats.json_text import read_json

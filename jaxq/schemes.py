@@ -180,13 +180,13 @@ class Override:
         """The names of the nodes that it is about.
 
         Raises:
-          ConfigError: an entry matches no node.
+          ConfigError: an entry matches no node; the message starts with `where`, the path of this override.
         """
         nodes = [node for _, node in graph.walk()]
         hits: set[str] = set()
-        for message, found in by_name(where, nodes, self.names, self.patterns, self.types):
+        for key, what, found in by_name(nodes, self.names, self.patterns, self.types):
             if found is None:
-                raise ConfigError(message)
+                raise ConfigError(f"{where}.{key}: {what}")
             hits |= found
         return frozenset(hits)
 

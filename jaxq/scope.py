@@ -126,7 +126,8 @@ class IgnoredScope:
         self, graph: Graph, nodes: list[Node], folded: Mapping[str, str]
     ) -> Iterator[tuple[str, set[str] | None]]:
         """For each entry the nodes it selects, or None and what is wrong with it."""
-        yield from by_name("ignored", nodes, self.names, self.patterns, self.types, folded)
+        for key, what, found in by_name(nodes, self.names, self.patterns, self.types, folded):
+            yield f"ignored {key.removesuffix('s')} {what}", found
         names = {node.name for node in nodes}
         for subgraph in self.subgraphs:
             unknown = [name for name in (*subgraph.inputs, *subgraph.outputs) if name not in names]
@@ -137,7 +138,7 @@ class IgnoredScope:
             ends = f"{', '.join(subgraph.inputs)} to {', '.join(subgraph.outputs)}"
             yield f"ignored subgraph: no path leads from {ends}", between or None
         for operation in self.operations:
-            found = {node.name for node in nodes if operation.matches(node)}
+            matching = {node.name for node in nodes if operation.matches(node)}
             ops = {node.op for node in nodes}
             wanted = operation.type.split("|")
             there = [node for node in nodes if node.op in wanted]
@@ -148,30 +149,29 @@ class IgnoredScope:
                 hint = did_you_mean(unknown[0], known) or f"; their attributes are {', '.join(known) or 'none'}"
             elif there:
                 hint = ""
-            yield f"ignored operation {str(operation)!r} matches no node{hint}", found or None
+            yield f"ignored operation {str(operation)!r} matches no node{hint}", matching or None
 
 
 def by_name(
-    word: str,
     nodes: Collection[Node],
     names: Iterable[str] = (),
     patterns: Iterable[str] = (),
     types: Iterable[str] = (),
     folded: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, set[str] | None]]:
-    """For each entry the names of the nodes it selects, or None; and the message for one that selects nothing."""
+) -> Iterator[tuple[str, str, set[str] | None]]:
+    """For each entry: the argument in which it stands, what to say if it selects nothing, and the nodes it selects or None."""
     folded = folded or {}
     known, ops = {node.name for node in nodes}, {node.op for node in nodes}
     for name in names:
         found: set[str] | None = {name} if name in known else set() if name in folded else None
-        yield f"{word} name {name!r} matches no node{did_you_mean(name, {*known, *folded})}", found
+        yield "names", f"{name!r} matches no node{did_you_mean(name, {*known, *folded})}", found
     for op in types:
         found = {node.name for node in nodes if node.op == op}
-        yield f"{word} type {op!r} matches no node{did_you_mean(op, ops)}", found or None
+        yield "types", f"{op!r} matches no node{did_you_mean(op, ops)}", found or None
     for pattern in patterns:
         found = {name for name in known if re.fullmatch(pattern, name)}
         hint = "" if found else pattern_hint(pattern, known)
-        yield f"{word} pattern {pattern!r} matches no node of {len(known)}{hint}", found or None
+        yield "patterns", f"{pattern!r} matches no node of {len(known)}{hint}", found or None
 
 
 def pattern_hint(pattern: str, known: Collection[str]) -> str:

@@ -94,13 +94,8 @@ def summarize(model: Model, target: str) -> Summary:
     )
 
 
-NARROW = {
-    "int2": 2,
-    "uint2": 2,
-    "int4": 4,
-    "uint4": 4,
-    "float4_e2m1fn": 4,
-}  # types of which several share a byte -> bits
+# Types of which several share a byte -> bits.
+NARROW = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}
 
 
 def stored_bytes(value: Any) -> int:

@@ -193,9 +193,8 @@ def test_an_error_inside_a_subgraph_names_the_inner_node_once():
 
 
 def test_optional_outputs_and_inputs_may_be_absent():
-    graph = graph_of(
-        node("Clip", "x  high".replace("  ", " _ "), "c"), outputs=("c",), high=np.float32(1.0)
-    )  # an absent input is ""
+    graph = graph_of(node("Clip", "x _ high", "c"), outputs=("c",), high=np.float32(1.0))
+    # An absent input is "".
     clip = replace(graph.nodes[0], inputs=("x", "", "high"))
     outputs, _ = execute(replace(graph, nodes=(clip,)), {}, {"x": jnp.array([-5.0, 5.0])})
     np.testing.assert_array_equal(outputs["c"], [-5, 1])

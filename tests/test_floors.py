@@ -21,7 +21,7 @@ FLOOR = {
     "errors": 0, "checks": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
-    "activation_ranges": 1, "metrics": 1,
+    "activation_ranges": 1, "biases": 1, "metrics": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
@@ -53,6 +53,7 @@ NUMBERS, STRUCTURE = (
         "distributions",
         "weight_ranges",
         "activation_ranges",
+        "biases",
         "metrics",
     },
     {"graph"},

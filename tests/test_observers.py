@@ -19,6 +19,8 @@ from jaxq.observers import (
     channel_extremes,
     extremes,
     histogram,
+    mean_over_samples,
+    positions_by_channels,
     sample_statistics,
 )
 
@@ -288,3 +290,23 @@ def test_zeros_are_counted_apart_and_padding_is_not():
     x = jnp.array([[0.0, 0.0, 1.0], [0.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     state = counted(*x, real=[True, True, False])
     assert (int(state.zeros[0]), int(state.counts.sum())) == (3, 3)
+
+
+def test_a_table_has_a_column_for_each_channel_wherever_they_lie():
+    x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    for axis in (0, 1, 2, -1):
+        table = positions_by_channels(x, axis)
+        assert table.dtype == np.float32
+        np.testing.assert_array_equal(table.T, np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1))
+    assert positions_by_channels(np.zeros((2, 0, 3), np.float32), 1).shape == (6, 0)
+    assert positions_by_channels(np.zeros((2, 0, 3), np.float32), 2).shape == (0, 3)
+
+
+def test_the_mean_over_samples_leaves_out_unseen_ones_and_does_not_depend_on_their_order():
+    values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    seen = mean_over_samples(values)
+    assert seen.dtype == np.float64
+    np.testing.assert_allclose(seen, values.astype(np.float64).mean(0), rtol=1e-12)
+    with_gaps = np.concatenate([values[::-1], np.full((7, 3), np.nan, np.float32)])
+    np.testing.assert_array_equal(mean_over_samples(with_gaps), seen)
+    assert mean_over_samples(with_gaps[50:]) is None

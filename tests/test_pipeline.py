@@ -199,10 +199,21 @@ def test_quantization_parameters_and_overrides_choose_the_grids():
     assert (int(model.encodings[STEM].qmax), int(model.encodings[DEPTHWISE].qmax)) == (127, 7)
     asymmetric = made(activations_quantization_params=QuantizationParameters(mode="symmetric"))
     assert np.asarray(asymmetric.encodings["image"].zero_point) == 128
-    with pytest.raises(
-        ConfigError, match=r"override name 'Conv_stm' matches no node|overrides\[0\].*'Conv_stm' matches no node"
-    ):
+    with pytest.raises(ConfigError, match=r"overrides\[0\]\.names: 'Conv_stm' matches no node"):
         made(overrides=Override(names="Conv_stm", weights=four))
+
+
+@pytest.mark.parametrize("asked, run", [(None, None), (2, 2), (64, 6)], ids=["chosen", "small", "more than there are"])
+def test_auto_tries_its_candidates_in_batches_of_the_size_asked_for(monkeypatch, asked, run):
+    collect, sizes = jaxq.layer_errors.collect, []
+    monkeypatch.setattr(
+        jaxq.layer_errors,
+        "collect",
+        lambda *given, batch_size: sizes.append(batch_size) or collect(*given, batch_size=batch_size),
+    )
+    advanced = AdvancedQuantizationParameters(activations_range_estimator_params="auto")
+    jaxq.quantize(NETWORKS["residual"][0](), samples("residual", 12), advanced_parameters=advanced, batch_size=asked)
+    assert set(sizes) == {run}
 
 
 def test_the_propagation_rule_decides_whether_readers_share_a_quantizer():

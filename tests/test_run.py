@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ import pytest
 from models import residual_network, samples
 
 import jaxq
-from jaxq.errors import ConfigError, JaxqWarning
+from jaxq.errors import CalibrationError, ConfigError, JaxqWarning
 from jaxq.onnx_import import load
 from jaxq.run import read_any, run_config
 
@@ -27,6 +28,11 @@ def written(folder, content):
     return folder / "job.json"
 
 
+def advanced(**parameters):
+    return {"quantize": {"advanced_parameters": parameters}}
+
+
+FOUR = {"num_bits": 4}
 JOB = {"model": "network.onnx", "data": "samples.npz"}
 POT = {
     "model": {"model": "network.onnx"},
@@ -115,13 +121,66 @@ def test_more_samples_than_there_are_is_a_warning_only_where_the_file_says_so(fo
             JOB | {"quantize": {"ignored_scope": {"patterns": ["layer9.*"]}}},
             r"job\.json: quantize\.ignored_scope\.patterns: ignored pattern 'layer9\.\*' matches no node of",
         ),
+        (
+            JOB | advanced(overrides=[{"names": ["Conv_stm"], "weights": FOUR}]),
+            r"job\.json: quantize\.advanced_parameters\.overrides\[0\]\.names: 'Conv_stm' matches no node; did you mean",
+        ),
+        (
+            JOB | advanced(overrides=[{"types": ["Gemm"], "weights": FOUR}, {"patterns": ["Cnv.*"], "weights": FOUR}]),
+            r"job\.json: quantize\.advanced_parameters\.overrides\[1\]\.patterns: 'Cnv\.\*' matches no node of",
+        ),
+        (
+            JOB | advanced(overrides=[{"types": ["Conv"], "activations": {"per_channel": True}}]),
+            r"job\.json: quantize\.advanced_parameters\.overrides\[0\]\.activations\.per_channel = True; target",
+        ),
         ([1], r"job\.json: expected an object in braces, not list"),
         ({"model": {"model": "x"}}, "job.json: model = .*; expected a string"),
     ],
-    ids=["POT", "type", "pattern", "list", "half a POT file"],
+    ids=[
+        "POT",
+        "type",
+        "pattern",
+        "name of an override",
+        "pattern of an override",
+        "grid of an override",
+        "list",
+        "half a POT file",
+    ],
 )
 def test_what_is_wrong_is_said_with_its_place(folder, content, message):
     with pytest.raises(ConfigError, match=message):
+        run_config(written(folder, content))
+
+
+POT_WITHOUT_MISTAKES = POT | {"compression": {"algorithms": [{"name": "DefaultQuantization"}]}}
+
+
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        (JOB | {"data": "spoilt.npz"}, "data.source"),
+        (POT_WITHOUT_MISTAKES | {"engine": {"data_source": "spoilt.npz"}}, "engine.data_source"),
+    ],
+    ids=["jaxq", "POT"],
+)
+def test_a_sample_that_is_no_number_is_said_with_the_place_of_the_data(folder, content, place):
+    images = np.load(folder / "samples.npz")["image"]
+    images[3] = np.nan
+    np.savez(folder / "spoilt.npz", image=images)
+    message = f"job.json: {place}: calibration sample 3 (counted from 0): input 'image' holds NaN"
+    with pytest.raises(CalibrationError, match=re.escape(message)):
+        run_config(written(folder, content))
+
+
+def test_data_without_samples_are_said_with_their_place(folder):
+    (folder / "no_samples.py").write_text("def load():\n    return []\n")
+    with pytest.raises(CalibrationError, match=r"job\.json: data\.source: the calibration data is empty"):
+        run_config(written(folder, JOB | {"data": "no_samples:load"}))
+
+
+def test_missing_validation_data_are_said_with_their_place(folder):
+    content = JOB | {"accuracy": {"max_drop": 0.01, "validation": "nothing.npz"}}
+    with pytest.raises(CalibrationError, match=r"job\.json: accuracy\.validation: no such file or folder of data"):
         run_config(written(folder, content))
 
 

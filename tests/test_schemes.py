@@ -79,7 +79,7 @@ def test_what_the_target_does_not_take_is_an_error_with_its_path(target, activat
          "weights of an override = {'num_bits': 4}; expected a QuantizationParameters"),
         (lambda: Override(patterns="(", weights=P()), "is not a regular expression"),
         (lambda: Override(names="Conv_stm", weights=P()).select(GRAPH, "overrides[3]"),
-         "overrides[3] name 'Conv_stm' matches no node; did you mean 'Conv_stem'?"),
+         "overrides[3].names: 'Conv_stm' matches no node; did you mean 'Conv_stem'?"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_where_it_is_said(make, message):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxq.accuracy.space import QUANTILES, Base, Space
 from jaxq.accuracy.state import State, encoding_arrays, encodings_from
 from jaxq.algorithms import Algorithm, run_pipeline
-from jaxq.algorithms.bias_correction import BiasCorrection
+from jaxq.algorithms.bias_correction import BiasCorrection, FloatNetwork
 from jaxq.algorithms.calibration import Calibration
 from jaxq.estimators import RangeEstimatorParametersSet
 from jaxq.model import Model
@@ -107,7 +107,7 @@ def _corrections(prepared: Prepared) -> list[BiasCorrection]:
 def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
     corrections = _corrections(prepared)
     feeds: list[Mapping[str, Any]] = []
-    known: dict[Any, Any] = {}  # the float network is that of every candidate
+    known = FloatNetwork()  # that of every candidate
 
     def correct(model: Model) -> Mapping[str, Any]:
         if not feeds:

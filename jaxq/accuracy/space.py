@@ -154,9 +154,8 @@ class Space:
         biases = [bias for bias in biases if bias.activation in activations and bias.activation not in wide]
         encodings = with_biases(encodings, params, tuple(biases))
         rounded = frozenset(name for name in encodings if name in params)
-        on = frozenset(
-            name for name in self.switches.on(plan) if self.switches.tensors[name] in activations
-        )  # what no sample ever made has no range
+        # What no sample ever made has no range.
+        on = frozenset(name for name in self.switches.on(plan) if self.switches.tensors[name] in activations)
         return Parts(plan, on, params, rounded, frozenset(moved), encodings)
 
     def _plan(self, ignored: Iterable[str]) -> Plan:

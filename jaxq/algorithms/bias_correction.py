@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.biases import moved_biases
 from jaxq.collect import Batch, batches, compiled_part
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
 from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
@@ -69,39 +69,32 @@ class BiasCorrection:
         model: Model,
         stats: Mapping[str, Any],
         samples: Iterable[Mapping[str, Any]],
-        known: dict[Any, Any] | None = None,
+        known: FloatNetwork | None = None,
     ) -> Model:
         """See `Algorithm`; `known` keeps what the float network gave, for further calls with its params and these samples."""
         if not self.sites:
             return model
         stream = iter(samples)
-        walks = Walks(self, model, known)
+        walks = Walks(self, model, known or FloatNetwork())
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
         for static, batch in batches(model, itertools.islice(stream, self.samples), self.batch):
             wanted = walks.exact(static, batch)
             found = walks.moved(static, batch, wanted, missing)
             exact, missing = exact.plus(wanted), missing.plus(wanted.minus(found))
-        moved = self.corrected(model.params, exact.means(), missing.means())
+        moved = moved_biases(model.params, self.by_bias(missing), self.by_bias(exact), self.threshold)
         biases = {site.bias: moved[site.bias] for site in self.sites}
         noise = np.zeros(2)
         unseen = list(itertools.islice(stream, self.checks)) or list(itertools.islice(samples, self.checks))
         for static, batch in batches(model, unseen, self.batch):
-            outputs = walks.outputs(static, batch)
+            outputs = walks.exact_outputs(static, batch)
             for position, changed in enumerate(({}, biases)):
                 noise[position] += relative_noise(outputs, walks.outputs(static, batch, changed), batch.real)
         return model if noise[0] < noise[1] else model.replace(params=moved)
 
-    def corrected(
-        self, params: Mapping[str, Any], exact: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
-        """The params with the biases moved by the mean of what was missing, where that is no more than the threshold allows."""
-        moved = dict(params)
-        for site in self.sites:
-            bias, shift = np.asarray(params[site.bias], np.float64), missing[site.output]
-            size = max(np.abs(bias).max(initial=0.0), np.abs(exact[site.output]).max(initial=0.0))
-            if np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= self.threshold * size:
-                moved[site.bias] = (bias + shift).astype(params[site.bias].dtype)
-        return moved
+    def by_bias(self, sums: Sums) -> dict[str, np.ndarray]:
+        """The mean at each site, under the name of its bias."""
+        means = sums.means()
+        return {site.bias: means[site.output] for site in self.sites}
 
 
 @dataclass(frozen=True)
@@ -122,22 +115,49 @@ class Sums:
         return {name: each / max(self.count, 1) for name, each in self.total.items()}
 
 
+# Static inputs, the samples' numbers, and which of them are real.
+BatchKey = tuple[FrozenDict[str, Literal], bytes, bytes]
+Outputs = dict[str, np.ndarray]  # name -> [B, ...]
+
+
+@dataclass(frozen=True)
+class FloatNetwork:
+    """What the float network gave on the batches so far.
+
+    Attributes:
+      sums: at the sites, of the batches from which the shifts are found.
+      outputs: of the few on which they are checked; those of all batches would take memory that nobody needs.
+    """
+
+    sums: dict[BatchKey, Sums] = field(default_factory=dict)
+    outputs: dict[BatchKey, Outputs] = field(default_factory=dict)
+
+
 class Walks:
     """The float and the quantized network, as calls of one compiled program."""
 
-    def __init__(self, step: BiasCorrection, model: Model, known: dict[Any, Any] | None = None):
+    def __init__(self, step: BiasCorrection, model: Model, known: FloatNetwork):
         self.known = known
         self.graph, self.params, encodings = model.program
         self.weights, self.encodings = rounded_params(self.params, encodings)
         self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
-        self.still = {
-            site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites
-        }  # moves nothing
+        # Targets that move nothing.
+        self.still = {site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites}
 
     def exact(self, static: FrozenDict[str, Literal], batch: Batch) -> Sums:
         """What the float network gives at the sites."""
-        return self._float(0, static, batch)
+        key = batch_key(static, batch)
+        if key not in self.known.sums:
+            self.known.sums[key] = self._float(static, batch)[0]
+        return self.known.sums[key]
+
+    def exact_outputs(self, static: FrozenDict[str, Literal], batch: Batch) -> Outputs:
+        """The outputs of the float network."""
+        key = batch_key(static, batch)
+        if key not in self.known.outputs:
+            self.known.outputs[key] = self._float(static, batch)[1]
+        return self.known.outputs[key]
 
     def moved(self, static: FrozenDict[str, Literal], batch: Batch, wanted: Sums, missing: Sums) -> Sums:
         """What the quantized network gives at the sites, where each is then moved by the mean of what is missing by now.
@@ -150,23 +170,12 @@ class Walks:
         }
         return self._walk(static, batch, self.weights, self.encodings, targets, wanted.count / count)[0]
 
-    def outputs(
-        self, static: FrozenDict[str, Literal], batch: Batch, biases: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The outputs [B, ...] of the float network, or of the quantized one with these biases."""
-        if biases is None:
-            return self._float(1, static, batch)
+    def outputs(self, static: FrozenDict[str, Literal], batch: Batch, biases: Mapping[str, Any]) -> Outputs:
+        """The outputs of the quantized network with these biases."""
         return self._walk(static, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
 
-    def _float(self, which: int, static: FrozenDict[str, Literal], batch: Batch) -> Any:
-        """The sums at the sites (0) or the outputs (1) of the float network."""
-        key = (which, static, batch.number.tobytes(), batch.real.tobytes())
-        if self.known is not None and key in self.known:
-            return self.known[key]
-        found = self._walk(static, batch, self.params, self.off, self.still, 0.0)[which]
-        if self.known is not None:
-            self.known[key] = found
-        return found
+    def _float(self, static: FrozenDict[str, Literal], batch: Batch) -> tuple[Sums, Outputs]:
+        return self._walk(static, batch, self.params, self.off, self.still, 0.0)
 
     def _walk(
         self,
@@ -176,13 +185,19 @@ class Walks:
         encodings: Mapping[str, QuantParams],
         targets: Mapping[str, np.ndarray],
         share: float,
-    ) -> tuple[Sums, dict[str, Any]]:
+    ) -> tuple[Sums, Outputs]:
+        """The sums at the sites before anything is moved there (see `_walk`), and the outputs."""
         graph = compiled_part(self.graph, self.params, static, batch)
         means, outputs = jax.device_get(
             _walk(graph, static, self.sites, params, encodings, batch, targets, np.float32(share))
         )
         count = int(batch.real.sum())
         return Sums({name: np.asarray(each, np.float64) * count for name, each in means.items()}, count), outputs
+
+
+def batch_key(static: FrozenDict[str, Literal], batch: Batch) -> BatchKey:
+    """What tells a batch from others of the same data."""
+    return static, batch.number.tobytes(), batch.real.tobytes()
 
 
 def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:
@@ -270,9 +285,8 @@ def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
 
 def mean_of_channels(x: jax.Array, axis: int) -> jax.Array:
     """The mean of each channel over all positions, float32 [C]; 0 where there are none."""
-    x = jnp.moveaxis(x, axis, -1)
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)  # there may be no channels
-    return x.mean(0) if len(x) else x.sum(0)
+    table = positions_by_channels(x, axis)
+    return table.mean(0) if len(table) else table.sum(0)
 
 
 def other_axes(rank: int, axis: int) -> tuple[int, ...]:

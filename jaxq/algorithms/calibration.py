@@ -50,6 +50,7 @@ class Calibration:
       capacity: the number of samples, if it is known; memory for more grows by doubling.
       activations, weights: from statistics to ranges; see `jaxq.estimators`.
       unified_zero_point: whether all channels of an asymmetric weight have one zero point (POT for NPU).
+      batch_size: samples that AUTO runs at a time, at most; None chooses.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Calibration:
     activations: RangeEstimatorParameters = RangeEstimatorParametersSet.MSE
     weights: RangeEstimatorParameters = RangeEstimatorParametersSet.MINMAX
     unified_zero_point: bool = False
+    batch_size: int | None = None
 
     def estimator(self, scheme: Scheme) -> RangeEstimatorParameters:
         """The estimator of an activation, every field filled in."""
@@ -213,13 +215,15 @@ class Calibration:
         """Of each tensor, what is to be least (`chosen_ranges`), for each of the steps [C]."""
         own = {name: np.zeros(len(steps)) for name in stats}
         measured: dict[str, Any] = dict.fromkeys(stats, 0.0)
+        # No more than there are in a fold, the same for all: one program, and no padding.
+        size = None if self.batch_size is None else min(self.batch_size, -(-len(samples) // FOLDS))
         for fold in range(FOLDS):
             others = in_folds(stats, [each for each in range(FOLDS) if each != fold])
             ranges = [step.group_ranges(step.ranges(others)) for step in steps]
             for name, error in self._squared_errors(ranges, in_folds(stats, [fold])).items():
                 own[name] = own[name] + error
             unseen = samples[fold::FOLDS] if layers.squares else ()
-            found = [layers.measure(self.activation_encodings(model, each), unseen) for each in ranges if unseen]
+            found = [layers.measure(self.activation_encodings(model, each), unseen, size) for each in ranges if unseen]
             for name in layers.squares if unseen else ():
                 measured[name] = measured[name] + np.stack([each[name] for each in found])
         return {name: own[name] * let_through(measured[name]) for name in stats}

@@ -23,9 +23,8 @@ PER_CHANNEL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalM
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 BALANCES = 2.0 ** np.arange(-4.0, 4.5, 0.5)  # of the negative end of the common range to its positive end
 LARGEST_FACTOR = 64.0  # of the widest channel's range over another's; beyond that a channel is as good as dead
-LARGEST_DEAD_FACTOR = (
-    4096.0  # of a channel that is always zero; a folded BatchNormalization reaches 1 / sqrt(1e-5) = 316
-)
+# Of a channel that is always zero; a folded BatchNormalization reaches 1 / sqrt(1e-5) = 316.
+LARGEST_DEAD_FACTOR = 4096.0
 SMALLEST = 1e-30  # in place of zero under a fraction
 HEADROOM = 1.5  # how far above the largest value that was seen the bound of a Clip stays
 SWEEPS = 4  # over all pairs, where weights have one scale: each then depends on both of its neighbours

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.biases import moved_biases
 from jaxq.fusion import channel_count, owned
 from jaxq.graph import Graph, Node
 from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 from jaxq.quantizer import fake_quantize_array
 
 # Gates of the recurrent operators, as rows of W and R in units of the hidden size: those whose state enters as it is.
@@ -65,7 +66,6 @@ class FastBiasCorrection:
         return {term.tensor: channel_means(self.samples, term.channels, term.axis) for term in self.terms(model)}
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
-        params = dict(model.params)
         shifts: dict[str, np.ndarray] = {}
         outputs: dict[str, np.ndarray] = {}
         for term in self.terms(model):
@@ -75,14 +75,11 @@ class FastBiasCorrection:
             weight = np.asarray(model.params[term.weight])
             value = weight.astype(np.float64)
             rounding = value - fake_quantize_array(weight, model.encodings[term.weight])
-            start = np.zeros(np.shape(params[term.bias]))
+            start = np.zeros(np.shape(model.params[term.bias]))
             shifts[term.bias] = shifts.get(term.bias, start) + mean_output(term, rounding, mean)
             outputs[term.bias] = outputs.get(term.bias, start) + mean_output(term, value, mean)
-        for name, shift in shifts.items():
-            bias = np.asarray(params[name], np.float64)
-            if accepted(shift, bias, outputs[name] + bias, self.threshold):
-                params[name] = (bias + shift).astype(params[name].dtype)
-        return model.replace(params=params)
+        means = {name: each + np.asarray(model.params[name], np.float64) for name, each in outputs.items()}
+        return model.replace(params=moved_biases(model.params, shifts, means, self.threshold))
 
     def terms(self, model: Model) -> list[Term]:
         """The products to look at; a tensor is watched along one axis, that of the first node that reads it."""
@@ -93,15 +90,6 @@ class FastBiasCorrection:
             for term in found
             if watched.setdefault(term.tensor, (term.axis, term.channels)) == (term.axis, term.channels)
         ]
-
-
-def accepted(shift: np.ndarray, bias: np.ndarray, output: np.ndarray, threshold: float) -> bool:
-    """Whether a shift is finite and at most `threshold` times the largest bias or the largest mean of the output.
-
-    POT and NNCF divide element by element, so that one zero in a bias keeps the layer from ever being corrected.
-    """
-    size = max(np.abs(bias).max(initial=0.0), np.abs(output).max(initial=0.0))
-    return bool(np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= threshold * size)
 
 
 @functools.cache
@@ -115,7 +103,8 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
         return jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
-        return jnp.stack([_channels_last(x, axis % (x.ndim - 1) + 1).mean(1) for x in tensors])
+        table = jax.vmap(functools.partial(positions_by_channels, axis=axis))
+        return jnp.stack([table(x).mean(1) for x in tensors])
 
     def update(state: jax.Array, measured: jax.Array, index: jax.Array) -> jax.Array:
         return state.at[:, index].set(measured, mode="drop")
@@ -124,18 +113,6 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
         return jnp.where(jnp.isnan(a), b, a)
 
     return Observer(init, measure, update, merge)
-
-
-def _channels_last(x: jax.Array, axis: int) -> jax.Array:
-    """x [B, ...] as float32 [B, positions, channels]."""
-    x = jnp.moveaxis(x, axis, -1)
-    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
-
-
-def mean_over_samples(means: np.ndarray) -> np.ndarray | None:
-    """[samples, channels] -> [channels], in an order of its own, so that the samples' order does not matter; None: none seen."""
-    seen = means[~np.isnan(means).any(axis=1)].astype(np.float64)
-    return np.sort(seen, axis=0).mean(axis=0) if len(seen) else None
 
 
 def mean_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:

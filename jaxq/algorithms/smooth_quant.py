@@ -14,7 +14,7 @@ import numpy as np
 from jaxq.fusion import owned
 from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
 from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 
 OFF = -1.0  # an alpha for: leave such operators alone
 ALPHAS = (0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # tried where none is given
@@ -56,7 +56,7 @@ class SmoothQuant:
         params = dict(model.params)
         graph = model.graph
         for group in self.groups(model):
-            largest, power = stats[group.tensor].largest, mean_power(stats[group.tensor].power)
+            largest, power = stats[group.tensor].largest, mean_over_samples(stats[group.tensor].power)
             if power is None or not np.isfinite(largest).all() or largest.max(initial=0.0) <= 0:
                 continue
             weights = [rows(node, params[node.inputs[1]]) for node in group.readers]
@@ -221,8 +221,7 @@ def channel_sizes(capacity: int, channels: int, axis: int) -> Observer:
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Sizes:
         largest, power = [], []
         for x in tensors:
-            values = jnp.moveaxis(x, axis % (x.ndim - 1) + 1, -1).astype(jnp.float32)
-            values = values.reshape(x.shape[0], -1, channels)
+            values = jax.vmap(functools.partial(positions_by_channels, axis=axis))(x)
             largest.append(jnp.where(real[:, None], jnp.abs(values).max(1), 0).max(0))
             power.append((values**2).mean(1))
         return Sizes(jnp.stack(largest), jnp.stack(power))
@@ -236,9 +235,3 @@ def channel_sizes(capacity: int, channels: int, axis: int) -> Observer:
         return Sizes(jnp.maximum(a.largest, b.largest), jnp.where(jnp.isnan(a.power), b.power, a.power))
 
     return Observer(init, measure, update, merge)
-
-
-def mean_power(power: np.ndarray) -> np.ndarray | None:
-    """[samples, C] -> [C], whatever the order of the samples; None if none was seen."""
-    seen = power[~np.isnan(power).any(axis=1)].astype(np.float64)
-    return np.sort(seen, axis=0).mean(axis=0) if len(seen) else None

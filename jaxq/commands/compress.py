@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jaxq.commands.options import (
-    LARGEST_COUNT,
     BatchAxis,
     BatchSize,
     Color,
@@ -26,63 +26,69 @@ from jaxq.commands.options import (
     Quiet,
     Resize,
     Std,
+    SubsetSize,
     Verbose,
-    axis_of,
     ignored_scope,
-    image_options,
+    reading,
 )
 from jaxq.commands.session import bytes_of, check_outputs, session, write_json
 from jaxq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxq.model import Model
+
+Mode = Annotated[
+    Literal["int8_asym", "int8_sym", "int4_asym", "int4_sym"],
+    typer.Option(
+        metavar="int8_asym|int8_sym|int4_asym|int4_sym",
+        help="Bits, with zero points or without; 8 bits with one scale for each channel, 4 bits in groups.",
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="COUNT",
+        help="4 bits: input channels that share a scale; -1 takes all.",
+        show_default="128",
+    ),
+]
+GroupSizeFallback = Annotated[
+    Literal["adjust", "ignore", "error"],
+    typer.Option(
+        metavar="adjust|ignore|error",
+        help="What becomes of a layer that does not divide into groups: smaller groups, the backup mode, or an error.",
+    ),
+]
+AllLayers = Annotated[
+    bool, typer.Option("--all-layers", help="4 bits for embeddings and the last matrix product, too.")
+]
+BackupMode = Annotated[
+    Literal["int8_asym", "int8_sym", "none"],
+    typer.Option(metavar="int8_asym|int8_sym|none", help="What layers without 4 bits get; none: they stay in float."),
+]
+Ratio = Annotated[
+    float, typer.Option(metavar="SHARE", help="The share of the weights in 4 bits; sensitive layers come last.")
+]
+Gptq = Annotated[bool, typer.Option("--gptq", help="Round by GPTQ instead of to nearest; needs --data.")]
+MatMulNBits = Annotated[
+    bool,
+    typer.Option("--matmul-nbits", help="Write com.microsoft.MatMulNBits instead of DequantizeLinear before MatMul."),
+]
 
 
 def compress(
     model: ModelPath,
     output: Output,
-    mode: Annotated[
-        Literal["int8_asym", "int8_sym", "int4_asym", "int4_sym"],
-        typer.Option(
-            metavar="int8_asym|int8_sym|int4_asym|int4_sym",
-            help="Bits, with zero points or without; 8 bits with one scale for each channel, 4 bits in groups.",
-        ),
-    ] = "int8_asym",
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            help="4 bits: input channels that share a scale; -1 takes all.",
-            show_default="128",
-        ),
-    ] = None,
-    group_size_fallback: Annotated[
-        Literal["adjust", "ignore", "error"],
-        typer.Option(
-            metavar="adjust|ignore|error",
-            help="What becomes of a layer that does not divide into groups: smaller groups, the backup mode, or an error.",
-        ),
-    ] = "adjust",
-    all_layers: Annotated[
-        bool, typer.Option("--all-layers", help="4 bits for embeddings and the last matrix product, too.")
-    ] = False,
-    backup_mode: Annotated[
-        Literal["int8_asym", "int8_sym", "none"],
-        typer.Option(
-            metavar="int8_asym|int8_sym|none", help="What layers without 4 bits get; none: they stay in float."
-        ),
-    ] = "int8_asym",
-    ratio: Annotated[
-        float, typer.Option(metavar="SHARE", help="The share of the weights in 4 bits; sensitive layers come last.")
-    ] = 1.0,
+    mode: Mode = "int8_asym",
+    group_size: GroupSize = None,
+    group_size_fallback: GroupSizeFallback = "adjust",
+    all_layers: AllLayers = False,
+    backup_mode: BackupMode = "int8_asym",
+    ratio: Ratio = 1.0,
     data: OptionalData = None,
-    subset_size: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
-    ] = 128,
-    gptq: Annotated[bool, typer.Option("--gptq", help="Round by GPTQ instead of to nearest; needs --data.")] = False,
-    matmul_nbits: Annotated[
-        bool,
-        typer.Option(
-            "--matmul-nbits", help="Write com.microsoft.MatMulNBits instead of DequantizeLinear before MatMul."
-        ),
-    ] = False,
+    subset_size: SubsetSize = 128,
+    gptq: Gptq = False,
+    matmul_nbits: MatMulNBits = False,
     ignore: Ignore = None,
     ignore_pattern: IgnorePattern = None,
     ignore_type: IgnoreType = None,
@@ -115,8 +121,8 @@ def compress(
         started = time.perf_counter()
         loaded, samples = load(model), None
         if data is not None:
-            images = image_options(resize, crop, mean, std, layout, color)
-            samples = open_data(data, loaded, limit=subset_size, images=images, batch_axis=axis_of(batch_axis))
+            how = reading(resize, crop, mean, std, layout, color, batch_axis)
+            samples = open_data(data, loaded, limit=subset_size, **how)
         compressed = compress_weights(
             loaded,
             mode=mode,
@@ -133,18 +139,25 @@ def compress(
         )
         save(compressed, output, matmul_nbits=matmul_nbits)
         seconds = time.perf_counter() - started
+    result = described(model, loaded, output, compressed, seconds)
+    write_json(result, json_path)
+    if not quiet and json_path != "-":
+        print("{output}: {float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
+        print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result))
+
+
+def described(path: Path, model: Model, output: Path, compressed: Model, seconds: float) -> dict[str, Any]:
+    """What was done, for people and for JSON."""
+    from jaxq.onnx_import import load
+
     bits = [int(each.qmax - each.qmin + 1).bit_length() - 1 for each in compressed.encodings.values()]
-    result = {
-        "model": str(model),
+    return {
+        "model": str(path),
         "output": str(output),
-        "float_bytes": bytes_of(model, loaded.params),
+        "float_bytes": bytes_of(path, model.params),
         "compressed_bytes": bytes_of(output, load(output).params),
         "weights_in_4_bits": sum(each <= 4 for each in bits),
         "weights_in_8_bits": sum(each > 4 for each in bits),
         "seconds": round(seconds, 3),
         "metadata": dict(compressed.metadata),
     }
-    write_json(result, json_path)
-    if not quiet and json_path != "-":
-        print("{output}: {float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
-        print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -52,6 +52,7 @@ OptionalData = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The file to write.", show_default=False)
 ]
+SubsetSize = Annotated[int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")]
 Ignore = Annotated[list[str] | None, typer.Option(metavar="NAME", help="A node that stays in float; may be repeated.")]
 IgnorePattern = Annotated[
     list[str] | None, typer.Option(metavar="REGEX", help="The same for all nodes whose whole name matches.")
@@ -98,11 +99,26 @@ Color = Annotated[
     Literal["rgb", "bgr", "gray"] | None,
     typer.Option(metavar="rgb|bgr|gray", help="Images: order of colours.", show_default="rgb or gray"),
 ]
-
-
 BatchAxis = Annotated[
     str, typer.Option(metavar="NUMBER|none", help="The axis along which an item of the data holds samples.")
 ]
+
+
+class Reading(TypedDict):
+    """How data become samples: keywords of `open_data` and of a configuration."""
+
+    images: ImageOptions
+    batch_axis: int | None
+
+
+def reading(
+    resize: Any, crop: Any, mean: Any, std: Any, layout: str | None, color: str | None, batch_axis: str
+) -> Reading:
+    """What the options for images, and --batch-axis, say."""
+    from jaxq.data import ImageOptions
+
+    images = ImageOptions(resize=resize, crop=crop, mean=mean, std=std, layout=layout, color=color)
+    return Reading(images=images, batch_axis=axis_of(batch_axis))
 
 
 def axis_of(text: str) -> int | None:
@@ -117,9 +133,3 @@ def ignored_scope(names: list[str] | None, patterns: list[str] | None, types: li
     from jaxq.scope import IgnoredScope
 
     return IgnoredScope(tuple(names or ()), tuple(patterns or ()), tuple(types or ()))
-
-
-def image_options(resize: Any, crop: Any, mean: Any, std: Any, layout: str | None, color: str | None) -> ImageOptions:
-    from jaxq.data import ImageOptions
-
-    return ImageOptions(resize=resize, crop=crop, mean=mean, std=std, layout=layout, color=color)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jaxq.commands import accuracy
 from jaxq.commands.options import (
-    LARGEST_COUNT,
     BatchAxis,
     BatchSize,
     Color,
@@ -27,65 +26,80 @@ from jaxq.commands.options import (
     ModelPath,
     Output,
     Quiet,
+    Reading,
     Resize,
     Std,
+    SubsetSize,
     Target,
     Verbose,
-    axis_of,
     ignored_scope,
-    image_options,
+    reading,
 )
 from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.report import AccuracyReport
+    from jaxq.model import Model
+    from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
     from jaxq.schemes import QuantizationParameters
+
+PresetName = Annotated[
+    Literal["performance", "mixed", "accuracy"] | None,
+    typer.Option(
+        metavar="performance|mixed|accuracy",
+        help="Activations symmetric, or asymmetric; or weights too, where the target has that.",
+        show_default="what costs the target nothing more",
+    ),
+]
+EstimatorName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
+    ),
+]
+WeightBits = Annotated[
+    int | None,
+    typer.Option(metavar="BITS", min=2, max=16, help="Width of weights.", show_default="the target's, 8"),
+]
+ActivationBits = Annotated[
+    int | None,
+    typer.Option(metavar="BITS", min=2, max=16, help="Width of activations.", show_default="the target's, 8"),
+]
+PerTensor = Annotated[
+    bool, typer.Option("--per-tensor", help="One scale for each weight, where the target has one for each channel.")
+]
+NetworkKind = Annotated[
+    Literal["transformer"] | None,
+    typer.Option(metavar="transformer", help="Kind of network.", show_default="found out"),
+]
+CorrectionKind = Annotated[
+    Literal["fast", "full", "off"],
+    typer.Option(metavar="fast|full|off", help="Correct the mean error that rounding causes."),
+]
+Seed = Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")]
+ConfigPath = Annotated[
+    Path | None, typer.Option(metavar="CONFIG.json", help="Write what was asked for, for `jaxq run`.")
+]
+ReportPath = Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page to look at.")]
 
 
 def quantize(
     model: ModelPath,
     data: Data,
     output: Output,
-    preset: Annotated[
-        Literal["performance", "mixed", "accuracy"] | None,
-        typer.Option(
-            metavar="performance|mixed|accuracy",
-            help="Activations symmetric, or asymmetric; or weights too, where the target has that.",
-            show_default="what costs the target nothing more",
-        ),
-    ] = None,
+    preset: PresetName = None,
     target: Target = "onnxruntime",
-    subset_size: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to use.")
-    ] = 300,
-    range_estimator: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="How ranges of activations follow from the samples: mse, minmax, mean_minmax, percentile, entropy, auto, ...",
-        ),
-    ] = "mse",
-    weight_bits: Annotated[
-        int | None,
-        typer.Option(metavar="BITS", min=2, max=16, help="Width of weights.", show_default="the target's, 8"),
-    ] = None,
-    activation_bits: Annotated[
-        int | None,
-        typer.Option(metavar="BITS", min=2, max=16, help="Width of activations.", show_default="the target's, 8"),
-    ] = None,
-    per_tensor: Annotated[
-        bool, typer.Option("--per-tensor", help="One scale for each weight, where the target has one for each channel.")
-    ] = False,
+    subset_size: SubsetSize = 300,
+    range_estimator: EstimatorName = "mse",
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
+    per_tensor: PerTensor = False,
     ignore: Ignore = None,
     ignore_pattern: IgnorePattern = None,
     ignore_type: IgnoreType = None,
-    model_type: Annotated[
-        Literal["transformer"] | None,
-        typer.Option(metavar="transformer", help="Kind of network.", show_default="found out"),
-    ] = None,
-    bias_correction: Annotated[
-        Literal["fast", "full", "off"],
-        typer.Option(metavar="fast|full|off", help="Correct the mean error that rounding causes."),
-    ] = "full",
+    model_type: NetworkKind = None,
+    bias_correction: CorrectionKind = "full",
     max_drop: accuracy.MaxDrop = None,
     drop_type: accuracy.DropKind = "absolute",
     metric: accuracy.MetricName = None,
@@ -96,7 +110,7 @@ def quantize(
     time_budget: accuracy.TimeBudget = None,
     max_iter_num: accuracy.MaxReverts = None,
     work: accuracy.Work = None,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of what is random; written into the file.")] = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = None,
     device: Device = None,
     resize: Resize = None,
@@ -107,10 +121,8 @@ def quantize(
     color: Color = None,
     batch_axis: BatchAxis = "0",
     json_path: JsonPath = None,
-    save_config: Annotated[
-        Path | None, typer.Option(metavar="CONFIG.json", help="Write what was asked for, for `jaxq run`.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page to look at.")] = None,
+    save_config: ConfigPath = None,
+    report: ReportPath = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -132,11 +144,9 @@ def quantize(
         require_extra()
     with session(device=device, quiet=quiet, verbose=verbose):
         from jaxq import config
-        from jaxq.data import open_data
         from jaxq.onnx_export import save
         from jaxq.onnx_import import load
-        from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
-        from jaxq.quantize import quantize
+        from jaxq.options import QuantizeOptions
 
         started = time.perf_counter()
         options = QuantizeOptions(
@@ -146,45 +156,19 @@ def quantize(
             fast_bias_correction=bias_correction == "fast",
             model_type=model_type,
             ignored_scope=ignored_scope(ignore, ignore_pattern, ignore_type),
-            advanced_parameters=AdvancedQuantizationParameters(
-                activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
-                disable_bias_correction=bias_correction == "off",
-                weights_quantization_params=_grid(weight_bits, per_tensor),
-                activations_quantization_params=_grid(activation_bits),
-            ),
+            advanced_parameters=advanced(range_estimator, bias_correction, weight_bits, activation_bits, per_tensor),
             seed=seed,
             batch_size=batch_size,
         )
-        loaded, axis = load(model), axis_of(batch_axis)
-        images = image_options(resize, crop, mean, std, layout, color)
-        samples = open_data(data, loaded, limit=subset_size, images=images, batch_axis=axis)
-        found = None
-        if max_drop is None:
-            quantized = quantize(loaded, samples, **options.arguments())
-        else:
-            validation = open_data(
-                val or data, loaded, images=images, batch_axis=axis, label=None if metric is None else "label"
-            )
-            quantized, found = accuracy.quantize_within(
-                choices, loaded, samples, validation, output, options, quiet=quiet
-            )
+        loaded = load(model)
+        how = reading(resize, crop, mean, std, layout, color, batch_axis)
+        quantized, found = quantized_model(loaded, data, how, options, choices, output, quiet=quiet)
         save(quantized, output)
         if save_config is not None:
-            job = config.of_call(model, data, options, images=images, batch_axis=axis, accuracy=choices.section())
+            job = config.of_call(model, data, options, accuracy=choices.section(), **how)
             config.write_job(job, save_config)
         seconds = time.perf_counter() - started
-    result = {
-        "model": str(model),
-        "output": str(output),
-        "float_bytes": bytes_of(model, loaded.params),
-        "quantized_bytes": bytes_of(output, load(output).params),
-        "quantized_activations": len(quantized.encodings.keys() - quantized.params.keys()),
-        "quantized_params": len(quantized.encodings.keys() & quantized.params.keys()),
-        "seconds": round(seconds, 3),
-        "metadata": dict(quantized.metadata),
-    }
-    if found is not None:
-        result["accuracy"] = found.to_dict()
+    result = described(model, loaded, output, quantized, found, seconds)
     write_json(result, json_path)
     if report is not None:
         from jaxq.files import write_text
@@ -192,18 +176,82 @@ def quantize(
 
         write_text(report, quantized_page(quantized, output.name, result))
     if not quiet and json_path != "-":
-        if found is not None:
-            print(found.table())
-        print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
-        print(f"now check it: jaxq verify {shlex.quote(str(output))} --data {shlex.quote(data)}")
+        show(result, found, data)
     if found is not None and found.status != "reached":
         raise typer.Exit(TARGET_MISSED)
 
 
-def _grid(bits: int | None, per_tensor: bool = False) -> QuantizationParameters | None:
+def advanced(
+    range_estimator: str,
+    bias_correction: str,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    per_tensor: bool,
+) -> AdvancedQuantizationParameters:
+    """What options of that name say, as advanced parameters: those that are not asked for have their defaults."""
+    from jaxq.options import AdvancedQuantizationParameters
+
+    return AdvancedQuantizationParameters(
+        activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
+        disable_bias_correction=bias_correction == "off",
+        weights_quantization_params=grid(weight_bits, per_tensor),
+        activations_quantization_params=grid(activation_bits),
+    )
+
+
+def grid(bits: int | None, per_tensor: bool = False) -> QuantizationParameters | None:
     """How a class of tensors is quantized; None: nothing was asked for."""
     from jaxq.schemes import QuantizationParameters
 
     if bits is None and not per_tensor:
         return None
     return QuantizationParameters(num_bits=bits, per_channel=False if per_tensor else None)
+
+
+def quantized_model(
+    model: Model,
+    data: str,
+    how: Reading,
+    options: QuantizeOptions,
+    choices: accuracy.AccuracyChoices,
+    output: Path,
+    *,
+    quiet: bool,
+) -> tuple[Model, AccuracyReport | None]:
+    """The quantized model and, where there is a limit on the loss of accuracy, what was found on the way."""
+    from jaxq.data import open_data
+    from jaxq.quantize import quantize
+
+    samples = open_data(data, model, limit=options.subset_size, **how)
+    if choices.max_drop is None:
+        return quantize(model, samples, **options.arguments()), None
+    label = None if choices.metric is None else "label"
+    validation = open_data(choices.val or data, model, label=label, **how)
+    return accuracy.quantize_within(choices, model, samples, validation, output, options, quiet=quiet)
+
+
+def described(
+    path: Path, model: Model, output: Path, quantized: Model, found: AccuracyReport | None, seconds: float
+) -> dict[str, Any]:
+    """What was done, for people and for JSON."""
+    from jaxq.onnx_import import load
+
+    result = {
+        "model": str(path),
+        "output": str(output),
+        "float_bytes": bytes_of(path, model.params),
+        "quantized_bytes": bytes_of(output, load(output).params),
+        "quantized_activations": len(quantized.encodings.keys() - quantized.params.keys()),
+        "quantized_params": len(quantized.encodings.keys() & quantized.params.keys()),
+        "seconds": round(seconds, 3),
+        "metadata": dict(quantized.metadata),
+    }
+    return result if found is None else result | {"accuracy": found.to_dict()}
+
+
+def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> None:
+    """Says what was done, and what comes next."""
+    if found is not None:
+        print(found.table())
+    print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
+    print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))

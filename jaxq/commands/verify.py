@@ -21,8 +21,7 @@ from jaxq.commands.options import (
     Resize,
     Std,
     Verbose,
-    axis_of,
-    image_options,
+    reading,
 )
 from jaxq.commands.session import TARGET_MISSED, check_outputs, session, write_json
 
@@ -55,9 +54,8 @@ def verify(
         from jaxq.data import open_data
         from jaxq.verify import verify
 
-        images = image_options(resize, crop, mean, std, layout, color)
-        axis = axis_of(batch_axis)
-        opened = open_data(data, load(model), limit=samples, images=images, batch_axis=axis)
+        how = reading(resize, crop, mean, std, layout, color, batch_axis)
+        opened = open_data(data, load(model), limit=samples, **how)
         found = verify(model, opened, samples=samples)
     write_json(found.to_dict(), json_path)
     if not quiet and json_path != "-":

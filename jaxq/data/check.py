@@ -31,9 +31,8 @@ class DataCheck:
         self._count = 0
         self._first: dict[str, np.ndarray] = {}
         self._identical = True
-        self._flat: dict[
-            str, tuple[float, float]
-        ] = {}  # input with one value in each sample -> lowest and highest of them
+        # An input with one value in each sample -> the lowest and the highest of them.
+        self._flat: dict[str, tuple[float, float]] = {}
         self._noise: dict[str, _Neighbours] = {}
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:

@@ -34,9 +34,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """The value that a JSON text stands for; `where` names it in messages."""
-    plain = LAST_COMMAS.sub(
-        _blank, NOTES.sub(_blank, text)
-    )  # blanks in their place: line and column stay those of the file
+    # Blanks in their place: line and column stay those of the file.
+    plain = LAST_COMMAS.sub(_blank, NOTES.sub(_blank, text))
     try:
         return json.loads(plain, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

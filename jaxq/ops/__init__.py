@@ -47,9 +47,8 @@ class Op:
     since: int
     function: Callable[..., Any]
     static: tuple[str, ...]  # parameters that must be known while tracing
-    data_dependent: bool = (
-        False  # the static parameters are data: to take them from a graph input as known makes no sense
-    )
+    # Whether the static parameters are data: to take them from a graph input as known makes no sense.
+    data_dependent: bool = False
 
     @cached_property
     def parameters(self) -> tuple[inspect.Parameter, ...]:

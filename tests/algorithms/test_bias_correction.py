@@ -9,7 +9,15 @@ from models import Network, residual_network, shuffle_network, smooth, transform
 
 import jaxq.algorithms.bias_correction
 from jaxq.algorithms import run_pipeline
-from jaxq.algorithms.bias_correction import BiasCorrection, Site, bias_sites, mean_of_channels, rounded, switched_off
+from jaxq.algorithms.bias_correction import (
+    BiasCorrection,
+    FloatNetwork,
+    Site,
+    bias_sites,
+    mean_of_channels,
+    rounded,
+    switched_off,
+)
 from jaxq.execute import execute, quantizing
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
@@ -244,7 +252,7 @@ def test_a_layer_without_channels_has_no_rows_to_look_at():
 
 
 def test_what_the_float_network_gave_serves_further_calls(model, monkeypatch):
-    step, known, calls = BiasCorrection(sites=sites_of(model), samples=8, checks=4), {}, []
+    step, known, calls = BiasCorrection(sites=sites_of(model), samples=8, checks=4), FloatNetwork(), []
     program = jaxq.algorithms.bias_correction._walk
     monkeypatch.setattr(jaxq.algorithms.bias_correction, "_walk", lambda *given: calls.append(1) or program(*given))
     finer = {name: replace(each, scale=each.scale / 2) for name, each in model.encodings.items()}

@@ -402,9 +402,9 @@ def test_the_range_that_auto_takes_is_that_of_a_candidate_from_all_samples(weigh
 def test_auto_judges_a_range_on_samples_that_it_was_not_found_on(monkeypatch):
     tried, measure = [], LayerErrors.measure
 
-    def watched(self, encodings, samples):
+    def watched(self, encodings, samples, batch_size):
         tried.append((float(encodings["x"].scale.item()), samples))
-        return measure(self, encodings, samples)
+        return measure(self, encodings, samples, batch_size)
 
     monkeypatch.setattr(LayerErrors, "measure", watched)
     feeds = [x * np.float32(1 + number % 2) for number, x in enumerate(UNEVEN)]

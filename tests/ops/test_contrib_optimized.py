@@ -14,9 +14,8 @@ from jaxq.onnx_import import load
 
 ort = pytest.importorskip("onnxruntime")
 EXTENDED = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-ALL = (
-    ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-)  # for convolutions in float this uses layouts of one machine: not portable
+# For convolutions in float this uses layouts of one machine: not portable.
+ALL = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
 
 
 def post_norm_network() -> onnx.ModelProto:
