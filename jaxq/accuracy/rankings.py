@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxq.accuracy.journal import Journal
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, Ranking
 from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.space import Setting, Space
-from jaxq.accuracy.state import State, key
+from jaxq.accuracy.state import State
 from jaxq.accuracy.validation import EXACT, QUANTIZED, Pool, Validation
 from jaxq.collect import tensor_shapes
 from jaxq.model import split_static
@@ -65,13 +66,13 @@ class Rankings:
                 return self.ranker.exactly(setting)
             return self.ranker.by_gradient(setting, self.advanced.confirm)
 
-        self.last = self._remembered(key(setting, self.preset), measured)
+        self.last = self._remembered("rank", setting, {}, measured)
         return [each.layer for each in self.last]
 
     def costs(self, setting: Setting, start: Setting) -> list[str]:
         """The layers that a setting changes, the one that costs least when it is put back first."""
-        place = "costs " + key(setting, self.preset)
-        return [each.layer for each in self._remembered(place, lambda: self.ranker.costs(setting, start))]
+        found = self._remembered("costs", setting, start, lambda: self.ranker.costs(setting, start))
+        return [each.layer for each in found]
 
     def fewest(self) -> int:
         """How many layers of the last ranking have to be reverted at least.
@@ -84,7 +85,10 @@ class Rankings:
         left = np.cumsum([each.gain for each in reversed(self.last)])[::-1]  # by the layers from each on
         return max(1, int(np.sum(left > 1)))
 
-    def _remembered(self, place: str, measured: Callable[[], list[Ranked]]) -> list[Ranked]:
+    def _remembered(
+        self, what: str, setting: Setting, start: Setting, measured: Callable[[], list[Ranked]]
+    ) -> list[Ranked]:
+        place = json.dumps([what, self.preset, sorted(setting.items()), sorted(start.items()), self.manner])
         if place not in self.state.rankings:
             with self.journal.timed("ranking"):
                 self.state.rankings[place] = [list(each) for each in measured()]
@@ -92,14 +96,26 @@ class Rankings:
         return [Ranked(*each) for each in self.state.rankings[place]]
 
     @functools.cached_property
+    def manner(self) -> list[Any]:
+        """All that the options decide about a ranking: in another manner, it is another ranking."""
+        advanced = self.advanced
+        confirm = advanced.confirm if advanced.ranking is Ranking.GRADIENT else None
+        return [advanced.ranking, confirm, advanced.steps[-1], advanced.ranking_subset_size, self.part]
+
+    @property
+    def part(self) -> float:
+        """How much of the data the samples to rank on are chosen from."""
+        known = self.advanced.metrics and all(metric.baseline_value is not None for metric in self.advanced.metrics)
+        return self.advanced.metric_subset_ratio if known else 1.0
+
+    @functools.cached_property
     def ranker(self) -> Ranker:
         """Ranks on the samples that quantization hurts most."""
         for role, model in ((EXACT, self.space.float_model()), (QUANTIZED, self.space.candidate({}))):
             if role not in self.validation.seen:  # an earlier run has evaluated it, or its value was given
                 self.validation.evaluate(model, role)
-        known = self.advanced.metrics and all(metric.baseline_value is not None for metric in self.advanced.metrics)
-        pool = self.validation.pool(self.advanced.metric_subset_ratio if known else 1.0)
-        return Ranker(self.space, self.subset(pool), self.advanced.steps[-1], self.batch_size, self.tick)
+        samples = self.subset(self.validation.pool(self.part))
+        return Ranker(self.space, samples, self.advanced.steps[-1], self.batch_size, self.tick)
 
     def subset(self, pool: Pool) -> list[dict[str, Any]]:
         """The samples to rank on."""
