@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from jaxq.accuracy.folder import BEST
 from jaxq.accuracy.goals import Goal, excess
 from jaxq.accuracy.journal import Journal
 from jaxq.accuracy.report import Step
@@ -26,6 +27,7 @@ class Candidate:
     """A setting with what it is worth.
 
     Attributes:
+      place: the setting as text (`key`).
       space: what the setting is one of.
       setting: layer -> what is done to it.
       goals: what it is compared with.
@@ -33,6 +35,7 @@ class Candidate:
       runtime: the same of its file in ONNX Runtime; None where that has not been run.
     """
 
+    place: str
     space: Space
     setting: dict[str, str]
     goals: tuple[Goal, ...]
@@ -130,18 +133,22 @@ class Candidates:
             self.state.trials[place] = {"values": values, "why": why, "seconds": seconds}
         else:
             values, seconds = known["values"], known["seconds"]
-        found = self.tried[place] = Candidate(space, dict(setting), self.goals, values)
+        found = self.tried[place] = Candidate(place, space, dict(setting), self.goals, values)
         drops = {goal.metric: goal.drop(values[goal.metric]) for goal in self.goals}
         step = Step(why, dict(setting), values, drops, found.reached, found.float_layers, seconds, known is not None)
         self.journal.steps.append(step)
         if known is None:
-            if self.best is found:
-                self._keep_best()
-            self.state.save()
+            self.state.finished = False
+            self.keep_best()
 
-    def _keep_best(self) -> None:
-        if self.best is not None and self.state.folder is not None:
-            save(self.best.model(), self.state.folder / "best.onnx")
+    def keep_best(self) -> None:
+        """Writes the best model, where another one is on disk, and the state."""
+        best = self.best
+        if best is not None and self.state.folder is not None and not self.state.holds(best.place):
+            model = best.model()
+            if self.state.write(BEST, lambda path: save(model, path)):
+                self.state.best = best.place
+        self.state.save()
 
     def confirm(self) -> bool:
         """Takes those that reach the goals to ONNX Runtime, the best first, until one does so there; returns whether one does.
@@ -160,16 +167,20 @@ class Candidates:
         if candidate.runtime is not None or not self._has_runtime:
             return
         promised = candidate.reached
-        try:
-            with self.journal.timed("runtime"):
-                there = candidate.runtime = in_runtime(self.validation, candidate.model())
-        except JaxqError as error:
-            self._has_runtime = False
-            self.journal.note(f"the metric could not be taken in ONNX Runtime: {error}")
-            return
+        remembered = self.state.trials[candidate.place]
+        if "runtime" not in remembered:
+            try:
+                with self.journal.timed("runtime"):
+                    remembered["runtime"] = in_runtime(self.validation, candidate.model())
+            except JaxqError as error:
+                self._has_runtime = False
+                self.journal.note(f"the metric could not be taken in ONNX Runtime: {error}")
+                return
+            self.state.save()
+        there = candidate.runtime = remembered["runtime"]
         if not promised or candidate.reached:
             return
-        self._keep_best()  # that is another one now
+        self.keep_best()  # that is another one now
         if not self.in_doubt:
             goal = max(self.goals, key=lambda each: each.excess(there[each.metric]))
             self.journal.note(

@@ -53,15 +53,11 @@ class Control:
         on_step: Listener | None,
     ):
         self.prepared, self.advanced, self.state = prepared, advanced, state
-        self.journal = Journal(started, state.folder, on_step)
+        self.journal = Journal(started, state, on_step)
+        state.note = self.journal.note
         self.out_of_budget = False
-        if state.foreign:
-            self.journal.note(
-                "the folder holds the state of another search (other model, data or options); starting anew"
-            )
-        if state.resumed:
-            known = "1 candidate is" if state.resumed == 1 else f"{state.resumed} candidates are"
-            self.journal.note(f"going on with a search that was broken off: {known} known already")
+        if state.found:
+            self.journal.note(state.found)
 
     # -------------------------------------------------------------------------------------------------------- the search
 
@@ -79,7 +75,7 @@ class Control:
             return self.finish()
         except KeyboardInterrupt as interrupt:
             self.tell(INTERRUPTED)
-            if self.state.folder is not None:
+            if self.state.best and self.state.folder is not None:
                 interrupt.add_note(
                     f"the best model so far is {self.state.folder / 'best.onnx'}; the same call goes on from here"
                 )
@@ -263,6 +259,7 @@ class Control:
         assert best is not None, "a candidate was evaluated"
         self.candidates.measure(best)
         model = self.best_model()
+        self.state.finished = not self.out_of_budget
         report = self.tell(REACHED if self.reached else MISSED)
         if self.reached:
             return model
@@ -296,7 +293,9 @@ class Control:
         return f"the time budget of {self.advanced.time_budget:g} s is used up after {tried}: {found}; {advice}"
 
     def tell(self, status: str) -> AccuracyReport:
-        """The report as of now, to the listener and the folder."""
+        """The report as of now, to the listener and the folder, which has the best model where the search ends."""
+        if status != RUNNING:
+            self.candidates.keep_best()
         best = self.candidates.best
         if best is None:
             return self.journal.publish(status, self.goals, {}, {}, (0, self.space.weight_layers), ())

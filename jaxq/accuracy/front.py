@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from jaxq.accuracy.control import Control
+from jaxq.accuracy.folder import open_folder
+from jaxq.accuracy.identity import Identity, ReadOnce, digest_of, model_digest
 from jaxq.accuracy.journal import Listener
 from jaxq.accuracy.options import (
     AdvancedAccuracyRestorerParameters,
     DropType,
     check_drop,
 )
-from jaxq.accuracy.state import State, fingerprint
+from jaxq.accuracy.state import State
 from jaxq.checks import member
 from jaxq.data import Dataset
 from jaxq.errors import ConfigError
+from jaxq.metrics import find_metric
 from jaxq.model import Model
 from jaxq.onnx_import import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
-from jaxq.pipeline import prepare
+from jaxq.pipeline import Prepared, prepare
 from jaxq.scope import IgnoredScope
+from jaxq.version import __version__
 
 
 def quantize_with_accuracy_control(
@@ -89,22 +92,32 @@ def quantize_with_accuracy_control(
         batch_size=batch_size,
     )
     started = time.monotonic()
+    folder = None if advanced.intermediate_model_dir is None else open_folder(advanced.intermediate_model_dir)
     prepared = prepare(model, calibration_dataset, options)
     data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
-    described = (options.to_dict(), sorted(prepared.ignored), advanced_key(advanced), _name(validation_fn))
-    first = (prepared.data.first(), *itertools.islice(data.items(), 1))
-    state = State(advanced.intermediate_model_dir, fingerprint(prepared.graph, prepared.model.params, described, first))
-    control = Control(prepared, advanced, state, started, on_step)
+    identity = None
+    if folder is not None:
+        read = ReadOnce(data)
+        data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
+        measure = [metric.name for metric in advanced.metrics] if validation_fn is None else validation_fn
+        identity = Identity(known_parts(prepared, measure, data), prepared.data, read)
+    control = Control(prepared, advanced, State(folder, identity), started, on_step)
     return control.run(data, validation_fn, allowed, kind)
 
 
-def advanced_key(advanced: AdvancedAccuracyRestorerParameters) -> AdvancedAccuracyRestorerParameters:
-    """What of the parameters decides what a candidate is worth; a search may go on with others changed."""
-    plain = AdvancedAccuracyRestorerParameters()
-    return replace(
-        plain, metrics=advanced.metrics, ranking_subset_size=advanced.ranking_subset_size, ranking=advanced.ranking
-    )
+def known_parts(prepared: Prepared, measure: Any, data: Dataset) -> dict[str, str]:
+    """What decides the values of a candidate, beside the data; a search may go on with all else changed.
 
-
-def _name(function: Any) -> str:
-    return function if isinstance(function, str) else f"{getattr(function, '__qualname__', type(function).__name__)}"
+    Args:
+      measure: the validation function, or the names of metrics.
+    """
+    names = [measure] if isinstance(measure, str) else measure
+    if isinstance(names, list):
+        measure = [find_metric(name) for name in names]
+    options = replace(prepared.options, batch_size=None).to_dict()
+    return {
+        "version of jaxq": __version__,
+        "model": model_digest(prepared.graph, prepared.model.params),
+        "options": digest_of(options, sorted(prepared.ignored)),
+        "validation function": digest_of(measure, data.transform_func),
+    }

@@ -7,10 +7,11 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
+from jaxq.accuracy.folder import REPORT
 from jaxq.accuracy.goals import Goal
 from jaxq.accuracy.report import AccuracyReport, Kept, Step
+from jaxq.accuracy.state import State
 from jaxq.errors import JaxqWarning
 from jaxq.files import write_text
 
@@ -22,12 +23,12 @@ class Journal:
 
     Args:
       started: `time.monotonic()` at the start of the search.
-      folder: where `report.json` is written, or None.
+      state: its folder gets the report.
       on_step: gets each report.
     """
 
-    def __init__(self, started: float, folder: Path | None, on_step: Listener | None):
-        self.started, self.folder, self.on_step = started, folder, on_step
+    def __init__(self, started: float, state: State, on_step: Listener | None):
+        self.started, self.state, self.on_step = started, state, on_step
         self.steps: list[Step] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -67,8 +68,7 @@ class Journal:
             status, goals, values, runtime, *layers, kept, tuple(self.steps),
             {name: round(value, 2) for name, value in spent.items()}, tuple(self.notes),
         )  # fmt: skip
-        if self.folder is not None:
-            write_text(self.folder / "report.json", json.dumps(report.to_dict(), indent=1) + "\n")
+        self.state.write(REPORT, lambda path: write_text(path, json.dumps(report.to_dict(), indent=1) + "\n"))
         if self.on_step is not None:
             self.on_step(report)
         return report

@@ -14,6 +14,7 @@ import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import candidates, control, rankings
 from jaxq.accuracy.base import ASKED_FOR, quantize_once
+from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
@@ -295,22 +296,24 @@ def test_a_time_budget_that_ends_a_search_within_the_limit_says_what_was_found(p
     assert "intermediate_model_dir" in note
 
 
-def test_a_search_that_was_killed_goes_on_and_says_so(planted, tmp_path):
+def test_a_search_that_was_killed_goes_on_and_says_so(planted, monkeypatch, tmp_path):
     calls = []
+    evaluate = FunctionValidation.evaluate
 
     class Killed(BaseException):
         """As good as SIGKILL for what is on disk."""
 
-    def failing(model, items):
+    def failing(self, *arguments):
         calls.append(1)
-        if len(calls) == 6:  # two probes, float, quantized, and one candidate are done
+        if len(calls) == 4:  # float, quantized, and one candidate are done
             raise Killed
-        return accuracy(model, items)
+        return evaluate(self, *arguments)
 
-    failing.__qualname__ = accuracy.__qualname__
     advanced = Parameters(intermediate_model_dir=tmp_path / "work", prune=False)
+    monkeypatch.setattr(FunctionValidation, "evaluate", failing)
     with pytest.raises(Killed):
-        run(function=failing, max_drop=0.0, advanced_accuracy_restorer_parameters=advanced)
+        run(max_drop=0.0, advanced_accuracy_restorer_parameters=advanced)
+    monkeypatch.setattr(FunctionValidation, "evaluate", evaluate)
     assert (tmp_path / "work" / "best.onnx").is_file()
     jaxq.load(tmp_path / "work" / "best.onnx")
     known = len(json.loads((tmp_path / "work" / "state.json").read_text())["trials"])

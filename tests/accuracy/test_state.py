@@ -1,0 +1,336 @@
+"""Searches that were stopped, and the folders in which they go on."""
+
+import json
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from accuracy_models import MINMAX, accuracy, chain, images, labelled, ruined
+
+import jaxq
+from jaxq import AdvancedAccuracyRestorerParameters as Parameters
+from jaxq.accuracy import base, by_function, candidates, control, folder, state
+from jaxq.accuracy.base import quantize_once
+from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+
+BAD = "Conv_conv1"
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch):
+    """One layer of the quantized model has absurd ranges."""
+    monkeypatch.setattr(base, "quantize_once", lambda *given: ruined(quantize_once(*given), BAD))
+
+
+def search(work, function=accuracy, *, data=None, calibration=None, max_drop=0.1, **options):
+    """The last report of a search in a folder, and its model."""
+    reports = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", JaxqWarning)
+        try:
+            model = jaxq.quantize_with_accuracy_control(
+                chain(),
+                images(12) if calibration is None else calibration,
+                list(labelled()) if data is None else data,
+                function,
+                max_drop=max_drop,
+                advanced_quantization_parameters=MINMAX,
+                advanced_accuracy_restorer_parameters=Parameters(intermediate_model_dir=work, **options),
+                on_step=reports.append,
+            )
+        except AccuracyError as error:
+            model = error.best
+    return SimpleNamespace(report=reports[-1], model=model, notes=reports[-1].notes)
+
+
+def kept(model):
+    return json.loads(model.metadata["jaxq.kept"])
+
+
+def on_disk(work):
+    return kept(jaxq.load(work / "best.onnx"))
+
+
+def stored(work):
+    return json.loads((work / "state.json").read_text())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The roles in which models were evaluated."""
+    found = []
+    evaluate = by_function.FunctionValidation.evaluate
+
+    def watch(self, model, role=""):
+        found.append(role or type(model).__name__)
+        return evaluate(self, model, role)
+
+    monkeypatch.setattr(by_function.FunctionValidation, "evaluate", watch)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- which search it is
+
+
+def test_a_search_with_the_same_data_and_function_takes_every_value_from_the_state(tmp_path, calls):
+    before = search(tmp_path)
+    assert calls
+    calls.clear()
+    after = search(tmp_path)
+    assert calls == []
+    assert after.report.values == before.report.values
+    assert after.report.runtime_values == before.report.runtime_values
+    assert kept(after.model) == kept(before.model)
+
+
+def relabelled():
+    return [*labelled()[:6], *((feed, (label + 1) % 5) for feed, label in labelled()[6:])]
+
+
+def brighter():
+    return [*images(11), images(12)[11] + np.float32(1)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"data": relabelled}, "validation data"),
+        ({"data": lambda: list(labelled())[:6]}, "validation data"),
+        ({"calibration": brighter}, "calibration data"),
+        ({"function": lambda: lambda model, items: accuracy(model, items)[0]}, "validation function"),
+    ],
+)
+def test_values_of_other_data_or_functions_are_not_taken(tmp_path, changed, what):
+    search(tmp_path)
+    given = {name: make() for name, make in changed.items()}
+    after = search(tmp_path, **given)
+    assert f"another search (other {what})" in after.notes[0]
+    assert not any(step.resumed for step in after.report.steps)
+    assert after.report.values == search(None, **given).report.values
+
+
+def test_a_metric_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def found(body):
+        (tmp_path / "own_count.py").write_text(f"def count(outputs, targets):\n    {body}\n")
+        monkeypatch.delitem(sys.modules, "own_count", raising=False)
+        return search(tmp_path / "work", "own_count:count").notes
+
+    assert found("return 1.0 * len(outputs)") == ()
+    assert "finished" in found("# words\n    return 1.0 * len(outputs)")[0]
+    assert "other validation function" in found("return 2.0 * len(outputs)")[0]
+
+
+def test_data_are_passed_over_once_more_only_where_a_search_goes_on(tmp_path):
+    passes = []
+
+    class Loader:
+        def __iter__(self):
+            passes.append(1)
+            return iter(labelled())
+
+    search(None, data=Loader())
+    plain = len(passes)
+    passes.clear()
+    search(tmp_path, data=Loader())
+    assert len(passes) == plain
+    passes.clear()
+    search(tmp_path, data=Loader())
+    assert len(passes) == 1
+
+
+def test_the_files_of_another_search_are_moved_aside_as_they_are(tmp_path):
+    first = search(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    search(tmp_path, data=relabelled())
+    aside = tmp_path / "earlier-1"
+    assert {path.name for path in aside.iterdir()} == names
+    assert on_disk(aside) == kept(first.model)
+    again = search(aside)
+    assert again.notes[0].startswith("going on with a search that was finished")
+    search(tmp_path)
+    assert (tmp_path / "earlier-2" / "best.onnx").is_file()
+
+
+def test_a_damaged_state_is_said_to_be_damaged(tmp_path):
+    search(tmp_path)
+    for text in ("{ broken", '{"format": 2}', "[]", '{"format": 2, "identity": {"validation data": 3}}'):
+        (tmp_path / "state.json").write_text(text)
+        found = search(tmp_path)
+        assert "is damaged" in found.notes[0]
+        assert found.report.status == "reached"
+    assert (tmp_path / "earlier-1" / "state.json").read_text() == "{ broken"
+
+
+def test_a_state_of_another_version_is_said_to_be_one(tmp_path):
+    search(tmp_path)
+    (tmp_path / "state.json").write_text('{"format": 1}')
+    assert "other version of jaxq" in search(tmp_path).notes[0]
+
+
+def interrupted(work, monkeypatch, **options):
+    """A search that is interrupted when all candidates are known."""
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control.Control, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            search(work, **options)
+    return caught.value
+
+
+def test_what_is_said_of_an_earlier_search_is_true(tmp_path, monkeypatch):
+    interrupted(tmp_path, monkeypatch)
+    assert search(tmp_path).notes[0].startswith("going on with a search that was broken off: 2 candidates")
+    assert search(tmp_path).notes[0].startswith("going on with a search that was finished: 2 candidates")
+    interrupted(tmp_path, monkeypatch, max_drop=0.0)
+    assert search(tmp_path, max_drop=0.0).notes[0].startswith("going on with a search that was broken off")
+
+
+def test_an_interrupted_search_leaves_its_best_though_it_was_known_before(tmp_path, monkeypatch):
+    search(tmp_path, max_drop=0.0)
+    caught = interrupted(tmp_path, monkeypatch, max_drop=0.9)
+    assert on_disk(tmp_path) == {}
+    assert "best.onnx" in caught.__notes__[0]
+
+
+# -------------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_rankings_of_another_restore_mode_are_not_taken_and_trials_are(tmp_path):
+    def ranked(work, mode):
+        search(work, max_drop=0.0, restore_mode=mode, max_num_iterations=1)
+        return stored(work)["rankings"]
+
+    search(tmp_path / "both", max_drop=0.0, max_num_iterations=1)
+    both = ranked(tmp_path / "both", "only_activations")
+    alone = ranked(tmp_path / "alone", "only_activations")
+    assert len(both) > len(alone)
+    assert alone.items() <= both.items()
+    found = search(tmp_path / "both", max_drop=0.0, restore_mode="only_activations", max_num_iterations=1)
+    assert found.report.steps[0].resumed
+
+
+@pytest.mark.parametrize("other", [{"confirm": 0}, {"ranking_subset_size": 2}, {"ranking": "alone"}])
+def test_a_ranking_made_in_another_way_is_made_anew_and_trials_are_taken(tmp_path, other):
+    search(tmp_path, ranking="gradient")
+    before = stored(tmp_path)["rankings"].keys()
+    found = search(tmp_path, **({"ranking": "gradient"} | other))
+    assert found.notes[0].startswith("going on with")
+    assert stored(tmp_path)["rankings"].keys() > before
+    assert found.report.steps[0].resumed
+
+
+def test_with_another_limit_the_best_is_written_though_it_was_known_before(tmp_path):
+    search(tmp_path, max_drop=0.0)
+    assert BAD in on_disk(tmp_path)
+    found = search(tmp_path, max_drop=0.9)
+    assert found.report.steps[-1].resumed
+    assert kept(found.model) == on_disk(tmp_path) == {}
+
+
+def test_a_file_that_was_deleted_is_written_again(tmp_path):
+    found = search(tmp_path)
+    (tmp_path / "best.onnx").unlink()
+    search(tmp_path)
+    assert on_disk(tmp_path) == kept(found.model)
+
+
+def test_when_the_runtime_refuses_the_best_the_next_is_on_disk(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    first = kept(search(None).model)
+
+    def refuse(validation, model):
+        return {"validation_fn": float(kept(model) != first)}
+
+    monkeypatch.setattr(candidates, "in_runtime", refuse)
+    found = search(tmp_path)
+    assert kept(found.model) != first
+    assert on_disk(tmp_path) == kept(found.model)
+
+
+def test_values_of_the_runtime_are_kept(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    measured = []
+    real = candidates.in_runtime
+    monkeypatch.setattr(candidates, "in_runtime", lambda *given: measured.append(1) or real(*given))
+    before = search(tmp_path).report.runtime_values
+    assert measured
+    measured.clear()
+    assert search(tmp_path).report.runtime_values == before
+    assert not measured
+
+
+# ----------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxq.accuracy.front.prepare", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(ConfigError, match="cannot write"):
+        search("/proc/self")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        search(tmp_path / "file")
+
+
+@pytest.mark.parametrize("after", range(0, 12, 3))
+def test_a_disk_that_is_full_costs_the_folder_and_not_the_search(tmp_path, monkeypatch, after):
+    count = 0
+
+    def full(write):
+        def writing(*given):
+            nonlocal count
+            count += 1
+            if count > after:
+                raise OSError(28, "No space left on device")
+            return write(*given)
+
+        return writing
+
+    expected = search(None)
+    monkeypatch.setattr(state, "write_text", full(state.write_text))
+    monkeypatch.setattr(state, "write_bytes", full(state.write_bytes))
+    monkeypatch.setattr("jaxq.accuracy.journal.write_text", full(state.write_text))
+    found = search(tmp_path)
+    (note,) = [each for each in found.notes if "No space left on device" in each]
+    assert "the search goes on" in note
+    assert count == after + 1  # it is not tried again
+    assert found.report.status == "reached"
+    assert kept(found.model) == kept(expected.model)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_costs_the_folder_only(tmp_path, monkeypatch):
+    def full(model, path):
+        raise ConfigError(f"cannot write {str(path)!r}: No space left on device")
+
+    monkeypatch.setattr(candidates, "save", full)
+    found = search(tmp_path)
+    assert found.report.status == "reached"
+    assert any("No space left on device" in each for each in found.notes)
+
+
+def test_only_the_files_of_the_search_are_removed(tmp_path):
+    search(tmp_path / "work")
+    (tmp_path / "work" / "notes.txt").write_text("mine")
+    folder.remove(tmp_path / "work")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes.txt"]
+    search(tmp_path / "other")
+    folder.remove(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_best_model_is_copied_with_weights_that_lie_beside_it(tmp_path):
+    search(tmp_path)
+    jaxq.save(jaxq.load(tmp_path / "best.onnx"), tmp_path / "best.onnx", external_data=True)
+    assert (tmp_path / "best.onnx.data").is_file()
+    assert folder.copy_best(tmp_path, tmp_path / "out.onnx")
+    for path in folder.files_in(tmp_path):
+        path.unlink()
+    assert accuracy(jaxq.load(tmp_path / "out.onnx"), labelled())[0] > 0.8
+    assert not folder.copy_best(tmp_path, tmp_path / "out.onnx")
