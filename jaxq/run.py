@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 import time
 import warnings
@@ -74,6 +73,7 @@ def run_file(
     start = time.perf_counter()
     job, places = read_any(path)
     file = _output_file(job, output)
+    folder = search_folder(job, file)
     search: AccuracyReport | None = None
     missed = None
 
@@ -89,6 +89,12 @@ def run_file(
         if error.best is None:
             raise
         model, missed = error.best, error
+    except KeyboardInterrupt:
+        if search is not None and search.steps and folder is not None and file is not None:
+            from jaxq.accuracy.folder import copy_best
+
+            copy_best(folder, file)
+        raise
     except JaxqError as error:
         place = _place(str(error), job, places)
         if place or isinstance(error, ConfigError):
@@ -114,6 +120,10 @@ def run_file(
     if file is not None:
         save(model, file)
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+        if missed is None and folder == own_folder(file):
+            from jaxq.accuracy.folder import remove
+
+            remove(folder)
     return RunResult(model, file, report), missed
 
 
@@ -231,11 +241,7 @@ def run_with_accuracy_control(
     file: Path | None = None,
     on_step: Callable[[AccuracyReport], None] | None = None,
 ) -> Model:
-    """The model of a job that limits the loss of accuracy.
-
-    The state of the search is kept in `<file>.search` until the limit is reached, unless the job names a folder for it: the same
-    job goes on from there. When the user interrupts, the best model so far is written to `file`.
-    """
+    """The model of a job that limits the loss of accuracy; the same job goes on from the state in its folder."""
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.section import read_section
 
@@ -249,23 +255,25 @@ def run_with_accuracy_control(
         source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
         label="label" if labelled else None,
     )  # fmt: skip
-    own = None if file is None or advanced.intermediate_model_dir else file.with_name(f"{file.name}.search")
-    folder = own or (Path(advanced.intermediate_model_dir) if advanced.intermediate_model_dir else None)
-    advanced = replace(advanced, intermediate_model_dir=folder)
-    try:
-        found = quantize_with_accuracy_control(
-            model,
-            data,
-            validation,
-            **arguments,
-            **options,
-            advanced_accuracy_restorer_parameters=advanced,
-            on_step=on_step,
-        )
-    except KeyboardInterrupt:
-        if folder is not None and file is not None and (folder / "best.onnx").is_file():
-            shutil.copyfile(folder / "best.onnx", file)
-        raise
-    if own is not None:
-        shutil.rmtree(own, ignore_errors=True)
-    return found
+    return quantize_with_accuracy_control(
+        model,
+        data,
+        validation,
+        **arguments,
+        **options,
+        advanced_accuracy_restorer_parameters=replace(advanced, intermediate_model_dir=search_folder(job, file)),
+        on_step=on_step,
+    )
+
+
+def search_folder(job: Job, file: Path | None) -> Path | None:
+    """Where the state of a search is kept, if there is one: in the folder that the job names, else beside the file."""
+    if job.accuracy is None:
+        return None
+    named = job.accuracy.get("intermediate_model_dir")
+    return Path(named) if named else None if file is None else own_folder(file)
+
+
+def own_folder(file: Path) -> Path:
+    """The folder of a search that needs none of its own once its result is written."""
+    return file.with_name(f"{file.name}.search")

@@ -1,9 +1,11 @@
 """The command line: what it prints, what it writes, and what it says to bad input."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -510,6 +512,89 @@ def test_a_target_that_is_missed_is_exit_code_3_and_the_best_model_is_there(digi
     assert "was not reached" in capsys.readouterr().err
     assert jaxq.load(out).graph.nodes
     assert (tmp_path / "out.onnx.search" / "state.json").is_file()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Whoever searches is interrupted when the first candidates are known."""
+    from jaxq.accuracy.control import Control
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Control, "finish", interrupt)
+
+
+def in_words(command: str, model: Path, data: str, out: Path) -> list[str]:
+    """The same search as a command with options, and by a configuration file."""
+    if command == "quantize":
+        return ["quantize", str(model), "--data", data, "-o", str(out), "--max-drop", "0.05"]
+    job = {"model": str(model), "data": {"source": data}, "quantize": {}, "accuracy": {"max_drop": 0.05}}
+    config = model.with_name("job.json")
+    config.write_text(json.dumps(job))
+    return ["run", str(config), "-o", str(out.parent)]
+
+
+@pytest.mark.parametrize("command", ["quantize", "run"])
+def test_the_best_of_an_interrupted_search_can_be_read(digits, labelled_digits, tmp_path, capsys, interrupted, command):
+    model = tmp_path / "large.onnx"
+    jaxq.save(jaxq.load(digits / "digits.onnx"), model, external_data=True)
+    out, data = tmp_path / "results" / "large.onnx", str(digits / "few.npz")
+    out.parent.mkdir()
+    assert cli.main(in_words(command, model, data, out)) == 130
+    assert "the best model so far is" in capsys.readouterr().err
+    found = {path.name for path in out.parent.iterdir()}
+    assert found == {"large.onnx", "large.onnx.data", "large.onnx.search"}
+    shutil.rmtree(out.parent / "large.onnx.search")
+    model.unlink()
+    assert jaxq.load(out)(demo.images("test")[:1])
+
+
+@pytest.mark.parametrize("command", ["quantize", "run"])
+def test_an_interrupt_before_the_search_writes_no_model_of_another_one(digits, tmp_path, capsys, monkeypatch, command):
+    out, data = tmp_path / "digits.onnx", str(digits / "few.npz")
+    (tmp_path / "digits.onnx.search").mkdir()
+    shutil.copyfile(digits / "digits.onnx", tmp_path / "digits.onnx.search" / "best.onnx")
+    (tmp_path / "digits.onnx.search" / "state.json").write_text("{}")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxq.accuracy.control.open_base", interrupt)
+    assert cli.main(in_words(command, digits / "digits.onnx", data, out)) == 130
+    assert not out.exists()
+    assert (tmp_path / "digits.onnx.search" / "earlier-1" / "best.onnx").is_file()
+
+
+@pytest.mark.parametrize("command", ["quantize", "run"])
+def test_a_result_that_cannot_be_written_leaves_the_search(digits, tmp_path, capsys, monkeypatch, command):
+    out, data = tmp_path / "digits.onnx", str(digits / "few.npz")
+    real = jaxq.save
+
+    def full(model, path, **options):
+        if Path(path) == out:
+            raise jaxq.ConfigError(f"cannot write {str(path)!r}: No space left on device")
+        real(model, path, **options)
+
+    importlib.import_module("jaxq.accuracy.front")  # so that the name below is the command's alone
+    monkeypatch.setattr("jaxq.onnx_export.save", full)
+    monkeypatch.setattr("jaxq.run.save", full)
+    given = in_words(command, digits / "digits.onnx", data, out)
+    assert cli.main(given) == 2
+    assert (tmp_path / "digits.onnx.search" / "best.onnx").is_file()
+    monkeypatch.undo()
+    assert cli.main(given) == 0
+    assert "finished" in capsys.readouterr().err
+    assert out.is_file()
+    assert not (tmp_path / "digits.onnx.search").exists()
+
+
+def test_quantizing_without_a_limit_leaves_a_search_alone(digits, tmp_path):
+    kept = tmp_path / "out.onnx.search" / "state.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx")]) == 0
+    assert kept.is_file()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,6 +87,17 @@ class AccuracyChoices:
     max_iter_num: int | None
     work: Path | None
 
+    def folder(self, output: Path) -> Path:
+        """Where the state of the search is kept."""
+        return self.work or output.with_name(f"{output.name}.search")
+
+    def clear(self, output: Path) -> None:
+        """Removes the state of a search that has reached its goal, unless the user has named a folder for it."""
+        from jaxq.accuracy.folder import remove
+
+        if self.work is None:
+            remove(self.folder(output))
+
     def check(self) -> None:
         """Raises ConfigError for options that mean nothing without a limit, and for an unknown metric."""
         if self.max_drop is not None:
@@ -143,11 +153,12 @@ def quantize_within(
     Where the limit cannot be kept, the report says so and the model is the best there is. When the user interrupts, the best so
     far is written to `output`.
     """
+    from jaxq.accuracy.folder import copy_best
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
 
     assert choices.max_drop is not None
-    folder = choices.work or output.with_name(f"{output.name}.search")
+    folder = choices.folder(output)
     parameters = AdvancedAccuracyRestorerParameters(
         max_num_iterations=choices.max_iter_num,
         ranking=choices.ranking,  # type: ignore[arg-type]
@@ -177,11 +188,8 @@ def quantize_within(
         print(f"error: {error}", file=sys.stderr)
         return error.best, error.report
     except KeyboardInterrupt:
-        if (folder / "best.onnx").is_file():
-            shutil.copyfile(folder / "best.onnx", output)
+        if steps.last is not None and steps.last.steps and copy_best(folder, output):
             print(f"interrupted: the best model so far is {output}; the same command goes on", file=sys.stderr)
         raise
-    if choices.work is None:
-        shutil.rmtree(folder, ignore_errors=True)
     assert steps.last is not None
     return found, steps.last

@@ -177,8 +177,10 @@ def quantize(
         write_text(report, quantized_page(quantized, output.name, result))
     if not quiet and json_path != "-":
         show(result, found, data)
-    if found is not None and found.status != "reached":
-        raise typer.Exit(TARGET_MISSED)
+    if found is not None:
+        if found.status != "reached":
+            raise typer.Exit(TARGET_MISSED)
+        choices.clear(output)
 
 
 def advanced(
