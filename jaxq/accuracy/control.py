@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxq.accuracy.base import open_base
 from jaxq.accuracy.by_function import FunctionValidation
-from jaxq.accuracy.candidates import Candidates
+from jaxq.accuracy.candidates import Candidate, Candidates
 from jaxq.accuracy.goals import Goal
 from jaxq.accuracy.journal import Journal, Listener
 from jaxq.accuracy.open_validation import open_validation
@@ -86,7 +86,7 @@ class Control:
             if self.candidates.best is None:
                 raise
             report = self.tell(MISSED)
-            raise AccuracyError(f"the search was broken off: {error}", self.best_model(), report) from error
+            raise AccuracyError(f"the search was broken off: {error}", self.best.model(), report) from error
 
     def search_in_time(self) -> None:
         """Searches until there is a candidate whose file is within the limit, too, or nothing is left to try, or no time."""
@@ -238,7 +238,7 @@ class Control:
                 f"the float model itself is below the target: its {goal.metric} is {values[goal.metric]:.6g} on this data, while "
                 f"baseline_value {goal.baseline:g} and max_drop {goal.max_drop:g} ask for more; check the data, or give the "
                 "baseline that was measured on it",
-                self.best_model(),
+                self.best.model(),
                 self.tell(MISSED),
             )
 
@@ -248,22 +248,21 @@ class Control:
     def reached(self) -> bool:
         return self.candidates.best is not None and self.candidates.best.reached
 
-    def best_model(self) -> Model:
-        """The best candidate, traced anew."""
+    @property
+    def best(self) -> Candidate:
+        """The best candidate so far; there is one from the first trial on."""
         assert self.candidates.best is not None, "a candidate was evaluated"
-        return self.candidates.best.model()
+        return self.candidates.best
 
     def finish(self) -> Model:
         """The best model, its metric in the runtime, and the last report."""
-        best = self.candidates.best
-        assert best is not None, "a candidate was evaluated"
-        self.candidates.measure(best)
-        model = self.best_model()
+        self.candidates.measure(self.best)
+        model = self.best.model()
         self.state.finished = not self.out_of_budget
         report = self.tell(REACHED if self.reached else MISSED)
         if self.reached:
             return model
-        found = [(goal, values[goal.metric]) for goal in self.goals for values in best.known]
+        found = [(goal, values[goal.metric]) for goal in self.goals for values in self.best.known]
         goal, value = max(found, key=lambda each: each[0].excess(each[1]))
         raise AccuracyError(
             f"the accuracy target was not reached: {goal.metric} is {value:.6g} at best, a drop of "
@@ -277,8 +276,7 @@ class Control:
 
     def out_of_time(self) -> str:
         """What the end of the time budget means for the user."""
-        best = self.candidates.best
-        assert best is not None, "time is not up before one candidate is known"
+        best = self.best
         found = (
             f"the best so far is within the limit with {best.float_layers} of {best.space.weight_layers} layers in float, "
             "perhaps more than needed"
