@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, prepared, ruined
+from compilations import compilations
 from models import integer_network
 
 import jaxq
@@ -98,14 +99,8 @@ def test_ranking_alone_compiles_nothing(monkeypatch):
     space = Space(base_of(chain(), images(12)))
     ranker = Ranker(space, [{"image": each} for each in images(4, 50)], FLOAT)
     ranker.divergence({})
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    with compilations() as compiled:
         ranker.alone({})
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert compiled == []
 
 
@@ -232,25 +227,17 @@ def test_the_number_of_compilations_does_not_depend_on_the_number_of_layers(monk
     counts = {}
     for length in (2, 5):
         monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
-        compiled = []
         jax.clear_caches()
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, compiled=compiled, **_: (
-                compiled.append(event) if "backend_compile" in event else None
-            )
-        )
         reports = []
-        try:
+        with compilations() as compiled:
             model = chain(length)
             float_model = jaxq.load(model)
             data = [({"image": x}, np.asarray(float_model(x)["scores"][0])) for x in images(16, 100)]
             run(data, "cosine", model=model, max_drop=1e-6, reports=reports,
                 advanced_accuracy_restorer_parameters=Parameters(repairs=("int8_weights",)))  # fmt: skip
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert len(reports[-1].steps) > length
         counts[length] = len(compiled)
-    assert counts[2] == counts[5]
+    assert counts[2] == counts[5] > 0
 
 
 # -------------------------------------------------------------------------------------------------------- the honest end
