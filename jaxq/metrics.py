@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +205,14 @@ def _cosine(outputs: Outputs, target: Any) -> float:
         if norms == 0:  # a zero vector has no direction: it is like another zero vector only
             return float(not value.any() and not wanted.any())
         return float(np.clip(value @ wanted / norms, -1.0, 1.0))
+
+
+def _cosine_of_lists(outputs: Outputs, target: Any) -> float:
+    """The same of arrays that may differ in size: the shorter one is filled with zeros."""
+    values = [np.ravel(each) for each in (first_output(outputs), target)]
+    size = max(each.size for each in values)
+    value, wanted = (np.pad(each, (0, size - each.size)) for each in values)
+    return _cosine({"filled": value}, wanted)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -424,3 +432,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("perplexity", False, _token_loss, _perplexity),
     )
 }
+
+# For outputs whose size depends on the data, as the boxes that a detector finds.
+COSINE_OF_LISTS = replace(METRICS["cosine"], measure=_cosine_of_lists)

@@ -12,7 +12,7 @@ from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.by_metric import MetricValidation, labelled_items
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, ConfigError
-from jaxq.metrics import find_metric
+from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
 from jaxq.model import Model
 
 
@@ -41,13 +41,15 @@ def open_validation(
         metrics = [find_metric(name) for name in names]
         return MetricValidation(functools.partial(labelled_items, data, exact, True), metrics, exact, None, batch_size)
     unlabelled = functools.partial(labelled_items, data, exact, False)
-    metric = find_metric("top1" if gives_classes(exact, unlabelled()) else "cosine")
-    return MetricValidation(unlabelled, [metric], exact, exact, batch_size)
+    return MetricValidation(unlabelled, [likeness(exact, unlabelled())], exact, exact, batch_size)
 
 
-def gives_classes(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> bool:
-    """Whether the model's first output is one row of class scores for a sample."""
+def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
+    """What compares a model with itself: top1, if its first output is one row of class scores for a sample, else cosine."""
     for feed, _ in items:
-        output = np.asarray(model(feed)[model.graph.outputs[0]])
-        return output.dtype.kind == "f" and 1 < output.size == max(output.shape)
+        name = model.graph.outputs[0]
+        if name in model.made_on_host(feed):
+            return COSINE_OF_LISTS
+        output = np.asarray(model(feed)[name])
+        return METRICS["top1" if output.dtype.kind == "f" and 1 < output.size == max(output.shape) else "cosine"]
     raise CalibrationError("the validation data is empty; at least one sample is needed")

@@ -2,12 +2,14 @@
 
 import json
 import math
+import sys
 import warnings
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
-from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, prepared, ruined
+from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, picking, prepared, ruined
 from compilations import compilations
 from models import integer_network
 
@@ -72,6 +74,38 @@ def test_a_layer_with_absurd_ranges_is_found_and_reverted_first(planted, ranking
     assert dict(report.steps[1].setting) == {BAD: FLOAT}
     assert [(each.layer, each.rank) for each in report.kept] == [(BAD, 1)]
     assert report.float_layers == 1
+
+
+def sum_of_picked(model, items):
+    """A validation function for `picking()`: near to what the float model says, higher is better."""
+    each = [-abs(float(np.asarray(model(feed)["values"]).sum()) - wanted) for feed, wanted in items]
+    return 100 + float(np.mean(each)), each
+
+
+def error_of_picked(outputs, targets):
+    """The same as a metric by name, lower is better."""
+    each = [abs(float(found["values"].sum()) - wanted) for found, wanted in zip(outputs, targets, strict=True)]
+    return 1 + float(np.mean(each)), each
+
+
+error_of_picked.higher_is_better = False
+
+
+@pytest.mark.parametrize("function", [sum_of_picked, "picked_metric:error_of_picked", None])
+def test_outputs_whose_shapes_depend_on_the_data_are_compared(planted, monkeypatch, function):
+    """Quantization changes how many scores are positive."""
+    metric = ModuleType("picked_metric")
+    metric.error_of_picked = error_of_picked
+    monkeypatch.setitem(sys.modules, "picked_metric", metric)
+    float_model = jaxq.load(picking())
+    feeds = [{"image": each} for each in images(8, 100)]
+    wanted = [float(float_model(feed)["values"].sum()) for feed in feeds]
+    reports = []
+    data = feeds if function is None else list(zip(feeds, wanted, strict=True))
+    run(data, function, model=picking(), max_drop=0.1 if function is None else 0.5, reports=reports)
+    assert [dict(step.setting) for step in reports[-1].steps] == [{}, {BAD: FLOAT}]
+    assert reports[-1].status == "reached"
+    assert reports[-1].runtime_values == pytest.approx(reports[-1].values, abs=0.1)
 
 
 def test_gradient_and_exact_ranking_name_the_same_worst_layer():
