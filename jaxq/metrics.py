@@ -244,17 +244,34 @@ def _spearman(records: Sequence[tuple[np.ndarray, np.ndarray]]) -> Score:
 # -------------------------------------------------------------------------------------------------- pixels and tokens
 
 
+def _class_map(outputs: Outputs) -> np.ndarray:
+    """The class of each pixel [H, W]: the largest of its scores, or its class number."""
+    value = first_output(outputs)
+    if value.ndim == 3 and value.shape[0] > 1:
+        return value.argmax(0)
+    return _class_numbers(value, "the model's first output")
+
+
+def _class_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Class numbers [H, W] as int64."""
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.int64)
+    if any(size != 1 for size in values.shape[:-2]) or (numbers != values).any() or (numbers < 0).any():
+        raise InputError(
+            f"class numbers [H, W] or scores [C, H, W] of each class are expected, but {what} is {values.dtype}"
+            f"{list(values.shape)} with values from {values.min(initial=0):.4g} to {values.max(initial=0):.4g}; for the scores "
+            "of one class write a function that compares them with a threshold, and name it as package.module:function"
+        )
+    return numbers.reshape(values.shape[-2:])
+
+
 def _confusion(outputs: Outputs, target: Any) -> tuple[np.ndarray, np.ndarray]:
     """(intersections, unions), each [classes], of predicted and true regions in one picture."""
-    value, wanted = first_output(outputs), np.asarray(target)
-    wanted = wanted.reshape(wanted.shape[-2:]) if wanted.ndim > 2 else wanted
-    if value.ndim == 3 and value.shape[0] > 1:
-        value = value.argmax(0)
-    value = value.reshape(value.shape[-2:]) if value.ndim >= 2 else value
+    value, wanted = _class_map(outputs), _class_numbers(np.asarray(target), "the target")
     if value.shape != wanted.shape:
         raise InputError(f"the target has shape {list(wanted.shape)}, the predicted classes {list(value.shape)}")
     counts = wanted != IGNORED_LABEL
-    predicted, true = value[counts].astype(np.int64), wanted[counts].astype(np.int64)
+    predicted, true = value[counts], wanted[counts]
     classes = int(max(predicted.max(initial=0), true.max(initial=0))) + 1
     both = np.bincount(true[predicted == true], minlength=classes)
     either = np.bincount(predicted, minlength=classes) + np.bincount(true, minlength=classes) - both
@@ -328,6 +345,8 @@ def _detected(outputs: Outputs) -> Boxes:
     """Boxes from the outputs of a detector: one [N, 6] of corners, score, class, or corners, scores[, classes] apart."""
     values = [np.asarray(value, np.float64) for value in outputs.values()]
     values = [value.reshape(value.shape[1:]) if value.ndim > 2 and value.shape[0] == 1 else value for value in values]
+    if max(value.ndim for value in values) < 2:  # of a single box, whose axis was taken for that of a batch
+        values = [value[None] for value in values]
     for value in values:
         if value.ndim == 2 and value.shape[1] in (5, 6):
             classes = value[:, 5] if value.shape[1] == 6 else np.zeros(len(value))
@@ -411,11 +430,6 @@ def _mean_average_precision(records: Sequence[Matches]) -> Score:
 
 def _label_of(outputs: Outputs) -> int:
     return int(first_output(outputs).argmax())
-
-
-def _class_map(outputs: Outputs) -> np.ndarray:
-    value = first_output(outputs)
-    return value.argmax(0) if value.ndim == 3 and value.shape[0] > 1 else value.reshape(value.shape[-2:])
 
 
 METRICS: Mapping[str, Metric] = {
