@@ -238,7 +238,7 @@ def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any
     if labels:
         raise ConfigError(
             f"item {number} of the validation data has no label ({found}); give (inputs, label) or a mapping with the key "
-            "'label', or leave the metric away to compare with the float model's outputs"
+            "'label', or set annotation_free (or leave the metric away) to compare with the float model's outputs"
         )
     return None, item
 

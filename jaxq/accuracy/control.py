@@ -69,7 +69,10 @@ class Control:
         """The whole job."""
         self.open_space()
         names = [metric.name for metric in self.advanced.metrics]
-        self.validation = open_validation(data, function, names, self.exact, self.prepared.options.batch_size)
+        self.validation = open_validation(
+            data, function, names, self.exact, self.prepared.options.batch_size,
+            annotation_free=self.advanced.annotation_free,
+        )  # fmt: skip
         with self.journal.timed("baseline"):
             self.goals = self.set_goals(max_drop, drop_type)
         self.candidates = Candidates(self.validation, self.goals, self.state, self.journal, self.check_time)

@@ -102,8 +102,9 @@ def advanced_key(advanced: AdvancedAccuracyRestorerParameters) -> AdvancedAccura
     """What of the parameters decides what a candidate is worth; a search may go on with others changed."""
     plain = AdvancedAccuracyRestorerParameters()
     return replace(
-        plain, metrics=advanced.metrics, ranking_subset_size=advanced.ranking_subset_size, ranking=advanced.ranking
-    )
+        plain, metrics=advanced.metrics, annotation_free=advanced.annotation_free,
+        ranking_subset_size=advanced.ranking_subset_size, ranking=advanced.ranking,
+    )  # fmt: skip
 
 
 def _name(function: Any) -> str:

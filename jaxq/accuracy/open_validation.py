@@ -17,14 +17,25 @@ from jaxq.model import Model
 
 
 def open_validation(
-    dataset: Iterable[Any], function: Any, names: Sequence[str], exact: Model, batch_size: int | None
+    dataset: Iterable[Any],
+    function: Any,
+    names: Sequence[str],
+    exact: Model,
+    batch_size: int | None,
+    *,
+    annotation_free: bool = False,
 ) -> MetricValidation | FunctionValidation:
     """The validation that was asked for: a function, metrics by name, or the likeness to the float model.
 
     Raises:
-      ConfigError: a name is unknown, or the function cannot be called.
+      ConfigError: a name is unknown or needs labels where there are none, the function cannot be called, or two ways are given.
     """
     data = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    if function is not None and names:
+        raise ConfigError(
+            f"validation_fn = {function!r} and metrics = {list(names)} are two ways to say what is measured; give "
+            "validation_fn or metrics, not both"
+        )
     if isinstance(function, str):
         names, function = [function], None
     if function is not None:
@@ -32,16 +43,23 @@ def open_validation(
             raise ConfigError(
                 f"validation_fn = {function!r}; expected a function of (model, data), the name of a metric, or None"
             )
-        if names:
+        if annotation_free:
             raise ConfigError(
-                f"metrics = {list(names)} are measured by jaxq itself; leave validation_fn away with them"
+                "annotation_free is for metrics by name; a function says itself what it compares outputs with"
             )
         return FunctionValidation(function, data)
-    if names:
-        metrics = [find_metric(name) for name in names]
+    metrics = [find_metric(name) for name in names]
+    if metrics and not annotation_free:
         return MetricValidation(functools.partial(labelled_items, data, exact, True), metrics, exact, None, batch_size)
     unlabelled = functools.partial(labelled_items, data, exact, False)
-    return MetricValidation(unlabelled, [likeness(exact, unlabelled())], exact, exact, batch_size)
+    for metric in metrics:
+        if metric.refer is None:
+            able = ", ".join(sorted(name for name, each in METRICS.items() if each.refer is not None))
+            raise ConfigError(
+                f"metric = {metric.name!r} with annotation_free: outputs of the float model cannot stand in for its labels; they "
+                f"can for those of {able}"
+            )
+    return MetricValidation(unlabelled, metrics or [likeness(exact, unlabelled())], exact, exact, batch_size)
 
 
 def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:

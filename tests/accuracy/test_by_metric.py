@@ -10,6 +10,7 @@ import jaxq
 from jaxq.accuracy import by_metric
 from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.validation import EXACT, QUANTIZED
+from jaxq.errors import ConfigError
 from jaxq.model import Model
 
 
@@ -54,6 +55,31 @@ def test_what_is_kept_of_the_float_model_is_bounded_and_the_result_the_same(runs
     assert found[0] == found[1]
     # in the first round the float model runs at first alone, in the second again for the three batches that are not kept
     assert runs.count(model) == 4 + 4 + 3
+
+
+@pytest.mark.parametrize("name", ["mse", "psnr", "spearman", "cosine"])
+def test_a_metric_by_name_compares_with_the_float_model_where_there_are_no_annotations(name):
+    model = jaxq.load(image_to_image())
+    data = [({"image": x}, "no label") for x in images(4)]
+    validation = open_validation(data, name, [], model, None, annotation_free=True)
+    best = validation.evaluate(model, EXACT)[name].value
+    assert best == {"mse": 0.0, "psnr": 100.0}.get(name, pytest.approx(1))
+    quantized = validation.evaluate(jaxq.quantize(model, images(4)), QUANTIZED)[name].value
+    assert quantized > best if name == "mse" else quantized < best
+
+
+def test_a_metric_that_needs_labels_is_refused_without_annotations():
+    model = jaxq.load(image_to_image())
+    with pytest.raises(ConfigError, match=r"'map' with annotation_free: .* can for those of cosine, miou, mse"):
+        open_validation(images(4), "map", [], model, None, annotation_free=True)
+    with pytest.raises(ConfigError, match="annotation_free is for metrics by name"):
+        open_validation(images(4), print, [], model, None, annotation_free=True)
+
+
+@pytest.mark.parametrize("function", ["top1", print])
+def test_a_function_and_metrics_are_not_both_taken(function):
+    with pytest.raises(ConfigError, match="give validation_fn or metrics, not both"):
+        open_validation(images(4), function, ["top5"], jaxq.load(image_to_image()), None)
 
 
 def test_a_model_with_a_part_on_the_host_runs_its_compiled_part_once_for_each_batch(runs, monkeypatch):

@@ -108,6 +108,20 @@ def test_outputs_whose_shapes_depend_on_the_data_are_compared(planted, monkeypat
     assert reports[-1].runtime_values == pytest.approx(reports[-1].values, abs=0.1)
 
 
+def test_several_metrics_take_the_float_model_as_their_reference(planted):
+    reports = []
+    advanced = Parameters(metrics=("top1", "cosine"), annotation_free=True)
+    run(
+        [feed for feed, _ in labelled()],
+        None,
+        max_drop=0.1,
+        reports=reports,
+        advanced_accuracy_restorer_parameters=advanced,
+    )
+    assert {goal.metric: goal.baseline for goal in reports[-1].goals} == {"top1": 1.0, "cosine": pytest.approx(1.0)}
+    assert [each.layer for each in reports[-1].kept] == [BAD]
+
+
 def test_gradient_and_exact_ranking_name_the_same_worst_layer():
     space = Space(ruined(base_of(chain(), images(12)), BAD))
     ranker = Ranker(space, [{"image": each} for each in images(8, 50)], FLOAT)
