@@ -15,6 +15,7 @@ from jaxq.accuracy.validation import (
     Pool,
     Runnable,
     Scores,
+    check_count,
     distances,
     filled,
     run_samples,
@@ -22,7 +23,7 @@ from jaxq.accuracy.validation import (
 )
 from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
-from jaxq.errors import CalibrationError, ConfigError, InputError
+from jaxq.errors import ConfigError, InputError
 from jaxq.graph import FrozenDict, Literal
 from jaxq.metrics import Metric, Outputs
 from jaxq.model import Model
@@ -57,6 +58,7 @@ class MetricValidation:
     reference: Model | None = None
     batch_size: int | None = None
     _kept: list[Labelled] | None = None
+    _count: int | None = None  # samples in the first pass over the data
     _room: int = MOST_BYTES  # for `_exact`
     _exact: dict[int, Outputs] = field(default_factory=dict)  # sample -> what the float model gives, up to MOST_BYTES
     _moved: dict[int, float] = field(default_factory=dict)  # sample -> how far quantization moves its outputs
@@ -71,7 +73,7 @@ class MetricValidation:
 
         Raises:
           InputError: a target does not fit the outputs.
-          CalibrationError: there are no samples.
+          CalibrationError: there are no samples, or another number of them than before.
         """
         records: dict[int, list[Any]] = {}
         for labelled in self.batches():
@@ -158,8 +160,7 @@ class MetricValidation:
         for static, batch in batches(self.model, feeds(), self.batch_size):
             numbers = batch.number[batch.real].tolist()
             yield Labelled(static, batch, numbers, [targets[number] for number in numbers])
-        if not targets:
-            raise CalibrationError("the validation data is empty; at least one sample is needed")
+        self._count = check_count(self._count, len(targets), "samples")
 
     def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; hurt most is what loses most of the first metric, and among equals what moves furthest."""

@@ -55,6 +55,7 @@ class Control:
         self.prepared, self.advanced, self.state = prepared, advanced, state
         self.journal = Journal(started, state.folder, on_step)
         self.out_of_budget = False
+        self.noise_is_known = False
         if state.foreign:
             self.journal.note(
                 "the folder holds the state of another search (other model, data or options); starting anew"
@@ -119,6 +120,7 @@ class Control:
         if self.trial(start, "all layers quantized") <= 0:
             return
         self.refuse_hopeless()
+        self.note_noise()
         if advanced.convert_to_mixed_preset and self.prepared.options.resolved_preset is Preset.PERFORMANCE:
             self.convert_to_mixed()
             if self.trial(start, "asymmetric activations (preset mixed)") <= 0:
@@ -214,8 +216,6 @@ class Control:
         given = {metric.name: metric.baseline_value for metric in self.advanced.metrics}
         baseline = {name: value for name, value in given.items() if value is not None} or self.state.baseline
         if not baseline:
-            if isinstance(self.validation, FunctionValidation):
-                self.validation.warn_of_noise(self.exact)
             baseline = {name: score.value for name, score in self.validation.evaluate(self.exact, EXACT).items()}
             for name, value in baseline.items():
                 if not np.isfinite(value):
@@ -247,6 +247,24 @@ class Control:
                 "baseline that was measured on it",
                 self.best_model(),
                 self.tell(MISSED),
+            )
+
+    def note_noise(self) -> None:
+        """Says so if the user's function gives the float model another value when a search begins than it did at first.
+
+        Not below a hundredth of the drop that is allowed: a device may sum in another order each time.
+        """
+        if not isinstance(self.validation, FunctionValidation) or self.noise_is_known:
+            return
+        self.check_time()
+        self.noise_is_known = True
+        (goal,) = self.goals
+        with self.journal.timed("baseline"):
+            again = self.validation.evaluate(self.exact)[goal.metric].value
+        if abs(goal.drop(again)) > goal.max_drop / 100:
+            self.journal.note(
+                f"validation_fn gave {goal.baseline:.6g} and {again:.6g} for the same model and data, a spread of "
+                f"{abs(goal.baseline - again):.3g}: drops of this size mean nothing. Fix its seeds, or its order of samples"
             )
 
     # ---------------------------------------------------------------------------------------------------------- the end

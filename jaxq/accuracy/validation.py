@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxq.accuracy.stages import walk
 from jaxq.collect import Batch, split_batch
+from jaxq.errors import CalibrationError
 from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
 from jaxq.model import Model
@@ -109,6 +110,22 @@ def distances(found: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndar
             part = ((value - wanted) ** 2).sum(1) / np.maximum((wanted**2).sum(1), 1e-30)
         total = total + np.nan_to_num(part, nan=np.inf)
     return np.asarray(total, np.float64).reshape(-1)
+
+
+def check_count(first: int | None, count: int, what: str) -> int:
+    """The number of items or samples in a pass over the data, which is that of the first pass.
+
+    Raises:
+      CalibrationError: it is another one, or zero.
+    """
+    if count == 0 and not first:
+        raise CalibrationError("the validation data is empty; at least one sample is needed")
+    if first is not None and count != first:
+        raise CalibrationError(
+            f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "
+            "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
+        )
+    return count
 
 
 def filled(rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:

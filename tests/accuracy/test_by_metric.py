@@ -10,7 +10,7 @@ import jaxq
 from jaxq.accuracy import by_metric
 from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.validation import EXACT, QUANTIZED
-from jaxq.errors import ConfigError
+from jaxq.errors import CalibrationError, ConfigError
 from jaxq.model import Model
 
 
@@ -95,6 +95,16 @@ def test_a_model_with_a_part_on_the_host_runs_its_compiled_part_once_for_each_ba
         np.testing.assert_array_equal(found[number]["classes"], each["classes"])
         np.testing.assert_allclose(found[number]["values"], each["values"], rtol=1e-5)
     assert len(runs) == 2
+
+
+def test_data_that_do_not_fit_into_memory_have_to_give_as_many_samples_again(monkeypatch):
+    monkeypatch.setattr(by_metric, "MOST_BYTES", 0)
+    model, data = jaxq.load(image_to_image()), [{"image": x} for x in images(6)]
+    validation = open_validation(data, None, [], model, None)
+    validation.evaluate(model, EXACT)
+    del data[4:]
+    with pytest.raises(CalibrationError, match="gave 6 samples the first time and 4 now"):
+        validation.evaluate(model, QUANTIZED)
 
 
 def tokens_to_scores():

@@ -1,5 +1,6 @@
 """The whole of `quantize_with_accuracy_control` on a small classifier."""
 
+import contextlib
 import json
 import math
 import sys
@@ -338,7 +339,7 @@ def test_a_search_that_was_killed_goes_on_and_says_so(planted, tmp_path):
 
     def failing(model, items):
         calls.append(1)
-        if len(calls) == 6:  # two probes, float, quantized, and one candidate are done
+        if len(calls) == 5:  # float, quantized, float again, and one candidate are done
             raise Killed
         return accuracy(model, items)
 
@@ -439,7 +440,7 @@ def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
     """The samples that layers are ranked on are those of the batch that loses most."""
     feeds = [feed for feed, _ in labelled(24)]
     batches = [{"image": np.concatenate([each["image"] for each in feeds[row : row + 6]])} for row in range(0, 24, 6)]
-    values = iter([[0.0] * 4] * 3 + [[0.0, 0.0, -5.0, 0.0]])  # two probes, float, quantized
+    values = iter([[0.0] * 4, [0.0, 0.0, -5.0, 0.0]])  # float, quantized
 
     def validation_fn(model, items):
         for feed in items:
@@ -468,7 +469,7 @@ def test_what_was_found_before_a_failure_is_kept(planted):
 
     def validation_fn(model, items):
         calls.append(1)
-        if len(calls) > 4:  # two probes, float, quantized
+        if len(calls) > 3:  # float, quantized, float again
             raise ValueError("out of paper")
         return accuracy(model, items)
 
@@ -492,12 +493,40 @@ def test_nan_of_a_candidate_counts_as_missed(planted):
     json.loads(json.dumps(reports[-1].to_dict(), allow_nan=False))
 
 
-def test_a_noisy_validation_function_is_warned_of_with_its_spread():
-    random = np.random.default_rng(0)
-    with pytest.warns(JaxqWarning, match=r"a spread of 0\.\d+"):
+def test_a_noisy_validation_function_is_warned_of_with_its_spread(planted):
+    """It takes a few samples each time, of which the float model gets one in four wrong."""
+    random, reports = np.random.default_rng(0), []
+    data = [(feed, (label + (number % 4 == 0)) % 5) for number, (feed, label) in enumerate(labelled())]
+
+    def some(model, items):
+        items = list(items)
+        return accuracy(model, [items[number] for number in random.permutation(len(items))[:12]])[0]
+
+    with pytest.warns(JaxqWarning, match=r"a spread of 0\.\d+: drops of this size"), contextlib.suppress(AccuracyError):
         jaxq.quantize_with_accuracy_control(
-            chain(), images(12), list(labelled()), lambda model, items: 5 + random.uniform(), max_drop=3
-        )
+            chain(), images(12), data, some, max_drop=0.1, on_step=reports.append,
+            advanced_quantization_parameters=MINMAX,
+        )  # fmt: skip
+    assert sum("a spread of 0." in note for note in reports[-1].notes) == 1
+
+
+def test_a_function_that_gives_the_same_again_is_called_twice_on_the_float_model_and_not_warned_of(planted):
+    calls, reports = [], []
+
+    def counted(model, items):
+        calls.append(accuracy(model, items)[0])
+        return calls[-1]
+
+    run(function=counted, max_drop=0.1, reports=reports)
+    assert calls[0] == calls[2] == 1.0
+    assert len(calls) == 2 + len(reports[-1].steps) + len(reports[-1].runtime_values)
+    assert reports[-1].notes == ()
+
+
+def test_a_model_within_the_limit_is_evaluated_once_in_float():
+    calls, reports = [], []
+    run(function=lambda *given: (calls.append(1), accuracy(*given)[0])[1], max_drop=0.3, reports=reports)
+    assert len(calls) == 2 + len(reports[-1].runtime_values)
 
 
 def test_a_negative_metric_is_warned_of():
@@ -539,8 +568,25 @@ def test_a_generator_is_enough_and_a_loader_that_runs_dry_is_named():
             while self.items:
                 yield self.items.pop()
 
-    with pytest.raises((CalibrationError, AccuracyError), match=r"only once|is empty"):
+    with pytest.raises((CalibrationError, AccuracyError), match=r"items the first time and none now|is empty"):
         run(Once(), max_drop=0.3)
+
+
+class Shrinking:
+    """A loader whose later passes are shorter."""
+
+    def __init__(self, longs):
+        self.longs = longs
+
+    def __iter__(self):
+        self.longs -= 1
+        return iter(labelled() if self.longs >= 0 else labelled()[:5])
+
+
+@pytest.mark.parametrize("longs", range(2, 5))
+def test_a_loader_that_gives_fewer_items_later_is_named(planted, longs):
+    with pytest.raises((CalibrationError, AccuracyError), match="gave 24 items the first time and 5 now"):
+        run(Shrinking(longs), max_drop=0.0)
 
 
 def test_a_label_that_is_no_class_is_named_with_its_sample():
@@ -568,7 +614,7 @@ def test_a_model_in_which_nothing_can_be_reverted_is_refused():
 
 
 def test_a_function_that_never_calls_the_model_is_refused_when_layers_must_be_ranked(planted):
-    values = iter([1.0, 1.0, 1.0] + [0.0] * 50)
+    values = iter([1.0] + [0.0] * 50)
     with pytest.raises((ConfigError, AccuracyError), match="never called the model"):
         run(function=lambda model, items: (list(items), next(values))[1], max_drop=0.1)
 
