@@ -259,8 +259,8 @@ def _class_numbers(values: np.ndarray, what: str) -> np.ndarray:
     if any(size != 1 for size in values.shape[:-2]) or (numbers != values).any() or (numbers < 0).any():
         raise InputError(
             f"class numbers [H, W] or scores [C, H, W] of each class are expected, but {what} is {values.dtype}"
-            f"{list(values.shape)} with values from {values.min(initial=0):.4g} to {values.max(initial=0):.4g}; for the scores "
-            "of one class write a function that compares them with a threshold, and name it as package.module:function"
+            f"{list(values.shape)}, {np.ravel(values)[:3].tolist()}, ...; for the scores of one class write a function "
+            "that compares them with a threshold, and name it as package.module:function"
         )
     return numbers.reshape(values.shape[-2:])
 
