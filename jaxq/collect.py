@@ -22,7 +22,7 @@ from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.ops.cpu_memory import materialized
 from jaxq.quantizer import QuantParams
-from jaxq.split import split
+from jaxq.split import Split, split
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
@@ -112,10 +112,15 @@ def collect(
     return [{name: by_name[observer, name] for name, observer in need.items()} for need in needs]
 
 
+def split_batch(graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], batch: Batch) -> Split:
+    """The parts of a graph for the samples of such a batch."""
+    one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
+    return split(graph, params, static, one)
+
+
 def compiled_part(graph: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], batch: Batch) -> Graph:
     """The graph that is run on such a batch: without what the host does behind the compiled part (`jaxq.split`)."""
-    one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
-    return split(graph, params, static, one).head
+    return split_batch(graph, params, static, batch).head
 
 
 def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:

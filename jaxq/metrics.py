@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,6 +207,14 @@ def _cosine(outputs: Outputs, target: Any) -> float:
         return float(np.clip(value @ wanted / norms, -1.0, 1.0))
 
 
+def _cosine_of_lists(outputs: Outputs, target: Any) -> float:
+    """The same of arrays that may differ in size: the shorter one is filled with zeros."""
+    values = [np.ravel(each) for each in (first_output(outputs), target)]
+    size = max(each.size for each in values)
+    value, wanted = (np.pad(each, (0, size - each.size)) for each in values)
+    return _cosine({"filled": value}, wanted)
+
+
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1; equal values get the mean of theirs. Float64, the shape of `values` (1-D)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -236,17 +244,34 @@ def _spearman(records: Sequence[tuple[np.ndarray, np.ndarray]]) -> Score:
 # -------------------------------------------------------------------------------------------------- pixels and tokens
 
 
+def _class_map(outputs: Outputs) -> np.ndarray:
+    """The class of each pixel [H, W]: the largest of its scores, or its class number."""
+    value = first_output(outputs)
+    if value.ndim == 3 and value.shape[0] > 1:
+        return value.argmax(0)
+    return _class_numbers(value, "the model's first output")
+
+
+def _class_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Class numbers [H, W] as int64."""
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.int64)
+    if any(size != 1 for size in values.shape[:-2]) or (numbers != values).any() or (numbers < 0).any():
+        raise InputError(
+            f"class numbers [H, W] or scores [C, H, W] of each class are expected, but {what} is {values.dtype}"
+            f"{list(values.shape)}, {np.ravel(values)[:3].tolist()}, ...; for the scores of one class write a function "
+            "that compares them with a threshold, and name it as package.module:function"
+        )
+    return numbers.reshape(values.shape[-2:])
+
+
 def _confusion(outputs: Outputs, target: Any) -> tuple[np.ndarray, np.ndarray]:
     """(intersections, unions), each [classes], of predicted and true regions in one picture."""
-    value, wanted = first_output(outputs), np.asarray(target)
-    wanted = wanted.reshape(wanted.shape[-2:]) if wanted.ndim > 2 else wanted
-    if value.ndim == 3 and value.shape[0] > 1:
-        value = value.argmax(0)
-    value = value.reshape(value.shape[-2:]) if value.ndim >= 2 else value
+    value, wanted = _class_map(outputs), _class_numbers(np.asarray(target), "the target")
     if value.shape != wanted.shape:
         raise InputError(f"the target has shape {list(wanted.shape)}, the predicted classes {list(value.shape)}")
     counts = wanted != IGNORED_LABEL
-    predicted, true = value[counts].astype(np.int64), wanted[counts].astype(np.int64)
+    predicted, true = value[counts], wanted[counts]
     classes = int(max(predicted.max(initial=0), true.max(initial=0))) + 1
     both = np.bincount(true[predicted == true], minlength=classes)
     either = np.bincount(predicted, minlength=classes) + np.bincount(true, minlength=classes) - both
@@ -320,6 +345,8 @@ def _detected(outputs: Outputs) -> Boxes:
     """Boxes from the outputs of a detector: one [N, 6] of corners, score, class, or corners, scores[, classes] apart."""
     values = [np.asarray(value, np.float64) for value in outputs.values()]
     values = [value.reshape(value.shape[1:]) if value.ndim > 2 and value.shape[0] == 1 else value for value in values]
+    if max(value.ndim for value in values) < 2:  # of a single box, whose axis was taken for that of a batch
+        values = [value[None] for value in values]
     for value in values:
         if value.ndim == 2 and value.shape[1] in (5, 6):
             classes = value[:, 5] if value.shape[1] == 6 else np.zeros(len(value))
@@ -405,11 +432,6 @@ def _label_of(outputs: Outputs) -> int:
     return int(first_output(outputs).argmax())
 
 
-def _class_map(outputs: Outputs) -> np.ndarray:
-    value = first_output(outputs)
-    return value.argmax(0) if value.ndim == 3 and value.shape[0] > 1 else value.reshape(value.shape[-2:])
-
-
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -424,3 +446,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("perplexity", False, _token_loss, _perplexity),
     )
 }
+
+# For outputs whose size depends on the data, as the boxes that a detector finds.
+COSINE_OF_LISTS = replace(METRICS["cosine"], measure=_cosine_of_lists)

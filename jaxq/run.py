@@ -250,7 +250,7 @@ def run_with_accuracy_control(
     options = job.quantize.arguments()
     options["advanced_quantization_parameters"] = options.pop("advanced_parameters")
     advanced = arguments.pop("advanced_accuracy_restorer_parameters")
-    labelled = arguments["validation_fn"] or advanced.metrics
+    labelled = (arguments["validation_fn"] or advanced.metrics) and not advanced.annotation_free
     validation = open_data(
         source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
         label="label" if labelled else None,

@@ -28,6 +28,22 @@ def chain(length: int = 3) -> onnx.ModelProto:
     return net.proto()
 
 
+def picking() -> onnx.ModelProto:
+    """image [1, 4, 6, 6] -> the positive ones of 50 scores: how many there are depends on the data."""
+    net = Network(seed=3)
+    x = net.input("image", [1, 4, 6, 6])
+    for number in range(3):
+        x = net.node("Relu", [net.convolution(x, f"conv{number}", (4, 4))], f"relu{number}")
+    net.dense(net.node("Flatten", [x], "features"), "scores", (144, 50))
+    flat = net.node("Reshape", ["scores", net.constant("flat.shape", [50], np.int64)], "flat")
+    net.node("NonZero", [net.node("Greater", [flat, net.constant("zero", 0.0)], "positive")], "where")
+    net.node("Reshape", ["where", net.constant("all", [-1], np.int64)], "classes")
+    net.node("Gather", [flat, "classes"], "values")
+    net.output("values", ["K"])
+    net.output("classes", ["K"], onnx.TensorProto.INT64)
+    return net.proto()
+
+
 def images(count: int, first: int = 0) -> list[np.ndarray]:
     return [smooth(1, 4, 6, 6, seed=seed) for seed in range(first, first + count)]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from models import Network, branching_network, residual_network, run_onnx, smooth
 from onnx import TensorProto
 
@@ -124,14 +125,9 @@ def test_64_bit_values_pass_where_jax_runs_in_64_bit():
 
 
 def test_params_are_placed_without_compiling_and_do_not_change_with_the_array_they_came_from():
-    value, compiled = np.zeros((7, 11, 13), np.float32), []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    value = np.zeros((7, 11, 13), np.float32)
+    with compilations() as compiled:
         placed = traced_params({"w": value})["w"]
-    finally:
-        jax.monitoring.clear_event_listeners()
     value[:] = 1
     assert not compiled
     assert not np.asarray(placed).any()

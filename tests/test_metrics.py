@@ -77,6 +77,26 @@ def test_mean_iou_counts_classes_over_all_pictures_and_leaves_255_out():
     assert score("miou", [(np.array([[1, 1], [0, 0]]), target)]).value == 0.5
 
 
+def test_mean_iou_takes_class_numbers_of_any_dtype_and_one_channel():
+    numbers = np.array([[[1.0, 1.0], [0.0, 2.0]]], np.float32)
+    assert score("miou", [(numbers, np.array([[[1, 1], [0, 2]]]))]).value == 1.0
+
+
+@pytest.mark.parametrize("values", [[[0.9, 0.8], [0.1, 0.7]], [[-5.0, 3.0], [2.0, -1.0]], [[np.nan, 1.0], [0.0, 1.0]]])
+def test_mean_iou_refuses_scores_of_one_class(values):
+    with pytest.raises(
+        InputError, match=r"class numbers \[H, W\] or scores .*the model's first output is float32\[1, 2, 2\]"
+    ):
+        score("miou", [(np.array([values], np.float32), np.array([[1, 1], [0, 1]]))])
+    with pytest.raises(InputError, match="the target is float32"):
+        score("miou", [(np.ones((2, 2)), np.array(values, np.float32))])
+
+
+def test_mean_iou_refuses_several_pictures_at_once():
+    with pytest.raises(InputError, match=r"\[2, 3, 4, 4\]"):
+        score("miou", [(np.ones((2, 3, 4, 4)), np.ones((4, 4)))])
+
+
 def test_perplexity_is_exp_of_the_mean_loss_and_survives_large_logits():
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     expected = np.exp(-(np.log(0.5) + np.log(0.8)) / 2)
@@ -106,6 +126,14 @@ def test_map_takes_boxes_scores_and_classes_apart():
     assert metric.combine([metric.measure(outputs, {"boxes": [[0, 0, 4, 4]], "labels": [3]})]).value == 1.0
     with pytest.raises(InputError, match=r"package\.module:function"):
         metric.measure({"y": np.zeros(7)}, [])
+
+
+def test_map_takes_a_single_box_whose_first_axis_was_dropped():
+    box = np.array([0.0, 0, 4, 4])
+    assert score("map", [(np.array([*box, 0.9, 1]), [[*box, 1]])]).value == 1.0
+    metric = find_metric("map")
+    apart = {"boxes": box, "scores": np.array(0.7), "labels": np.array(3)}
+    assert metric.combine([metric.measure(apart, [[*box, 3]])]).value == 1.0
 
 
 def test_empty_boxes_overlap_with_nothing():

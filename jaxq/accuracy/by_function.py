@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,15 +15,14 @@ from jaxq.accuracy.validation import (
     Pool,
     Runnable,
     Scores,
+    check_count,
     distances,
     filled,
 )
 from jaxq.collect import split_samples
 from jaxq.data import Dataset
-from jaxq.errors import CalibrationError, ConfigError, JaxqError, JaxqWarning
+from jaxq.errors import ConfigError, JaxqError
 from jaxq.metrics import Score, as_score
-
-PROBED = 4  # items on which the user's function is called twice
 
 
 class Watched:
@@ -84,7 +80,7 @@ class FunctionValidation:
 
         Raises:
           ConfigError: the function fails, or what it returns is no number, or not one for each sample or item.
-          CalibrationError: the data is empty, or can be passed over only once.
+          CalibrationError: the data is empty, or gives another number of items than before.
         """
         if not role:
             return {"validation_fn": self._call(model, self._items())}
@@ -121,14 +117,7 @@ class FunctionValidation:
         for item in self.dataset.items():
             yield item
             count += 1
-        if count == 0:
-            if self._count:
-                raise CalibrationError(
-                    f"the validation data gave {self._count} items the first time and none now; it can be passed over only once. "
-                    "Give a list, or an object whose iter() starts anew"
-                )
-            raise CalibrationError("the validation data is empty; at least one sample is needed")
-        self._count = count
+        self._count = check_count(self._count, count, "items")
 
     def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; found by watching the calls of the model inside of the function."""
@@ -148,21 +137,6 @@ class FunctionValidation:
             raise ConfigError("validation_fn never called the model that it was given; it has to evaluate that model")
         lost = _lost(scores, watched)
         return filled(list(zip(lost[: len(feeds)].tolist(), map(float, moved), feeds, strict=True)), part)
-
-    def warn_of_noise(self, model: Runnable) -> None:
-        """Warns if the function gives another value when it is called again, on a few items."""
-        some = list(itertools.islice(self.dataset.items(), PROBED))
-        try:
-            values = [self._call(model, list(some)).value for _ in range(2)]
-        except (JaxqError, ArithmeticError):
-            return  # a metric may need more than a few items
-        if values[0] != values[1] and not any(map(math.isnan, values)):
-            warnings.warn(
-                f"validation_fn gave {values[0]:.6g} and {values[1]:.6g} for the same model and items, a spread of "
-                f"{abs(values[0] - values[1]):.3g}: drops of this size mean nothing. Fix its seeds, or its order of samples",
-                JaxqWarning,
-                stacklevel=2,
-            )
 
 
 def _lost(scores: Sequence[Score], watched: Sequence[Watched]) -> np.ndarray:

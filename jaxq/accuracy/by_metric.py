@@ -15,15 +15,17 @@ from jaxq.accuracy.validation import (
     Pool,
     Runnable,
     Scores,
+    check_count,
     distances,
     filled,
-    run_batch,
+    run_samples,
+    single_feeds,
 )
 from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
-from jaxq.errors import CalibrationError, ConfigError, InputError
+from jaxq.errors import ConfigError, InputError
 from jaxq.graph import FrozenDict, Literal
-from jaxq.metrics import Metric
+from jaxq.metrics import Metric, Outputs
 from jaxq.model import Model
 
 LABEL_KEYS = ("label", "labels", "target", "targets")
@@ -35,6 +37,7 @@ class Labelled:
 
     static: FrozenDict[str, Literal]
     batch: Batch
+    numbers: list[int]  # which samples of the data they are
     targets: list[Any]
 
 
@@ -55,8 +58,9 @@ class MetricValidation:
     reference: Model | None = None
     batch_size: int | None = None
     _kept: list[Labelled] | None = None
-    _targets: dict[int, list[Any]] = field(default_factory=dict)  # sample -> what each metric refers to
-    _outputs: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # sample -> those of the float model
+    _count: int | None = None  # samples in the first pass over the data
+    _room: int = MOST_BYTES  # for `_exact`
+    _exact: dict[int, Outputs] = field(default_factory=dict)  # sample -> what the float model gives, up to MOST_BYTES
     _moved: dict[int, float] = field(default_factory=dict)  # sample -> how far quantization moves its outputs
     seen: dict[str, Any] = field(default_factory=dict)
 
@@ -69,62 +73,65 @@ class MetricValidation:
 
         Raises:
           InputError: a target does not fit the outputs.
-          CalibrationError: there are no samples.
+          CalibrationError: there are no samples, or another number of them than before.
         """
         records: dict[int, list[Any]] = {}
-        outputs_of: dict[int, dict[str, np.ndarray]] = {}
-        moved: dict[int, float] = {}
-        room = MOST_BYTES
-        before = self._outputs if role == QUANTIZED else {}
         for labelled in self.batches():
-            for number, target, outputs in self.outputs(model, labelled):
-                targets = self.targets(number, target, labelled)
+            found = self.outputs(model, labelled)
+            if role == EXACT:
+                self._keep(found)
+            targets = self.targets(labelled, found if role == EXACT else None)
+            for number, outputs in found.items():
                 records[number] = [
                     _measured(metric, outputs, wanted, number)
-                    for metric, wanted in zip(self.metrics, targets, strict=True)
+                    for metric, wanted in zip(self.metrics, targets[number], strict=True)
                 ]
-                if number in before:
-                    moved[number] = float(distances(_stacked(outputs), _stacked(before[number]))[0])
-                elif role == EXACT and room > 0:
-                    outputs_of[number] = outputs
-                    room -= sum(value.nbytes for value in outputs.values())
+                if role == QUANTIZED and number in self._exact:
+                    self._moved[number] = float(distances(_stacked(outputs), _stacked(self._exact[number]))[0])
         ordered = [records[number] for number in sorted(records)]
         scores = {
             metric.name: metric.combine([each[place] for each in ordered]) for place, metric in enumerate(self.metrics)
         }
-        if role == EXACT:
-            self._outputs = outputs_of
-        if role == QUANTIZED:
-            self._moved = moved
         if role:
             self.seen[role] = scores[self.metrics[0].name].samples
         return scores
 
-    def targets(self, number: int, target: Any, labelled: Labelled) -> list[Any]:
-        """What each metric compares the outputs of a sample with."""
-        if self.reference is None:
-            return [target] * len(self.metrics)
-        if number not in self._targets:
-            for each, _, outputs in self.outputs(self.reference, labelled):
-                self._targets[each] = [metric.refer(outputs) for metric in self.metrics if metric.refer is not None]
-        return self._targets[number]
+    def targets(self, labelled: Labelled, exact: dict[int, Outputs] | None) -> dict[int, list[Any]]:
+        """What each metric compares the outputs of each sample with.
 
-    def outputs(self, model: Runnable, labelled: Labelled) -> Iterator[tuple[int, Any, dict[str, np.ndarray]]]:
-        """(number, target, outputs without their batch axis) of each sample."""
-        real = np.flatnonzero(np.asarray(labelled.batch.real))
-        numbers = np.asarray(labelled.batch.number)
-        fixed = {name: literal.array for name, literal in labelled.static.items()}
-        found = run_batch(model, labelled.static, labelled.batch) if isinstance(model, Model) else {}
-        if isinstance(model, Model) and found.keys() >= set(model.graph.outputs):
-            rows = [{name: found[name][row] for name in model.graph.outputs} for row in real]
-        else:  # a file in a runtime, or a model of which the host runs a part
-            rows = [
-                model({**{name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()}, **fixed})
-                for row in real
-            ]
-        for row, outputs in zip(real, rows, strict=True):
-            plain = {name: _without_batch(np.asarray(value)) for name, value in outputs.items()}
-            yield int(numbers[row]), labelled.targets[row], plain
+        Args:
+          labelled: the samples.
+          exact: what the float model gives, where it was run just now.
+        """
+        if self.reference is None:
+            given = zip(labelled.numbers, labelled.targets, strict=True)
+            return {number: [target] * len(self.metrics) for number, target in given}
+        if exact is None and self._exact.keys() >= set(labelled.numbers):
+            exact = {number: self._exact[number] for number in labelled.numbers}
+        if exact is None:
+            exact = self.outputs(self.reference, labelled)
+            self._keep(exact)
+        refer = [metric.refer for metric in self.metrics if metric.refer is not None]
+        return {number: [each(outputs) for each in refer] for number, outputs in exact.items()}
+
+    def _keep(self, exact: Mapping[int, Outputs]) -> None:
+        """Remembers what the float model gives, as far as there is room."""
+        for number, outputs in exact.items():
+            size = sum(value.nbytes for value in outputs.values())
+            if number not in self._exact and size <= self._room:
+                self._exact[number] = outputs
+                self._room -= size
+
+    def outputs(self, model: Runnable, labelled: Labelled) -> dict[int, Outputs]:
+        """The outputs of each sample, without their batch axis."""
+        static, batch = labelled.static, labelled.batch
+        if isinstance(model, Model):
+            rows = run_samples(model, static, batch)
+        else:
+            rows = [model(feed) for feed in single_feeds(model, static, batch)]
+        names = tuple(self.model.graph.outputs)
+        plain = [{name: _without_batch(np.asarray(row[name])) for name in names} for row in rows]
+        return dict(zip(labelled.numbers, plain, strict=True))
 
     def batches(self) -> Iterator[Labelled]:
         """The samples in batches, from memory where they fit."""
@@ -151,9 +158,9 @@ class MetricValidation:
                 yield feed
 
         for static, batch in batches(self.model, feeds(), self.batch_size):
-            yield Labelled(static, batch, [targets[number] for number in np.asarray(batch.number)])
-        if not targets:
-            raise CalibrationError("the validation data is empty; at least one sample is needed")
+            numbers = batch.number[batch.real].tolist()
+            yield Labelled(static, batch, numbers, [targets[number] for number in numbers])
+        self._count = check_count(self._count, len(targets), "samples")
 
     def pool(self, part: float = 1.0) -> Pool:
         """See `Validation`; hurt most is what loses most of the first metric, and among equals what moves furthest."""
@@ -163,10 +170,8 @@ class MetricValidation:
         found: dict[int, tuple[float, float, dict[str, Any]]] = {}
         room = MOST_BYTES
         for labelled in self.batches():
-            fixed = {name: literal.array for name, literal in labelled.static.items()}
-            for row in np.flatnonzero(np.asarray(labelled.batch.real)):
-                number = int(np.asarray(labelled.batch.number)[row])
-                feed = {name: np.asarray(value[row]) for name, value in labelled.batch.inputs.items()} | fixed
+            feeds = single_feeds(self.model, labelled.static, labelled.batch)
+            for number, feed in zip(labelled.numbers, feeds, strict=True):
                 lost = sign * float(before[number] - after[number]) if comparable else 0.0
                 found[number] = (lost, self._moved.get(number, 0.0), feed)
                 room -= sum(value.nbytes for value in feed.values())
@@ -234,7 +239,7 @@ def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any
     if labels:
         raise ConfigError(
             f"item {number} of the validation data has no label ({found}); give (inputs, label) or a mapping with the key "
-            "'label', or leave the metric away to compare with the float model's outputs"
+            "'label', or set annotation_free (or leave the metric away) to compare with the float model's outputs"
         )
     return None, item
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxq.accuracy.base import open_base
 from jaxq.accuracy.by_function import FunctionValidation
+from jaxq.accuracy.by_metric import MetricValidation
 from jaxq.accuracy.candidates import Candidate, Candidates
 from jaxq.accuracy.goals import Goal
 from jaxq.accuracy.journal import Journal, Listener
@@ -56,6 +57,7 @@ class Control:
         self.journal = Journal(started, state, on_step)
         state.note = self.journal.note
         self.out_of_budget = False
+        self.noise_is_known = bool(state.trials)  # looked at by an earlier run
         if state.found:
             self.journal.note(state.found)
 
@@ -63,9 +65,14 @@ class Control:
 
     def run(self, data: Dataset, function: Any, max_drop: float, drop_type: DropType) -> Model:
         """The whole job."""
-        self.open_space()
         names = [metric.name for metric in self.advanced.metrics]
-        self.validation = open_validation(data, function, names, self.exact, self.prepared.options.batch_size)
+        self.validation = open_validation(
+            data, function, names, self.prepared.model, self.prepared.options.batch_size,
+            annotation_free=self.advanced.annotation_free,
+        )  # fmt: skip
+        self.open_space()
+        if isinstance(self.validation, MetricValidation) and self.validation.reference is not None:
+            self.validation.reference = self.exact  # a candidate: it needs no program of its own
         with self.journal.timed("baseline"):
             self.goals = self.set_goals(max_drop, drop_type)
         self.candidates = Candidates(self.validation, self.goals, self.state, self.journal, self.check_time)
@@ -112,6 +119,7 @@ class Control:
         if self.trial(start, "all layers quantized") <= 0:
             return
         self.refuse_hopeless()
+        self.note_noise()
         if advanced.convert_to_mixed_preset and self.prepared.options.resolved_preset is Preset.PERFORMANCE:
             self.convert_to_mixed()
             if self.trial(start, "asymmetric activations (preset mixed)") <= 0:
@@ -207,8 +215,6 @@ class Control:
         given = {metric.name: metric.baseline_value for metric in self.advanced.metrics}
         baseline = {name: value for name, value in given.items() if value is not None} or self.state.baseline
         if not baseline:
-            if isinstance(self.validation, FunctionValidation):
-                self.validation.warn_of_noise(self.exact)
             baseline = {name: score.value for name, score in self.validation.evaluate(self.exact, EXACT).items()}
             for name, value in baseline.items():
                 if not np.isfinite(value):
@@ -240,6 +246,24 @@ class Control:
                 "baseline that was measured on it",
                 self.best.model(),
                 self.tell(MISSED),
+            )
+
+    def note_noise(self) -> None:
+        """Says so if the user's function gives the float model another value when a search begins than it did at first.
+
+        Not below a hundredth of the drop that is allowed: a device may sum in another order each time.
+        """
+        if not isinstance(self.validation, FunctionValidation) or self.noise_is_known:
+            return
+        self.check_time()
+        self.noise_is_known = True
+        (goal,) = self.goals
+        with self.journal.timed("baseline"):
+            again = self.validation.evaluate(self.exact)[goal.metric].value
+        if abs(goal.drop(again)) > goal.max_drop / 100:
+            self.journal.note(
+                f"validation_fn gave {goal.baseline:.6g} and {again:.6g} for the same model and data, a spread of "
+                f"{abs(goal.baseline - again):.3g}: drops of this size mean nothing. Fix its seeds, or its order of samples"
             )
 
     # ---------------------------------------------------------------------------------------------------------- the end

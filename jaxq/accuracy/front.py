@@ -100,16 +100,17 @@ def quantize_with_accuracy_control(
         read = ReadOnce(data)
         data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
         measure = [metric.name for metric in advanced.metrics] if validation_fn is None else validation_fn
-        identity = Identity(known_parts(prepared, measure, data), prepared.data, read)
+        identity = Identity(known_parts(prepared, measure, data, advanced.annotation_free), prepared.data, read)
     control = Control(prepared, advanced, State(folder, identity), started, on_step)
     return control.run(data, validation_fn, allowed, kind)
 
 
-def known_parts(prepared: Prepared, measure: Any, data: Dataset) -> dict[str, str]:
+def known_parts(prepared: Prepared, measure: Any, data: Dataset, annotation_free: bool) -> dict[str, str]:
     """What decides the values of a candidate, beside the data; a search may go on with all else changed.
 
     Args:
       measure: the validation function, or the names of metrics.
+      annotation_free: whether these refer to the float model's outputs.
     """
     names = [measure] if isinstance(measure, str) else measure
     if isinstance(names, list):
@@ -119,5 +120,5 @@ def known_parts(prepared: Prepared, measure: Any, data: Dataset) -> dict[str, st
         "version of jaxq": __version__,
         "model": model_digest(prepared.graph, prepared.model.params),
         "options": digest_of(options, sorted(prepared.ignored)),
-        "validation function": digest_of(measure, data.transform_func),
+        "validation function": digest_of(measure, data.transform_func, annotation_free),
     }

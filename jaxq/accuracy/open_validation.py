@@ -12,19 +12,38 @@ from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.by_metric import MetricValidation, labelled_items
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, ConfigError
-from jaxq.metrics import find_metric
+from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
 from jaxq.model import Model
+
+EMPTY = "the validation data is empty; at least one sample is needed"
 
 
 def open_validation(
-    dataset: Iterable[Any], function: Any, names: Sequence[str], exact: Model, batch_size: int | None
+    dataset: Iterable[Any],
+    function: Any,
+    names: Sequence[str],
+    exact: Model,
+    batch_size: int | None,
+    *,
+    annotation_free: bool = False,
 ) -> MetricValidation | FunctionValidation:
     """The validation that was asked for: a function, metrics by name, or the likeness to the float model.
 
+    Looks at the first item, so that what is wrong with the data is said before anything is computed.
+
+    Args:
+      exact: the float model.
+
     Raises:
-      ConfigError: a name is unknown, or the function cannot be called.
+      ConfigError: a name is unknown or needs labels where there are none, the function cannot be called, or two ways are given.
+      CalibrationError: the data is empty.
     """
     data = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    if function is not None and names:
+        raise ConfigError(
+            f"validation_fn = {function!r} and metrics = {list(names)} are two ways to say what is measured; give "
+            "validation_fn or metrics, not both"
+        )
     if isinstance(function, str):
         names, function = [function], None
     if function is not None:
@@ -32,22 +51,41 @@ def open_validation(
             raise ConfigError(
                 f"validation_fn = {function!r}; expected a function of (model, data), the name of a metric, or None"
             )
-        if names:
+        if annotation_free:
             raise ConfigError(
-                f"metrics = {list(names)} are measured by jaxq itself; leave validation_fn away with them"
+                "annotation_free is for metrics by name; a function says itself what it compares outputs with"
             )
+        look_at_first(data.items())
         return FunctionValidation(function, data)
-    if names:
-        metrics = [find_metric(name) for name in names]
-        return MetricValidation(functools.partial(labelled_items, data, exact, True), metrics, exact, None, batch_size)
+    metrics = [find_metric(name) for name in names]
+    if metrics and not annotation_free:
+        labelled = functools.partial(labelled_items, data, exact, True)
+        look_at_first(labelled())
+        return MetricValidation(labelled, metrics, exact, None, batch_size)
     unlabelled = functools.partial(labelled_items, data, exact, False)
-    metric = find_metric("top1" if gives_classes(exact, unlabelled()) else "cosine")
-    return MetricValidation(unlabelled, [metric], exact, exact, batch_size)
+    for metric in metrics:
+        if metric.refer is None:
+            able = ", ".join(sorted(name for name, each in METRICS.items() if each.refer is not None))
+            raise ConfigError(
+                f"metric = {metric.name!r} with annotation_free: outputs of the float model cannot stand in for its labels; they "
+                f"can for those of {able}"
+            )
+    return MetricValidation(unlabelled, metrics or [likeness(exact, unlabelled())], exact, exact, batch_size)
 
 
-def gives_classes(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> bool:
-    """Whether the model's first output is one row of class scores for a sample."""
+def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
+    """What compares a model with itself: top1, if its first output is one row of class scores for a sample, else cosine."""
     for feed, _ in items:
-        output = np.asarray(model(feed)[model.graph.outputs[0]])
-        return output.dtype.kind == "f" and 1 < output.size == max(output.shape)
-    raise CalibrationError("the validation data is empty; at least one sample is needed")
+        name = model.graph.outputs[0]
+        if name in model.made_on_host(feed):
+            return COSINE_OF_LISTS
+        output = np.asarray(model(feed)[name])
+        return METRICS["top1" if output.dtype.kind == "f" and 1 < output.size == max(output.shape) else "cosine"]
+    raise CalibrationError(EMPTY)
+
+
+def look_at_first(items: Iterator[Any]) -> None:
+    """Raises what making the first item raises, and CalibrationError if there is none."""
+    for _ in items:
+        return
+    raise CalibrationError(EMPTY)

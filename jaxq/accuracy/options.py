@@ -97,6 +97,7 @@ class AdvancedAccuracyRestorerParameters:
       base_algorithm: what quantizes the model at the beginning; "DefaultQuantization" is the only one.
       metrics: several metrics, each of which has to stay within the drop: names, or {"name", "baseline_value"}. With a baseline
         value for each, the float model is evaluated only where the quantized one misses a limit.
+      annotation_free: measure metrics by name without labels; the outputs of the float model stand in for them.
       metric_subset_ratio: with baseline values: the first part of the data, from which the samples for rankings are chosen.
       restore_mode: "only_activations" keeps the weights of reverted layers rounded.
       prune: at the end, try to put back reverted layers.
@@ -117,6 +118,7 @@ class AdvancedAccuracyRestorerParameters:
     convert_to_mixed_preset: bool = False
     base_algorithm: str = "DefaultQuantization"
     metrics: tuple[MetricOptions, ...] = ()
+    annotation_free: bool = False
     metric_subset_ratio: float = 0.5
     restore_mode: RestoreMode = RestoreMode.ACTIVATIONS_AND_WEIGHTS
     prune: bool = True

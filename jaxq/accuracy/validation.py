@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from jaxq.accuracy.stages import walk
-from jaxq.collect import Batch
+from jaxq.collect import Batch, split_batch
+from jaxq.errors import CalibrationError
 from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
 from jaxq.model import Model
+from jaxq.split import run_tail
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
@@ -70,22 +72,60 @@ def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> d
     return found
 
 
+def run_samples(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+    """The outputs of a model for each sample of a batch; what the host does behind the compiled part, it does one by one."""
+    found = run_batch(model, static, batch)
+    rows = [jax.tree.map(lambda value, row=row: value[row], found) for row in np.flatnonzero(batch.real)]
+    graph, params, encodings = model.program
+    parts = split_batch(graph, params, static, batch)
+    if parts.tail is None:
+        return rows
+    feeds = single_feeds(model, static, batch)
+    return [run_tail(parts, params, encodings, feed, row) for feed, row in zip(feeds, rows, strict=True)]
+
+
+def single_feeds(model: Runnable, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+    """The samples of a batch as the model takes them: its 64-bit integers are held in 32 bits."""
+    fixed = {name: literal.array for name, literal in static.items()}
+    wide = {name: value.astype(model.inputs[name].dtype, copy=False) for name, value in batch.inputs.items()}
+    return [{name: value[row] for name, value in wide.items()} | fixed for row in np.flatnonzero(batch.real)]
+
+
 def distances(found: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
     """How far the outputs of each sample are from the reference: float64 [B].
 
-    sum over float outputs of |found - reference|^2 / |reference|^2
+    sum over float outputs of |found - reference|^2 / |reference|^2; infinite where an output whose shape depends on the data
+    (`jaxq.split`) has another one
     """
     total: Any = 0.0
     for name, wanted in reference.items():
         wanted = np.asarray(wanted)
         if wanted.dtype.kind != "f":
             continue
-        wanted = wanted.reshape(len(wanted), -1).astype(np.float64)
-        value = np.asarray(found[name], np.float64).reshape(wanted.shape)
+        value = np.asarray(found[name], np.float64)
+        if value.shape != wanted.shape:
+            return np.full(len(wanted), np.inf)
+        wanted, value = (each.reshape(len(wanted), -1).astype(np.float64) for each in (wanted, value))
         with np.errstate(all="ignore"):
             part = ((value - wanted) ** 2).sum(1) / np.maximum((wanted**2).sum(1), 1e-30)
         total = total + np.nan_to_num(part, nan=np.inf)
     return np.asarray(total, np.float64).reshape(-1)
+
+
+def check_count(first: int | None, count: int, what: str) -> int:
+    """The number of items or samples in a pass over the data, which is that of the first pass.
+
+    Raises:
+      CalibrationError: it is another one, or zero.
+    """
+    if count == 0 and not first:
+        raise CalibrationError("the validation data is empty; at least one sample is needed")
+    if first is not None and count != first:
+        raise CalibrationError(
+            f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "
+            "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
+        )
+    return count
 
 
 def filled(rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:

@@ -1,13 +1,17 @@
 """The whole of `quantize_with_accuracy_control` on a small classifier."""
 
+import contextlib
 import json
 import math
+import sys
 import warnings
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
-from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, prepared, ruined
+from accuracy_models import MINMAX, accuracy, base_of, chain, images, labelled, picking, prepared, ruined
+from compilations import compilations
 from models import integer_network
 
 import jaxq
@@ -17,7 +21,7 @@ from jaxq.accuracy.base import ASKED_FOR, quantize_once
 from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, QUANTILES, WEIGHTS, Space
-from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqWarning, ModelError
+from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqError, JaxqWarning, ModelError
 
 BAD = "Conv_conv1"
 
@@ -74,6 +78,52 @@ def test_a_layer_with_absurd_ranges_is_found_and_reverted_first(planted, ranking
     assert report.float_layers == 1
 
 
+def sum_of_picked(model, items):
+    """A validation function for `picking()`: near to what the float model says, higher is better."""
+    each = [-abs(float(np.asarray(model(feed)["values"]).sum()) - wanted) for feed, wanted in items]
+    return 100 + float(np.mean(each)), each
+
+
+def error_of_picked(outputs, targets):
+    """The same as a metric by name, lower is better."""
+    each = [abs(float(found["values"].sum()) - wanted) for found, wanted in zip(outputs, targets, strict=True)]
+    return 1 + float(np.mean(each)), each
+
+
+error_of_picked.higher_is_better = False
+
+
+@pytest.mark.parametrize("function", [sum_of_picked, "picked_metric:error_of_picked", None])
+def test_outputs_whose_shapes_depend_on_the_data_are_compared(planted, monkeypatch, function):
+    """Quantization changes how many scores are positive."""
+    metric = ModuleType("picked_metric")
+    metric.error_of_picked = error_of_picked
+    monkeypatch.setitem(sys.modules, "picked_metric", metric)
+    float_model = jaxq.load(picking())
+    feeds = [{"image": each} for each in images(8, 100)]
+    wanted = [float(float_model(feed)["values"].sum()) for feed in feeds]
+    reports = []
+    data = feeds if function is None else list(zip(feeds, wanted, strict=True))
+    run(data, function, model=picking(), max_drop=0.1 if function is None else 0.5, reports=reports)
+    assert [dict(step.setting) for step in reports[-1].steps] == [{}, {BAD: FLOAT}]
+    assert reports[-1].status == "reached"
+    assert reports[-1].runtime_values == pytest.approx(reports[-1].values, abs=0.1)
+
+
+def test_several_metrics_take_the_float_model_as_their_reference(planted):
+    reports = []
+    advanced = Parameters(metrics=("top1", "cosine"), annotation_free=True)
+    run(
+        [feed for feed, _ in labelled()],
+        None,
+        max_drop=0.1,
+        reports=reports,
+        advanced_accuracy_restorer_parameters=advanced,
+    )
+    assert {goal.metric: goal.baseline for goal in reports[-1].goals} == {"top1": 1.0, "cosine": pytest.approx(1.0)}
+    assert [each.layer for each in reports[-1].kept] == [BAD]
+
+
 def test_gradient_and_exact_ranking_name_the_same_worst_layer():
     space = Space(ruined(base_of(chain(), images(12)), BAD))
     ranker = Ranker(space, [{"image": each} for each in images(8, 50)], FLOAT)
@@ -99,14 +149,8 @@ def test_ranking_alone_compiles_nothing(monkeypatch):
     space = Space(base_of(chain(), images(12)))
     ranker = Ranker(space, [{"image": each} for each in images(4, 50)], FLOAT)
     ranker.divergence({})
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    with compilations() as compiled:
         ranker.alone({})
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert compiled == []
 
 
@@ -233,25 +277,17 @@ def test_the_number_of_compilations_does_not_depend_on_the_number_of_layers(monk
     counts = {}
     for length in (2, 5):
         monkeypatch.setattr(control, "open_base", lambda given, *rest: ruined(control_base(given, *rest), BAD))
-        compiled = []
         jax.clear_caches()
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, compiled=compiled, **_: (
-                compiled.append(event) if "backend_compile" in event else None
-            )
-        )
         reports = []
-        try:
+        with compilations() as compiled:
             model = chain(length)
             float_model = jaxq.load(model)
             data = [({"image": x}, np.asarray(float_model(x)["scores"][0])) for x in images(16, 100)]
             run(data, "cosine", model=model, max_drop=1e-6, reports=reports,
                 advanced_accuracy_restorer_parameters=Parameters(repairs=("int8_weights",)))  # fmt: skip
-        finally:
-            jax.monitoring.clear_event_listeners()
         assert len(reports[-1].steps) > length
         counts[length] = len(compiled)
-    assert counts[2] == counts[5]
+    assert counts[2] == counts[5] > 0
 
 
 # -------------------------------------------------------------------------------------------------------- the honest end
@@ -305,7 +341,7 @@ def test_a_search_that_was_killed_goes_on_and_says_so(planted, monkeypatch, tmp_
 
     def failing(self, *arguments):
         calls.append(1)
-        if len(calls) == 4:  # float, quantized, and one candidate are done
+        if len(calls) == 5:  # float, quantized, float again, and one candidate are done
             raise Killed
         return evaluate(self, *arguments)
 
@@ -407,7 +443,7 @@ def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
     """The samples that layers are ranked on are those of the batch that loses most."""
     feeds = [feed for feed, _ in labelled(24)]
     batches = [{"image": np.concatenate([each["image"] for each in feeds[row : row + 6]])} for row in range(0, 24, 6)]
-    values = iter([[0.0] * 4] * 3 + [[0.0, 0.0, -5.0, 0.0]])  # two probes, float, quantized
+    values = iter([[0.0] * 4, [0.0, 0.0, -5.0, 0.0]])  # float, quantized
 
     def validation_fn(model, items):
         for feed in items:
@@ -436,7 +472,7 @@ def test_what_was_found_before_a_failure_is_kept(planted):
 
     def validation_fn(model, items):
         calls.append(1)
-        if len(calls) > 4:  # two probes, float, quantized
+        if len(calls) > 3:  # float, quantized, float again
             raise ValueError("out of paper")
         return accuracy(model, items)
 
@@ -460,12 +496,40 @@ def test_nan_of_a_candidate_counts_as_missed(planted):
     json.loads(json.dumps(reports[-1].to_dict(), allow_nan=False))
 
 
-def test_a_noisy_validation_function_is_warned_of_with_its_spread():
-    random = np.random.default_rng(0)
-    with pytest.warns(JaxqWarning, match=r"a spread of 0\.\d+"):
+def test_a_noisy_validation_function_is_warned_of_with_its_spread(planted):
+    """It takes a few samples each time, of which the float model gets one in four wrong."""
+    random, reports = np.random.default_rng(0), []
+    data = [(feed, (label + (number % 4 == 0)) % 5) for number, (feed, label) in enumerate(labelled())]
+
+    def some(model, items):
+        items = list(items)
+        return accuracy(model, [items[number] for number in random.permutation(len(items))[:12]])[0]
+
+    with pytest.warns(JaxqWarning, match=r"a spread of 0\.\d+: drops of this size"), contextlib.suppress(AccuracyError):
         jaxq.quantize_with_accuracy_control(
-            chain(), images(12), list(labelled()), lambda model, items: 5 + random.uniform(), max_drop=3
-        )
+            chain(), images(12), data, some, max_drop=0.1, on_step=reports.append,
+            advanced_quantization_parameters=MINMAX,
+        )  # fmt: skip
+    assert sum("a spread of 0." in note for note in reports[-1].notes) == 1
+
+
+def test_a_function_that_gives_the_same_again_is_called_twice_on_the_float_model_and_not_warned_of(planted):
+    calls, reports = [], []
+
+    def counted(model, items):
+        calls.append(accuracy(model, items)[0])
+        return calls[-1]
+
+    run(function=counted, max_drop=0.1, reports=reports)
+    assert calls[0] == calls[2] == 1.0
+    assert len(calls) == 2 + len(reports[-1].steps) + len(reports[-1].runtime_values)
+    assert reports[-1].notes == ()
+
+
+def test_a_model_within_the_limit_is_evaluated_once_in_float():
+    calls, reports = [], []
+    run(function=lambda *given: (calls.append(1), accuracy(*given)[0])[1], max_drop=0.3, reports=reports)
+    assert len(calls) == 2 + len(reports[-1].runtime_values)
 
 
 def test_a_negative_metric_is_warned_of():
@@ -507,8 +571,25 @@ def test_a_generator_is_enough_and_a_loader_that_runs_dry_is_named():
             while self.items:
                 yield self.items.pop()
 
-    with pytest.raises((CalibrationError, AccuracyError), match=r"only once|is empty"):
+    with pytest.raises((CalibrationError, AccuracyError), match=r"items the first time and none now|is empty"):
         run(Once(), max_drop=0.3)
+
+
+class Shrinking:
+    """A loader whose later passes are shorter."""
+
+    def __init__(self, longs):
+        self.longs = longs
+
+    def __iter__(self):
+        self.longs -= 1
+        return iter(labelled() if self.longs >= 0 else labelled()[:5])
+
+
+@pytest.mark.parametrize("longs", range(2, 5))
+def test_a_loader_that_gives_fewer_items_later_is_named(planted, longs):
+    with pytest.raises((CalibrationError, AccuracyError), match="gave 24 items the first time and 5 now"):
+        run(Shrinking(longs), max_drop=0.0)
 
 
 def test_a_label_that_is_no_class_is_named_with_its_sample():
@@ -536,7 +617,7 @@ def test_a_model_in_which_nothing_can_be_reverted_is_refused():
 
 
 def test_a_function_that_never_calls_the_model_is_refused_when_layers_must_be_ranked(planted):
-    values = iter([1.0, 1.0, 1.0] + [0.0] * 50)
+    values = iter([1.0] + [0.0] * 50)
     with pytest.raises((ConfigError, AccuracyError), match="never called the model"):
         run(function=lambda model, items: (list(items), next(values))[1], max_drop=0.1)
 
@@ -607,3 +688,19 @@ def test_a_float_model_below_the_target_is_said_in_plain_words():
     with pytest.raises(AccuracyError) as caught:
         run(None, None, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
     assert str(caught.value).startswith("the float model itself is below the target")
+
+
+@pytest.mark.parametrize(
+    ("data", "function", "message"),
+    [
+        (None, "top_1", "did you mean 'top1'"),
+        (None, 3, "expected a function"),
+        (images(4), "top1", "has no label"),
+        ([], accuracy, "validation data is empty"),
+        ([], "top1", "validation data is empty"),
+    ],
+)
+def test_what_is_wrong_with_the_validation_is_said_before_anything_is_computed(data, function, message, monkeypatch):
+    monkeypatch.setattr(control, "open_base", lambda *_: pytest.fail("the model was quantized"))
+    with pytest.raises(JaxqError, match=message):
+        run(data, function)

@@ -23,6 +23,18 @@ def test_names_of_pot_and_of_nncf_are_the_same_arguments():
     assert read_section({"max_drop": 0.005})[0]["max_drop"] == 0.005
 
 
+def test_annotation_free_keeps_the_metrics_and_not_what_they_were_with_labels():
+    pot = {"annotation_free": True, "metrics": [{"name": "mean_iou", "baseline_value": 0.7}]}
+    advanced = read_section(pot)[0]["advanced_accuracy_restorer_parameters"]
+    assert advanced.annotation_free
+    assert advanced.metrics == (MetricOptions("miou"),)
+
+
+def test_metric_and_metrics_are_not_both_taken():
+    with pytest.raises(ConfigError, match=r"accuracy\.metric and accuracy\.metrics are two ways"):
+        read_section({"metric": "top1", "metrics": ["top5"]})
+
+
 def test_an_unknown_key_gives_the_nearest_one():
     with pytest.raises(ConfigError, match=r"accuracy\.max_dorp: unknown key; did you mean 'max_drop'"):
         read_section({"max_dorp": 0.1})
@@ -65,6 +77,14 @@ def test_a_configuration_file_controls_the_accuracy_and_its_report_says_how(job,
     assert written["accuracy"]["status"] == "reached"
     assert [step["what"] for step in written["accuracy"]["steps"]] == ["all layers quantized"]
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"model.onnx", "model.json"}
+
+
+def test_a_configuration_file_without_annotations_needs_no_labels(job, tmp_path):
+    path = job(metric="top5", annotation_free=True, max_drop=0.3, validation=str(tmp_path / "data.npz"))
+    jaxq.run_config(path, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert written["accuracy"]["values"] == {"top5": 1.0}
+    assert written["accuracy"]["goals"][0]["baseline"] == 1.0
 
 
 def test_a_target_that_is_missed_leaves_the_best_model_and_the_report_beside_the_error(job, tmp_path):

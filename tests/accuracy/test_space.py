@@ -1,9 +1,10 @@
 """That the program which is tried computes what the model that is written computes, for every setting."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from accuracy_models import MINMAX, base_of, chain, chain_space, images
+from compilations import compilations
 from models import NETWORKS, samples
 
 import jaxq
@@ -91,14 +92,8 @@ def test_a_shared_quantizer_stays_for_the_other_reader():
 
 def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_of_the_base():
     space = Space(base_of(chain(), images(12)))
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert moved.moved
     assert compiled == []
 
@@ -107,18 +102,12 @@ def test_settings_do_not_compile_again():
     space = chain_space()
     feed = images(1, 40)[0]
     space.candidate({})(feed)
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    with compilations() as compiled:
         for step in (FLOAT, WEIGHTS, WIDE, UNCORRECTED, "range estimator mse"):
             for layer in space.layers:
                 space.candidate({layer: step})(feed)
         space.float_model()(feed)
         assert not compiled
-    finally:
-        jax.monitoring.clear_event_listeners()
 
 
 def test_a_reverted_layer_has_its_own_bias_again():
@@ -174,5 +163,5 @@ def test_rounding_in_numpy_is_that_of_the_program():
     for name, encoding in space.base.weights.items():
         value = np.asarray(space.base.exact[name])
         np.testing.assert_array_equal(
-            fake_quantize_array(value, encoding), np.asarray(fake_quantize(jax.numpy.asarray(value), encoding))
+            fake_quantize_array(value, encoding), np.asarray(fake_quantize(jnp.asarray(value), encoding))
         )

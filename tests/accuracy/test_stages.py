@@ -1,9 +1,9 @@
 """That a graph in stages computes what it computes as a whole, and that what two models have in common runs once."""
 
-import jax
 import numpy as np
 import pytest
 from accuracy_models import base_of, chain, images
+from compilations import compilations
 from models import NETWORKS, samples
 
 from jaxq.accuracy import stages
@@ -77,12 +77,6 @@ def test_no_setting_compiles_a_stage_anew(staged):
     feeds = [{"image": each} for each in images(4, 50)]
     ranker = Ranker(space, feeds, FLOAT)
     ranker.divergence({})
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
+    with compilations() as compiled:
         ranker.exactly({})
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert compiled == []
