@@ -96,7 +96,10 @@ def _imported(name: str) -> Metric:
         try:
             returned = function([outputs for outputs, _ in records], [target for _, target in records])
         except Exception as error:
-            raise ConfigError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"metric {name!r} failed: {type(error).__name__}: {error} (it was given (outputs, targets): for each sample "
+                "{output name: array}, and the label)"
+            ) from error
         return as_score(returned, name)
 
     return Metric(name, bool(getattr(function, "higher_is_better", True)), lambda *record: record, combine)
@@ -176,7 +179,10 @@ def _pair(outputs: Outputs, target: Any) -> tuple[np.ndarray, np.ndarray]:
     """Output and target, flat, in float64."""
     value, wanted = first_output(outputs), np.asarray(target)
     if value.size != wanted.size:
-        raise InputError(f"the target has shape {list(wanted.shape)}, the model's first output {list(value.shape)}")
+        hint = "; for one class number a sample take 'top1'" if wanted.size == 1 else ""
+        raise InputError(
+            f"the target has shape {list(wanted.shape)}, the model's first output {list(value.shape)}{hint}"
+        )
     return value.astype(np.float64).reshape(-1), wanted.astype(np.float64).reshape(-1)
 
 
@@ -306,6 +312,8 @@ def _token_loss(outputs: Outputs, target: Any) -> tuple[float, int]:
     logits, tokens = logits[kept], tokens[kept]
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < logits.shape[1]):
         raise InputError(f"a word number lies outside of 0 to {logits.shape[1] - 1}")
+    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):  # the model ends in a softmax
+        logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
     top = logits.max(axis=1, keepdims=True, initial=-np.inf)
     loss = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0] - logits[np.arange(tokens.size), tokens]
     return float(loss.sum()), int(tokens.size)

@@ -105,6 +105,14 @@ def test_perplexity_is_exp_of_the_mean_loss_and_survives_large_logits():
     np.testing.assert_allclose(score("perplexity", [(logits, np.array([0, -100]))]).value, 2.0)
 
 
+def test_perplexity_of_a_model_that_ends_in_a_softmax_is_that_of_its_probabilities():
+    logits = np.random.default_rng(0).normal(size=(1, 6, 5)).astype(np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    words = np.array([0, 1, 2, 3, 4, 0])
+    expected = score("perplexity", [(logits, words)]).value
+    np.testing.assert_allclose(score("perplexity", [(probabilities, words)]).value, expected, rtol=1e-5)
+
+
 def test_average_precision_is_the_area_under_the_falling_precision():
     # right, wrong, right of 2: precision 1, 1/2, 2/3 -> made falling 1, 2/3, 2/3
     assert average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 2) == pytest.approx(

@@ -23,6 +23,7 @@ from jaxq.accuracy.validation import (
 )
 from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
+from jaxq.data.check import refuse_not_finite
 from jaxq.errors import ConfigError, InputError
 from jaxq.graph import FrozenDict, Literal
 from jaxq.metrics import Metric, Outputs
@@ -71,9 +72,10 @@ class MetricValidation:
     def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
 
-        Raises:
-          InputError: a target does not fit the outputs.
-          CalibrationError: there are no samples, or another number of them than before.
+          Raises:
+            InputError: a target does not fit the outputs.
+        CalibrationError: an input holds NaN or infinity.
+            CalibrationError: there are no samples, or another number of them than before.
         """
         records: dict[int, list[Any]] = {}
         for labelled in self.batches():
@@ -153,7 +155,9 @@ class MetricValidation:
         targets: list[Any] = []
 
         def feeds() -> Iterator[dict[str, Any]]:
-            for feed, target in self.items():
+            for number, (feed, target) in enumerate(self.items()):
+                for name, value in feed.items():
+                    refuse_not_finite(name, np.asarray(value), number, "validation")
                 targets.append(target)
                 yield feed
 

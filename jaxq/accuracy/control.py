@@ -17,7 +17,7 @@ from jaxq.accuracy.journal import Journal, Listener
 from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, Ranking, Search
 from jaxq.accuracy.rankings import Rankings
-from jaxq.accuracy.report import INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
+from jaxq.accuracy.report import BROKEN_OFF, INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
 from jaxq.accuracy.search import bisect, one_by_one, put_back, refine, repair
 from jaxq.accuracy.space import ESTIMATORS, NAMED, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, encoding_arrays, key
@@ -82,7 +82,9 @@ class Control:
             return self.finish()
         except KeyboardInterrupt as interrupt:
             self.tell(INTERRUPTED)
-            if self.state.best and self.state.folder is not None:
+            if self.state.folder is None:
+                interrupt.add_note("nothing is kept of the search: that takes a folder, intermediate_model_dir")
+            elif self.state.best:
                 interrupt.add_note(
                     f"the best model so far is {self.state.folder / 'best.onnx'}; the same call goes on from here"
                 )
@@ -92,8 +94,14 @@ class Control:
         except JaxqError as error:
             if self.candidates.best is None:
                 raise
-            report = self.tell(MISSED)
-            raise AccuracyError(f"the search was broken off: {error}", self.best.model(), report) from error
+            report = self.tell(BROKEN_OFF)
+            so_far = "is within the limit" if self.reached else "misses the limit"
+            again = "" if self.state.folder is None else "; the same call goes on from here"
+            raise AccuracyError(
+                f"the search was broken off: {error}; the best candidate so far {so_far}{again}",
+                self.best.model(),
+                report,
+            ) from error
 
     def search_in_time(self) -> None:
         """Searches until there is a candidate whose file is within the limit, too, or nothing is left to try, or no time."""
@@ -283,6 +291,11 @@ class Control:
         self.candidates.measure(self.best)
         model = self.best.model()
         self.state.finished = not self.out_of_budget
+        if self.reached and self.best.float_layers == self.best.space.weight_layers > 0:
+            self.journal.note(
+                "the limit is kept with every layer in float only; allow a larger drop, or give more bits or a scale for each "
+                "channel"
+            )
         report = self.tell(REACHED if self.reached else MISSED)
         if self.reached:
             return model

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxq.accuracy.goals import Goal
 
-REACHED, MISSED, INTERRUPTED, RUNNING = "reached", "not reached", "interrupted", "running"
+REACHED, MISSED, INTERRUPTED, BROKEN_OFF, RUNNING = "reached", "not reached", "interrupted", "broken off", "running"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AccuracyReport:
     """The search so far.
 
     Attributes:
-      status: "reached", "not reached", "interrupted", or "running".
+      status: "reached", "not reached", "interrupted", "broken off" (by an error), or "running".
       goals: each metric with its baseline and limit.
       values: metric -> value of the best model in simulation.
       runtime_values: the same of the written file in ONNX Runtime, where that is installed.

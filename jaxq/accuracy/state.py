@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.folder import BEST, STATE, move_aside
+from jaxq.accuracy.folder import BEST, STATE, files_in, move_aside
 from jaxq.accuracy.identity import Identity
 from jaxq.errors import ConfigError
 from jaxq.files import write_bytes, write_text
@@ -66,7 +66,10 @@ class State:
         try:
             stored = _parsed((self.folder / STATE).read_text())
         except FileNotFoundError:
-            return ""
+            if not files_in(self.folder):
+                return ""
+            names = ", ".join(path.name for path in files_in(self.folder))
+            return f"the folder holds {names} of something else; moved to {move_aside(self.folder)}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             aside = move_aside(self.folder)
             return (

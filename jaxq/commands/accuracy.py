@@ -153,7 +153,7 @@ def quantize_within(
     Where the limit cannot be kept, the report says so and the model is the best there is. When the user interrupts, the best so
     far is written to `output`.
     """
-    from jaxq.accuracy.folder import copy_best
+    from jaxq.accuracy.folder import REPORT, copy_best
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
 
@@ -189,7 +189,12 @@ def quantize_within(
         return error.best, error.report
     except KeyboardInterrupt:
         if steps.last is not None and steps.last.steps and copy_best(folder, output):
-            print(f"interrupted: the best model so far is {output}; the same command goes on", file=sys.stderr)
+            limit = "within the limit" if any(step.reached for step in steps.last.steps) else "not within the limit"
+            print(
+                f"interrupted: the best model so far, {limit}, is {output}; the same command goes on. The report so far: "
+                f"{folder / REPORT}",
+                file=sys.stderr,
+            )
         raise
     assert steps.last is not None
     return found, steps.last

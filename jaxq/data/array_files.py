@@ -220,8 +220,7 @@ def _stored_arrays(path: Path, declared: Mapping[str, TensorType], label: str | 
     if path.suffix.lower() == ".npy":
         if len(declared) != 1:
             raise InputError(
-                f"{str(path)!r} holds one array, but the model has {len(declared)} inputs; "
-                f"use .npz, with the keys {list(declared)}"
+                f"{str(path)!r} holds one array, but {len(declared)} are needed; use .npz, with the keys {list(declared)}"
             )
         return {name: _Stored(functools.partial(_file, path), repr(str(path))) for name in declared}
     try:
@@ -232,12 +231,13 @@ def _stored_arrays(path: Path, declared: Mapping[str, TensorType], label: str | 
     for name, wanted in declared.items():
         if name not in keys and name == label:
             raise InputError(
-                f"{str(path)!r} has no labels: no key {name!r} among {keys}; np.savez(path, ..., {name}=array), one row a sample"
+                f"{str(path)!r} has no labels: no key {name!r} among {keys}{did_you_mean(name, keys)}; "
+                f"np.savez(path, ..., {name}=array), one row a sample"
             )
         if name not in keys:
             raise InputError(
                 f"{str(path)!r} has no array for the model's input {name!r} ({wanted}){did_you_mean(name, keys)}; "
-                f"its keys: {keys}, the model's inputs: {list(declared)}. "
+                f"its keys: {keys}, needed: {list(declared)}. "
                 f"Keys must be input names: np.savez(path, **{{{name!r}: array}})"
             )
     return {

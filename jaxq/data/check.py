@@ -85,15 +85,15 @@ class DataCheck:
         return found
 
 
-def refuse_not_finite(name: str, array: np.ndarray, number: int) -> None:
-    """Raises CalibrationError if a float array holds NaN or infinity; `number` is that of the sample."""
+def refuse_not_finite(name: str, array: np.ndarray, number: int, data: str = "calibration") -> None:
+    """Raises CalibrationError if a float array holds NaN or infinity; `number` is that of the sample, `data` what it is for."""
     if not _is_float(array):
         return
     bad = ~np.isfinite(array)
     if bad.any():
         what = "NaN" if np.isnan(array).any() else "infinity"
         raise CalibrationError(
-            f"calibration sample {number} (counted from 0): input {name!r} holds {what}, in {bad.sum()} of "
+            f"{data} sample {number} (counted from 0): input {name!r} holds {what}, in {bad.sum()} of "
             f"{array.size} values; repair the data or leave the sample out"
         )
 

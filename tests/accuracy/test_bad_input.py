@@ -269,3 +269,11 @@ def test_what_is_wrong_with_the_validation_is_said_before_anything_is_computed(d
     monkeypatch.setattr(control, "open_base", lambda *_: pytest.fail("the model was quantized"))
     with pytest.raises(JaxqError, match=message):
         run(data, function)
+
+
+@pytest.mark.parametrize("function", ["top1", None])
+def test_a_sample_of_the_validation_data_that_holds_nan_is_named(function):
+    data = [({"image": feed["image"].copy()}, label) for feed, label in labelled()]
+    data[3][0]["image"][0, 0, 0, 0] = np.nan
+    with pytest.raises(CalibrationError, match=r"validation sample 3 \(counted from 0\): input 'image' holds NaN"):
+        run(data if function else [feed for feed, _ in data], function)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from accuracy_models import accuracy, run
+from accuracy_models import accuracy, control_base, ruined, run
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
@@ -125,3 +125,24 @@ def test_a_float_model_below_the_target_is_said_in_plain_words():
     with pytest.raises(AccuracyError) as caught:
         run(None, None, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
     assert str(caught.value).startswith("the float model itself is below the target")
+
+
+def test_a_limit_that_only_the_float_model_keeps_is_said_to_be_one(monkeypatch):
+    def spoilt(given, *rest):
+        base = control_base(given, *rest)
+        for node in [node.name for node in base.graph.nodes if node.op in ("Conv", "Gemm")]:
+            base = ruined(base, node)
+        return base
+
+    monkeypatch.setattr(control, "open_base", spoilt)
+    reports = []
+    run(max_drop=0.0, reports=reports)
+    assert reports[-1].float_layers == reports[-1].weight_layers
+    assert any("with every layer in float only" in note for note in reports[-1].notes)
+
+
+def test_an_interrupted_search_without_a_folder_says_that_nothing_is_kept(planted, monkeypatch):
+    monkeypatch.setattr(control.Candidates, "confirm", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(max_drop=0.1)
+    assert "intermediate_model_dir" in caught.value.__notes__[0]

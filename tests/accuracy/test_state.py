@@ -156,6 +156,15 @@ def test_the_files_of_another_search_are_moved_aside_as_they_are(tmp_path):
     assert (tmp_path / "earlier-2" / "best.onnx").is_file()
 
 
+def test_files_of_the_user_with_such_names_are_moved_aside_and_what_else_is_there_stays(tmp_path):
+    for name in ("best.onnx", "report.json", "notes.txt"):
+        (tmp_path / name).write_text("precious")
+    assert "holds report.json, best.onnx of something else; moved to" in search(tmp_path).notes[0]
+    assert (tmp_path / "earlier-1" / "best.onnx").read_text() == "precious"
+    folder.remove(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "notes.txt"]
+
+
 def test_a_damaged_state_is_said_to_be_damaged(tmp_path):
     search(tmp_path)
     for text in ("{ broken", '{"format": 2}', "[]", '{"format": 2, "identity": {"validation data": 3}}'):

@@ -140,7 +140,7 @@ def test_pickled_objects_are_refused(tmp_path, name):
 
 def test_npy_for_a_model_with_two_inputs_is_refused(tmp_path):
     np.save(tmp_path / "data.npy", numbers(1, 2, 3))
-    with pytest.raises(InputError, match=r"2 inputs; use \.npz, with the keys \['x', 'y'\]"):
+    with pytest.raises(InputError, match=r"but 2 are needed; use \.npz, with the keys \['x', 'y'\]"):
         ArrayFile(tmp_path / "data.npy", {"x": FREE["x"], "y": FREE["x"]})
 
 
