@@ -191,7 +191,7 @@ def quantize_within(
         if steps.last is not None and steps.last.steps and copy_best(folder, output):
             limit = "within the limit" if any(step.reached for step in steps.last.steps) else "not within the limit"
             print(
-                f"interrupted: the best model so far, {limit}, is {output}; the same command goes on. The report so far: "
+                f"interrupted: the best model so far is {output}, {limit}; the same command goes on. The report so far: "
                 f"{folder / REPORT}",
                 file=sys.stderr,
             )
