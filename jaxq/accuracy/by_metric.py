@@ -72,10 +72,9 @@ class MetricValidation:
     def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
 
-          Raises:
-            InputError: a target does not fit the outputs.
-        CalibrationError: an input holds NaN or infinity.
-            CalibrationError: there are no samples, or another number of them than before.
+        Raises:
+          InputError: a target does not fit the outputs.
+          CalibrationError: an input holds NaN or infinity, or there are no samples, or another number of them than before.
         """
         records: dict[int, list[Any]] = {}
         for labelled in self.batches():

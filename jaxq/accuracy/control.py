@@ -16,7 +16,7 @@ from jaxq.accuracy.goals import Goal
 from jaxq.accuracy.journal import Journal, Listener
 from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, Ranking, Search
-from jaxq.accuracy.rankings import Rankings
+from jaxq.accuracy.remembered_rankings import Rankings
 from jaxq.accuracy.report import BROKEN_OFF, INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
 from jaxq.accuracy.search import bisect, one_by_one, put_back, refine, repair
 from jaxq.accuracy.space import ESTIMATORS, NAMED, UNCORRECTED, Setting, Space

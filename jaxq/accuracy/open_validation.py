@@ -10,12 +10,11 @@ import numpy as np
 
 from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.by_metric import MetricValidation, labelled_items
+from jaxq.accuracy.validation import EMPTY
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, ConfigError
 from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
 from jaxq.model import Model
-
-EMPTY = "the validation data is empty; at least one sample is needed"
 
 
 def open_validation(

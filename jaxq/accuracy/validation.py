@@ -19,6 +19,8 @@ from jaxq.split import run_tail
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
+EMPTY = "the validation data is empty; at least one sample is needed"
+
 EXACT, QUANTIZED = "exact", "quantized"  # roles of models whose outputs are compared
 
 Scores = dict[str, Score]
@@ -119,7 +121,7 @@ def check_count(first: int | None, count: int, what: str) -> int:
       CalibrationError: it is another one, or zero.
     """
     if count == 0 and not first:
-        raise CalibrationError("the validation data is empty; at least one sample is needed")
+        raise CalibrationError(EMPTY)
     if first is not None and count != first:
         raise CalibrationError(
             f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "

@@ -18,7 +18,7 @@ from models import integer_network
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import control, rankings
+from jaxq.accuracy import control, remembered_rankings
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqError, JaxqWarning, ModelError
 
 
@@ -75,13 +75,13 @@ def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
         return float(np.mean(each)), each
 
     seen = []
-    made = rankings.Ranker.__init__
+    made = remembered_rankings.Ranker.__init__
 
     def watch(self, space, feeds, *rest):
         seen.extend(feeds)
         made(self, space, feeds, *rest)
 
-    monkeypatch.setattr(rankings.Ranker, "__init__", watch)
+    monkeypatch.setattr(remembered_rankings.Ranker, "__init__", watch)
     advanced = Parameters(ranking_subset_size=6)
     with pytest.raises(AccuracyError):
         run(batches, validation_fn, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)

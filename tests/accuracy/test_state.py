@@ -7,15 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from accuracy_models import MINMAX, accuracy, chain, images, labelled, ruined
+from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import base, by_function, candidates, control, folder, state
 from jaxq.accuracy.base import quantize_once
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
-
-BAD = "Conv_conv1"
 
 
 @pytest.fixture(autouse=True)
