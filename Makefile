@@ -1,6 +1,7 @@
 # make demo    sets everything up and runs the main job on the demo's model
 # make test    sets everything up and runs all checks
 # Both need only Python 3.11 or newer; `make PYTHON=/path/to/python demo` chooses which.
+# They install the versions in requirements/tested.txt, so that a new release of a library changes nothing under a commit.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ export PIP_PROGRESS_BAR := off
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint format clean
+.PHONY: help demo test test-newest test-oldest quick lint format lock clean
 
 help:
 	@echo "make demo     quantize the demo's model and verify it"
@@ -25,6 +26,8 @@ help:
 	@echo "make quick    the tests without the slow ones"
 	@echo "make lint     format, lint, types"
 	@echo "make format   put the code into the project's format"
+	@echo "make lock     choose the newest versions of everything that is installed, and write requirements/tested.txt"
+	@echo "make test-newest, make test-oldest   the tests with the newest and the oldest versions that jaxq allows"
 	@echo "make clean    remove the environment and everything made"
 
 demo: $(INSTALLED)
@@ -45,8 +48,23 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
+	    --output-file requirements/tested.txt
+
+# Environments of their own: these two ask what the bounds in pyproject.toml are worth, not whether a commit is good.
+test-newest: $(INSTALLED)
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest --upgrade --editable '.[dev]'
+	.venv-newest/bin/pytest
+
+test-oldest: $(INSTALLED)
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/pytest
+
 # One stamp for the whole installation. An environment that a stopped run left without pip is made anew.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements/tested.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    found=""; \
 	    for python in $(PYTHONS); do \
@@ -61,9 +79,10 @@ $(INSTALLED): pyproject.toml
 	    "$$found" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@echo "Installing jaxq and its tools into $(VENV); this happens once and takes a minute or two"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --requirement requirements/tested.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist jaxq-demo
+	rm -rf $(VENV) .venv-newest .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist jaxq-demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
