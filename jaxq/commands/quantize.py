@@ -256,4 +256,5 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
     if found is not None:
         print(found.table())
     print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
-    print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))
+    words = map(shlex.quote, (result["output"], data, result["model"]))
+    print("now check it: jaxq verify {} --data {} --float {}".format(*words))
