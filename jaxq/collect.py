@@ -216,30 +216,38 @@ def tensor_shapes(
     model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
 ) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
+    return traced_tensors(model, static, inputs)[0]
+
+
+def traced_tensors(
+    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
+) -> tuple[Mapping[str, jax.ShapeDtypeStruct], frozenset[str]]:
+    """`tensor_shapes`, and the names of the tensors that are made where no tap sees them."""
     head = split(model.graph, model.params, static, inputs).head
     given = [
         {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in each.items()}
         for each in (model.params, inputs)
     ]
     leaves, structure = jax.tree.flatten(given)
-    return _tensor_shapes(head, static, structure, tuple(leaves), runs_in_32_bit())
+    return _traced_tensors(head, static, structure, tuple(leaves), runs_in_32_bit())
 
 
 @functools.lru_cache(maxsize=64)  # every pass over the data asks
-def _tensor_shapes(
+def _traced_tensors(
     head: Graph, static: FrozenDict[str, Literal], structure: Any, leaves: tuple[Any, ...], narrow: bool
-) -> FrozenDict[str, jax.ShapeDtypeStruct]:
+) -> tuple[FrozenDict[str, jax.ShapeDtypeStruct], frozenset[str]]:
     """The same for inputs [params, inputs]; `narrow` says which mode of JAX it is for."""
     params, inputs = jax.tree.unflatten(structure, leaves)
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    hidden: set[str] = set()
     fixed = {name: literal.array for name, literal in static.items()}
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, inputs)
-    return FrozenDict(shapes)
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch, hidden=hidden)[0], params, inputs)
+    return FrozenDict(shapes), frozenset(hidden)
 
 
 def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:

@@ -35,6 +35,7 @@ def execute(
     tap: Tap | None = None,
     carry: Any = None,
     postponed: dict[str, str] | None = None,
+    hidden: set[str] | None = None,
     concrete: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Runs `graph` and returns its outputs by name, and the carry after the last tap.
@@ -48,6 +49,7 @@ def execute(
       carry: what the first tap gets.
       postponed: if given, a node that cannot be compiled is no error: its name and the reason are put in here, and so are all
         nodes that depend on it. Outputs that they would make are left out.
+      hidden: if given, the names of tensors that are made where no tap sees them, in loops and traced branches, are put in here.
       concrete: whether every value is there and stays so: outside of any trace, all in numpy.
 
     Raises:
@@ -55,7 +57,7 @@ def execute(
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
     budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
-    walk = _Walk(graph, params, tap, carry, budget, concrete)
+    walk = _Walk(graph, params, tap, carry, budget, concrete, hidden)
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values, postponed), walk.carry
 
@@ -120,10 +122,17 @@ class _Walk:
     """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
 
     def __init__(
-        self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, budget: Budget, concrete: bool
+        self,
+        graph: Graph,
+        params: Mapping[str, Any],
+        tap: Tap | None,
+        carry: Any,
+        budget: Budget,
+        concrete: bool,
+        hidden: set[str] | None,
     ):
         self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
-        self.budget, self.concrete = budget, concrete
+        self.budget, self.concrete, self.hidden = budget, concrete, hidden
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -208,7 +217,11 @@ class _Walk:
                 )
             given = dict(zip(graph.inputs, arguments, strict=True))
             # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            walk = self if inlined else _Walk(self.graph, self.params, None, None, self.budget, self.concrete)
+            walk = self
+            if not inlined:
+                walk = _Walk(self.graph, self.params, None, None, self.budget, self.concrete, self.hidden)
+            if walk.tap is None and self.hidden is not None:
+                self.hidden.update(name for node in graph.nodes for name in node.outputs if name)
             results = walk.run(graph, {**values, **given})
             return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 

@@ -17,13 +17,12 @@ from jaxq.algorithms.channel_alignment import ChannelAlignment
 from jaxq.algorithms.equalization import Equalization
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
-from jaxq.collect import tensor_shapes
 from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.graph import Graph
-from jaxq.model import Model, split_static
+from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
@@ -31,8 +30,8 @@ from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nod
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
-from jaxq.split import split
 from jaxq.targets import Target
+from jaxq.traces import Traces, traces, untaken_branches, variants
 from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
@@ -49,6 +48,7 @@ class Prepared:
       dtypes: of every tensor that is made when it runs.
       ignored: names of the nodes that the user keeps in float.
       on_host: names of the nodes behind the compiled part (`jaxq.split`), which stay in float.
+      untaken: branch that no sample takes -> names of the nodes in it that stay in float for that.
     """
 
     model: Model
@@ -59,6 +59,7 @@ class Prepared:
     options: QuantizeOptions
     ignored: frozenset[str]
     on_host: frozenset[str]
+    untaken: Mapping[str, tuple[str, ...]]
 
     def place(self, ignored: Iterable[str] = ()) -> Plan:
         """The plan when more nodes stay in float."""
@@ -112,6 +113,7 @@ class Prepared:
 
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
+        self._warn_of_untaken(stacklevel + 1)
         return self.data.record(stacklevel + 1) | {
             # without the batch size, which changes nothing of the result
             "jaxq.options": json.dumps(replace(self.options, batch_size=None).to_dict(), sort_keys=True),
@@ -119,6 +121,17 @@ class Prepared:
             "jaxq.target": self.options.target.name,
             "jaxq.ignored": " ".join(sorted(self.ignored)),
         }
+
+
+    def _warn_of_untaken(self, stacklevel: int) -> None:
+        for branch, layers in self.untaken.items():
+            named = ", ".join(map(repr, layers[:5])) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+            warnings.warn(
+                f"no calibration sample takes the branch {branch!r}: {len(layers)} layer(s) in it stay in float ({named}); "
+                "calibrate with samples that take it, too",
+                JaxqWarning,
+                stacklevel=stacklevel + 1,
+            )
 
 
 @dataclass(frozen=True)
@@ -154,16 +167,17 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
-    samples.first()  # before any work
-    on_host = host_nodes(model, samples.first())
+    kinds = variants(model, samples.unseen())  # before any work
+    on_host = traces(model, kinds).on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
-    dtypes = tensor_dtypes(model, samples.first())
-    plan = place(model.graph, model.params, dtypes, options, ignored | on_host)
+    found = traces(model, kinds)
+    plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
+    untaken = untaken_layers(model.graph, found, options.target)
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_unoptimized(plan, options.target)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
         refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
-    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored, on_host)
+    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, untaken)
 
 
 def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
@@ -186,17 +200,18 @@ def refuse_quantized(model: Model) -> None:
         raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
 
 
-def host_nodes(model: Model, sample: Mapping[str, Any]) -> frozenset[str]:
-    """The nodes that the host runs behind the compiled part (`jaxq.split`): they stay in float."""
-    static, inputs = split_static(model.graph, sample)
-    return split(model.graph, model.params, static, inputs).host_nodes
+def untaken_layers(graph: Graph, found: Traces, target: Target) -> dict[str, tuple[str, ...]]:
+    """Branch that no sample takes -> the layers in it that the target would compute in integers, by their weights."""
+    layers = {
+        branch: tuple(node.name for _, node in inner.walk() if not node.domain and _has_weights(node.op, target))
+        for branch, inner in untaken_branches(graph, found).items()
+    }
+    return {branch: names for branch, names in layers.items() if names}
 
 
-def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:
-    """The dtype name of every tensor that is made when the model runs on the sample."""
-    static, inputs = split_static(model.graph, sample)
-    shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
-    return {name: shape.dtype.name for name, shape in shapes.items()}
+def _has_weights(op: str, target: Target) -> bool:
+    rule = target.rules.get(op)
+    return rule is not None and bool(rule.weights)
 
 
 def place(
