@@ -148,8 +148,11 @@ def _step(
     watched = frozenset(name for names in requests.values() for name in names)
     summed = frozenset(name for node in graph.nodes if node.op in SUMS for name in node.inputs)
 
-    def forward(sample: Mapping[str, Any]) -> dict[str, jax.Array]:
+    branches: dict[str, int] = {}  # tensor of a branch on which the data decide -> its condition's place
+
+    def forward(sample: Mapping[str, Any]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
         seen: dict[str, jax.Array] = {}
+        conditions: dict[str, jax.Array] = {}
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
@@ -157,24 +160,40 @@ def _step(
                 value = value if name in summed else seen[name]
             return value, carry
 
-        execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))
-        return seen
+        tap = chain(watch, quantizing(encodings))
+        execute(graph, params, {**sample, **fixed}, tap=tap, conditions=conditions)
+        distinct = {id(taken): taken for name, taken in conditions.items() if name in seen}
+        places = {each: place for place, each in enumerate(distinct)}
+        branches.update({name: places[id(taken)] for name, taken in conditions.items() if name in seen})
+        return seen, list(distinct.values())
 
-    tensors = jax.vmap(forward)(dict(batch.inputs))
-    index = jnp.where(batch.real, batch.number, INT32_MAX)
+    tensors, conditions = jax.vmap(forward)(dict(batch.inputs))
     after = []
     for (observer, names), state in zip(requests.items(), states, strict=True):
-        rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
-        if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            chosen = [tensors[names[row]] for row in rows]
-            measured = observer.measure(chosen, index if observer.by_number else batch.real)
-            if rows.size == len(names):
-                state = observer.update(state, measured, index)
-            else:
-                made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
-                state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
+        alike: dict[
+            int | None, list[int]
+        ] = {}  # these samples may have taken a branch in which other tensors are not made
+        for row, name in enumerate(names):
+            if name in tensors:
+                alike.setdefault(branches.get(name), []).append(row)
+        for branch, rows in alike.items():
+            real = batch.real if branch is None else batch.real & conditions[branch]
+            state = _updated(observer, state, rows, [tensors[names[row]] for row in rows], batch.number, real)
         after.append(state)
     return after
+
+
+def _updated(
+    observer: Observer, state: Any, rows: list[int], tensors: list[jax.Array], number: jax.Array, real: jax.Array
+) -> Any:
+    """The state after a batch of these tensors, which stand in some of its rows; samples that are not real do not count."""
+    index = jnp.where(real, number, INT32_MAX)
+    measured = observer.measure(tensors, index if observer.by_number else real)
+    some = np.array(rows, np.int32)
+    if some.size == len(jax.tree.leaves(state)[0]):
+        return observer.update(state, measured, index)
+    made = observer.update(jax.tree.map(lambda leaf: leaf[some], state), measured, index)
+    return jax.tree.map(lambda leaf, new: leaf.at[some].set(new), state, made)
 
 
 def batches(

@@ -21,7 +21,7 @@ from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.fusion import add_missing_biases, fuse
-from jaxq.graph import Graph
+from jaxq.graph import Graph, Node
 from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
@@ -31,7 +31,7 @@ from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.targets import Target
-from jaxq.traces import Traces, traces, untaken_branches, variants
+from jaxq.traces import traces, untaken_nodes, variants
 from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
@@ -47,8 +47,9 @@ class Prepared:
       graph: the same before any tensor got a second name for quantized readers.
       dtypes: of every tensor that is made when it runs.
       ignored: names of the nodes that the user keeps in float.
-      on_host: names of the nodes behind the compiled part (`jaxq.split`), which stay in float.
-      untaken: branch that no sample takes -> names of the nodes in it that stay in float for that.
+      on_host: names of the nodes that no compiled program runs: those behind it (`jaxq.split`), and in branches that no sample
+        takes. They stay in float.
+      untaken: names of the layers in branches that no sample takes, which stay in float.
     """
 
     model: Model
@@ -59,7 +60,7 @@ class Prepared:
     options: QuantizeOptions
     ignored: frozenset[str]
     on_host: frozenset[str]
-    untaken: Mapping[str, tuple[str, ...]]
+    untaken: tuple[str, ...]
 
     def place(self, ignored: Iterable[str] = ()) -> Plan:
         """The plan when more nodes stay in float."""
@@ -111,9 +112,17 @@ class Prepared:
         steps: list[Algorithm | tuple[Algorithm, ...]] = [*self.preserving(), together]
         return run_pipeline(steps, self.model, self.data, self.options.batch_size, one_program=True)
 
-    def record(self, stacklevel: int) -> dict[str, str]:
+    def record(self, quantized: Model, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
-        self._warn_of_untaken(stacklevel + 1)
+        unseen = self.unseen_layers(quantized)
+        if unseen:
+            named = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+            warnings.warn(
+                f"no calibration sample takes the branches of {len(unseen)} layer(s), which stay in float: {named}; "
+                "calibrate with samples that take every branch",
+                JaxqWarning,
+                stacklevel=stacklevel + 1,
+            )
         return self.data.record(stacklevel + 1) | {
             # without the batch size, which changes nothing of the result
             "jaxq.options": json.dumps(replace(self.options, batch_size=None).to_dict(), sort_keys=True),
@@ -122,16 +131,13 @@ class Prepared:
             "jaxq.ignored": " ".join(sorted(self.ignored)),
         }
 
-
-    def _warn_of_untaken(self, stacklevel: int) -> None:
-        for branch, layers in self.untaken.items():
-            named = ", ".join(map(repr, layers[:5])) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
-            warnings.warn(
-                f"no calibration sample takes the branch {branch!r}: {len(layers)} layer(s) in it stay in float ({named}); "
-                "calibrate with samples that take it, too",
-                JaxqWarning,
-                stacklevel=stacklevel + 1,
-            )
+    def unseen_layers(self, quantized: Model) -> list[str]:
+        """Names of the layers that stay in float because no sample runs them: where the data decide, it is known only now."""
+        unseen = self.plan.unseen(quantized.encodings)
+        late = [
+            node.name for _, node in self.plan.graph.walk() if node.name in unseen and has_weights(node, self.options)
+        ]
+        return sorted({*self.untaken, *late})
 
 
 @dataclass(frozen=True)
@@ -171,13 +177,15 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     on_host = traces(model, kinds).on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
     found = traces(model, kinds)
+    untaken = untaken_nodes(model.graph, found)
+    on_host |= {node.name for node in untaken}
     plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
-    untaken = untaken_layers(model.graph, found, options.target)
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_unoptimized(plan, options.target)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
         refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
-    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, untaken)
+    layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
+    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
 
 
 def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
@@ -200,17 +208,9 @@ def refuse_quantized(model: Model) -> None:
         raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
 
 
-def untaken_layers(graph: Graph, found: Traces, target: Target) -> dict[str, tuple[str, ...]]:
-    """Branch that no sample takes -> the layers in it that the target would compute in integers, by their weights."""
-    layers = {
-        branch: tuple(node.name for _, node in inner.walk() if not node.domain and _has_weights(node.op, target))
-        for branch, inner in untaken_branches(graph, found).items()
-    }
-    return {branch: names for branch, names in layers.items() if names}
-
-
-def _has_weights(op: str, target: Target) -> bool:
-    rule = target.rules.get(op)
+def has_weights(node: Node, options: QuantizeOptions) -> bool:
+    """Whether the node is of a kind that the target computes in integers with weights."""
+    rule = None if node.domain else options.target.rules.get(node.op)
     return rule is not None and bool(rule.weights)
 
 

@@ -62,6 +62,22 @@ class Plan:
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
         return model.replace(graph=self.graph, params=params)
 
+    def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the nodes that stay in float, because no sample made a tensor that they were to read quantized."""
+        missing = self.activations.keys() - encodings.keys()
+        chosen = frozenset(self.nodes)
+        return frozenset(
+            node.name for _, node in self.graph.walk() if node.name in chosen and not missing.isdisjoint(node.inputs)
+        )
+
+    def read_in_float(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the weights that only such nodes read."""
+        unseen, weights = self.unseen(encodings), {weight.name for weight in self.weights}
+        if not unseen:
+            return frozenset()
+        other = {name for _, node in self.graph.walk() if node.name not in unseen for name in node.inputs}
+        return frozenset(weights - other)
+
 
 def constants(graph: Graph) -> dict[str, object]:
     """Every constant of the graph, its branches and loops, as arrays."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxq.collect import traced_tensors
-from jaxq.graph import FrozenDict, Graph, Literal
+from jaxq.graph import FrozenDict, Graph, Literal, Node
 from jaxq.model import Model, split_static
 from jaxq.split import split
 
@@ -43,7 +43,9 @@ def variants(model: Model, samples: Iterable[Mapping[str, Any]]) -> tuple[Varian
     found: dict[Variant, None] = {}
     for feed in samples:
         static, inputs = split_static(model.graph, feed)
-        shapes = {name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in inputs.items()}
+        shapes = {
+            name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in inputs.items()
+        }
         found[Variant(static, FrozenDict(shapes))] = None
         if not any(node.subgraphs for node in model.graph.nodes):
             break
@@ -69,17 +71,14 @@ def traces(model: Model, chosen: Sequence[Variant]) -> Traces:
     return Traces(certain, frozenset(on_host), frozenset(dtypes) | hidden)
 
 
-def untaken_branches(graph: Graph, found: Traces) -> dict[str, Graph]:
-    """'If node: branch' -> the branch, of those that none of the variants runs, the outermost of nested ones."""
-    missing: dict[str, Graph] = {}
-    inside: set[str] = set()
+def untaken_nodes(graph: Graph, found: Traces) -> list[Node]:
+    """The nodes in branches that none of the variants runs."""
+    missing: dict[str, Node] = {}
     for _, node in graph.walk():
-        if node.op != "If" or node.name in found.on_host or node.name in inside:
+        if node.op != "If" or node.name in found.on_host:
             continue
-        for key, branch in node.attributes.items():
-            if isinstance(branch, Graph) and branch.nodes:
-                within = [inner for _, inner in branch.walk()]
-                if found.made.isdisjoint(name for inner in within for name in inner.outputs):
-                    missing[f"{node.name}: {key}"] = branch
-                    inside.update(inner.name for inner in within)
-    return missing
+        for branch in node.subgraphs:
+            within = [inner for _, inner in branch.walk()]
+            if found.made.isdisjoint(name for inner in within for name in inner.outputs):
+                missing |= {inner.name: inner for inner in within}
+    return list(missing.values())

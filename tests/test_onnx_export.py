@@ -20,8 +20,9 @@ from jaxq.flax_module import from_flax, to_flax
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
-from jaxq.onnx_export import ir_version, save, storage, to_proto
+from jaxq.onnx_export import ir_version, save, to_proto
 from jaxq.onnx_import import load
+from jaxq.qdq import storage
 from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams
 
 pytest.importorskip("onnxruntime")
