@@ -7,6 +7,7 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
 from kills import every_kill
@@ -25,14 +26,14 @@ def planted(monkeypatch):
     monkeypatch.setattr(base, "quantize_once", lambda *given: ruined(quantize_once(*given), BAD))
 
 
-def search(work, function=accuracy, *, data=None, calibration=None, max_drop=0.1, **options):
+def search(work, function=accuracy, *, model=None, data=None, calibration=None, max_drop=0.1, **options):
     """The last report of a search in a folder, and its model."""
     reports = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", JaxqWarning)
         try:
             model = jaxq.quantize_with_accuracy_control(
-                chain(),
+                chain() if model is None else model,
                 images(12) if calibration is None else calibration,
                 list(labelled()) if data is None else data,
                 function,
@@ -90,6 +91,18 @@ def relabelled():
     return [*labelled()[:6], *((feed, (label + 1) % 5) for feed, label in labelled()[6:])]
 
 
+def bounded(limit):
+    """The chain with a bound behind its first convolution."""
+    proto = chain()
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("low", 0), ("high", limit))
+    )
+    relu = next(node for node in proto.graph.node if node.op_type == "Relu")
+    relu.op_type = "Clip"
+    relu.input.extend(["low", "high"])
+    return proto
+
+
 def brighter():
     return [*images(11), images(12)[11] + np.float32(1)]
 
@@ -101,11 +114,12 @@ def brighter():
         ({"data": lambda: list(labelled())[:6]}, "validation data"),
         ({"calibration": brighter}, "calibration data"),
         ({"function": lambda: lambda model, items: accuracy(model, items)[0]}, "validation function"),
+        ({"model": lambda: bounded(0.1)}, "model"),
     ],
 )
-def test_values_of_other_data_or_functions_are_not_taken(tmp_path, changed, what):
-    search(tmp_path)
-    given = {name: make() for name, make in changed.items()}
+def test_values_of_other_data_functions_or_models_are_not_taken(tmp_path, changed, what):
+    search(tmp_path, model=bounded(4.0))
+    given = {"model": bounded(4.0), **{name: make() for name, make in changed.items()}}
     after = search(tmp_path, **given)
     assert f"another search (other {what})" in after.notes[0]
     assert not any(step.resumed for step in after.report.steps)
