@@ -41,7 +41,7 @@ def save(
       model: float or quantized.
       path: the file to write; an existing one is replaced.
       external_data: keep weights in a data file beside it, `<path>.<hash of the content>.data`; None does so above 1 GiB, and
-        for a model that was read from a file which did. The data file of a model that is replaced is removed if it has such
+        where weights are still those in such a file, unchanged. The data file of a model that is replaced is removed if it has such
         a name.
       matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
 
