@@ -14,9 +14,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from jaxq.errors import ConfigError, ModelError
+from jaxq.external_data import put_in_place, write_external
 from jaxq.files import check_writable
 from jaxq.graph import Graph, Literal, Node, TensorType, tensor_names, unused_name
-from jaxq.mapped import forget_pages, is_mapped
+from jaxq.mapped import is_mapped
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.qdq import with_qdq
@@ -30,17 +31,22 @@ INLINE_BYTES = 1 << 30  # a file larger than this keeps its weights in a second 
 
 def save(
     model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None, matmul_nbits: bool = False
-) -> None:
+) -> tuple[Path, ...]:
     """Writes the model as ONNX; with encodings, as QDQ ONNX that runtimes execute in integers.
 
-    The file appears complete or not at all: it is written beside the target and renamed.
+    The file appears complete or not at all: it is written beside the target and renamed. Whenever that is cut short, the old
+    model or the new one is there as a whole, its data too (`jaxq.external_data`).
 
     Args:
       model: float or quantized.
       path: the file to write; an existing one is replaced.
-      external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB, and for a model that was read
-        from a file which did.
+      external_data: keep weights in a data file beside it, `<path>.<hash of the content>.data`; None does so above 1 GiB, and
+        where weights are still those in such a file, unchanged. The data file of a model that is replaced is removed if it has such
+        a name.
       matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
+
+    Returns:
+      The files that were written: the model and, if it has one, its data file.
 
     Raises:
       ConfigError: the path cannot be written.
@@ -59,15 +65,13 @@ def save(
         external_data = size > INLINE_BYTES or any(map(is_mapped, model.params.values()))
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
-            draft = Path(folder) / target.name
+            draft, data = Path(folder) / target.name, None
             if external_data:
-                save_external(written, draft, f"{target.name}.data")
+                data = write_external(written, draft)
             else:
                 ir.save(written, draft)
             check_written(draft, ranks_known=all(output.shape is not None for output in written.graph.outputs))
-            if external_data:
-                Path(f"{draft}.data").replace(f"{target}.data")
-            draft.replace(target)
+            return put_in_place(draft, data, target)
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
     except ir.serde.SerdeError as error:
@@ -95,18 +99,6 @@ def check_written(path: Path, *, ranks_known: bool) -> None:
         path = path.with_name(f"shown-{path.name}")
         onnx.save(proto, path)
     onnx.checker.check_model(os.fspath(path))
-
-
-def save_external(model: ir.Model, path: Path, data: str) -> None:
-    """Writes the model with its tensors in a second file, one after the other: none stays in memory for it."""
-    before: list[Any] = []
-
-    def next_tensor(tensor: Any, _: Any) -> None:
-        while before:
-            forget_pages(before.pop())
-        before.append(tensor.raw)
-
-    ir.save(model, path, external_data=data, callback=next_tensor)
 
 
 def to_proto(model: Model) -> onnx.ModelProto:

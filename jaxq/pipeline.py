@@ -103,7 +103,7 @@ class Prepared:
         sites = bias_sites(self.plan.graph, self.model.params, nodes)
         return [BiasCorrection(sites=sites, **given(threshold=chosen.threshold))]
 
-    def run(self, watch: Callable[[Model], None] | None = None) -> Model:
+    def run(self, watch: Callable[[Model], object] | None = None) -> Model:
         """The quantized model; `watch` is given the one whose biases are not corrected yet."""
         last = IntegerBiases(self.plan)
         watching = () if watch is None else (Watch(last, watch),)
@@ -145,7 +145,7 @@ class Watch:
     """A step that changes nothing: it shows somebody what the model would be if `last` came now."""
 
     last: Algorithm
-    show: Callable[[Model], None]
+    show: Callable[[Model], object]
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {}

@@ -33,7 +33,8 @@ FLOOR = {
     # what to change
     "algorithms": 5,
     # files and foreign formats
-    "onnx_import": 6, "onnx_check": 6, "onnx_export": 6, "qdq": 6, "flax_module": 6, "matmul_nbits": 6, "data": 6, "options": 6,
+    "onnx_import": 6, "onnx_check": 6, "onnx_export": 6, "external_data": 6, "qdq": 6, "flax_module": 6, "matmul_nbits": 6,
+    "data": 6, "options": 6,
     "config": 6,
     "formats": 6, "verify": 6,
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
@@ -61,8 +62,8 @@ NUMBERS, STRUCTURE = (
 
 # Foreign package -> the modules of jaxq that may import it. What is not named here (jax, numpy, optax) is free.
 EDGE = {
-    "onnx": {"onnx_import", "onnx_check", "onnx_export", "quantize", "verify", "backend", "config"},
-    "onnx_ir": {"onnx_import", "onnx_check", "onnx_export", "quantize", "verify", "backend", "config"},
+    "onnx": {"onnx_import", "onnx_check", "onnx_export", "external_data", "quantize", "verify", "backend", "config"},
+    "onnx_ir": {"onnx_import", "onnx_check", "onnx_export", "external_data", "quantize", "verify", "backend", "config"},
     "google": {"onnx_import", "onnx_export"},  # protobuf
     "onnxruntime": {"verify", "backend"},
     "flax": {"flax_module"},
