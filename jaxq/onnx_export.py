@@ -16,7 +16,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from jaxq.errors import ConfigError, ModelError
 from jaxq.external_data import put_in_place, write_external
 from jaxq.files import check_writable
-from jaxq.graph import Graph, Literal, Node, TensorType, tensor_names, unused_name
+from jaxq.graph import Graph, Literal, Node, TensorType, node_names, tensor_names, unused_name
 from jaxq.mapped import is_mapped
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
@@ -41,8 +41,8 @@ def save(
       model: float or quantized.
       path: the file to write; an existing one is replaced.
       external_data: keep weights in a data file beside it, `<path>.<hash of the content>.data`; None does so above 1 GiB, and
-        where weights are still those in such a file, unchanged. The data file of a model that is replaced is removed if it has such
-        a name.
+        where weights are still those in such a file, unchanged. The data file of a model that is replaced is removed if it has
+        such a name.
       matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
 
     Returns:
@@ -116,7 +116,8 @@ def to_ir(model: Model) -> ir.Model:
     if model.encodings:
         model = with_qdq(model)
         metadata["jaxq.version"] = __version__
-    graph = _Writer(model.params, {*tensor_names(model.graph), *model.params}).graph(model.graph, {}, top=True)
+    tensors = {*tensor_names(model.graph), *model.params}
+    graph = _Writer(model.params, tensors, node_names(model.graph)).graph(model.graph, {}, top=True)
     return ir.Model(
         graph,
         ir_version=ir_version(model.graph.opsets),
@@ -138,8 +139,8 @@ def ir_version(opsets: Mapping[str, int]) -> int:
 class _Writer:
     """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top."""
 
-    def __init__(self, params: Mapping[str, Any], taken: set[str]):
-        self.params, self.taken = params, taken
+    def __init__(self, params: Mapping[str, Any], taken: set[str], node_names: set[str]):
+        self.params, self.taken, self.node_names = params, taken, node_names
 
     def graph(self, graph: Graph, outer: Mapping[str, ir.Value], *, top: bool) -> ir.Graph:
         values = dict(outer)
@@ -156,9 +157,10 @@ class _Writer:
         outputs = []
         for name in graph.outputs:
             if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
-                node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
-                nodes.append(self.node(node, values, graph.types))
-                name = node.outputs[0]
+                source, name = name, unused_name(name, self.taken)
+                called, version = unused_name(name, self.node_names), graph.opsets.get("", 13)
+                copy = Node("Identity", (source,), (name,), name=called, version=version)
+                nodes.append(self.node(copy, values, graph.types))
             outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
             self.declare(value, graph.types.get(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.graph import FrozenDict, Graph, Literal, Node, node_names, unused_name
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -92,22 +92,25 @@ def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Map
     wanted: dict[str, list[str]] = {}
     for new, old in sources.items():
         wanted.setdefault(old, []).append(new)
-    return _read_copies(graph, edges, wanted)
+    return _read_copies(graph, edges, wanted, node_names(graph))
 
 
-def _read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]]) -> Graph:
+def _read_copies(
+    graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]], taken: set[str]
+) -> Graph:
     nodes: list[Node] = []
 
     def copy(name: str) -> None:
         for new in wanted.get(name, ()):
-            nodes.append(Node("Identity", (name,), (new,), name=new, version=graph.opsets.get("", 17)))
+            version = graph.opsets.get("", 17)
+            nodes.append(Node("Identity", (name,), (new,), name=unused_name(new, taken), version=version))
 
     for name in graph.inputs:
         copy(name)
     for node in graph.nodes:
         inputs = tuple(edges.get((node.name, index), name) for index, name in enumerate(node.inputs))
         attributes = {
-            key: _read_copies(value, edges, wanted) if isinstance(value, Graph) else value
+            key: _read_copies(value, edges, wanted, taken) if isinstance(value, Graph) else value
             for key, value in node.attributes.items()
         }
         nodes.append(replace(node, inputs=inputs, attributes=FrozenDict(attributes)))
