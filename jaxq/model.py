@@ -169,7 +169,7 @@ def run(
 ) -> dict[str, Any]:
     """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
     fixed = {name: literal.array for name, literal in static.items()}
-    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))
+    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings) if encodings else None)
     return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
 
 
