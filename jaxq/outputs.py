@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.distance import squared_differences, squares
+
 MOST_PAIRS = 1 << 22  # of rows that are compared with each other; more are compared in their order
 
 
@@ -84,8 +86,8 @@ def cost(name: str, reference: list[np.ndarray], found: list[np.ndarray], *, cla
     """What one output lost, over all samples."""
     if any(a.shape != b.shape for a, b in zip(reference, found, strict=True)):
         return OutputCost(name, None, None)
-    noise = sum(float((difference(a, b) ** 2).sum()) for a, b in zip(reference, found, strict=True))
-    signal = sum(float((each[np.isfinite(each)] ** 2).sum()) for each in map(_float, reference))
+    noise = sum(float(squared_differences(a, b).sum()) for a, b in zip(reference, found, strict=True))
+    signal = sum(float(squares(each).sum()) for each in reference)
     return OutputCost(name, decibels(signal, noise), same_class(reference, found) if classes else None)
 
 
