@@ -234,7 +234,7 @@ def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyRepor
         else None
     )
     quantized = prepared.run(watch=dump)
-    return quantized.replace(metadata=quantized.metadata | prepared.record(stacklevel=4))
+    return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=4))
 
 
 def run_with_accuracy_control(
