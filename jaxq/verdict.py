@@ -158,7 +158,7 @@ class VerifyReport:
             for way, why in self.unseen.items()
         ]
         if self.refused:
-            lines.append(f"note: with graph optimizations on: not compared: {self.refused}")
+            lines.append(f"note: with graph optimizations on: {self.refused} (not compared)")
         if self.saturation:
             lines.append(f"note: {self.saturation}")
         return lines

@@ -68,7 +68,7 @@ def test_the_verdict_is_in_words_with_its_criterion_and_what_was_not_looked_at()
     assert words[1].startswith("criterion: each layer, fed with what the runtime fed it, comes within 1 step")
     assert words[2:5] == [
         "note: optimized, layer by layer: not compared, the outputs from end to end decide: none",
-        "note: with graph optimizations on: not compared: it is float8",
+        "note: with graph optimizations on: it is float8 (not compared)",
         "note: it can",
     ]
     assert words[5].startswith("what quantization costs was not measured")
