@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.dequantizers import beside_readers
 from jaxq.errors import ModelError
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, node_names, tensor_names, unused_name
 from jaxq.mapped import forget_pages
@@ -57,7 +58,8 @@ def with_qdq(model: Model) -> Model:
     weights = [node for name in sorted(encodings) if name in params for node in writer.integer_param(name)]
     graph = writer.rewrite(graph)
     graph = replace(graph, nodes=(*weights, *graph.nodes))
-    return model.replace(graph=graph, params=writer.params, encodings={})
+    graph, params = beside_readers(graph, writer.params, writer.taken | writer.node_names)
+    return model.replace(graph=graph, params=params, encodings={})
 
 
 def storage(params: QuantParams) -> tuple[np.dtype, int]:
