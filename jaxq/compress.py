@@ -19,10 +19,12 @@ from jaxq.errors import ConfigError, ModelError
 from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.passes import keep_outputs_exact
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
 
+COMPRESSED = ("float32", "float16")  # types of weights that are; others stay as they are
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two
 
 
@@ -102,11 +104,13 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
+    graph, params = keep_outputs_exact(model.graph, model.params)
+    model = model.replace(graph=graph, params=params)
     model = one_axis_a_weight(model)
     sites = compression_sites(model.graph, model.params, ignored)
     if not sites:
         raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 or float16 weight that is not ignored"
         )
     samples = () if dataset is None else Samples(model, dataset, subset_size)
     primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(sites)
@@ -207,7 +211,9 @@ def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable
         weight, axis = weight_of(node)
         data = "" if node.op == "Gather" else node.inputs[0]
         value = params.get(weight)
-        plain = value is not None and value.ndim == 2 and value.dtype == "float32" and data not in params
+        plain = (
+            value is not None and value.ndim == 2 and value.dtype in COMPRESSED and value.size and data not in params
+        )
         if not plain or weight in spared or node.attributes.get("axis", 0) or node.attributes.get("transA", 0):
             continue
         site = CompressionSite(weight, axis, data)

@@ -27,6 +27,7 @@ from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
+from jaxq.passes import keep_outputs_exact
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.places import DOUBLES
 from jaxq.quantizer import PerTensor
@@ -174,7 +175,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
     if IN_FLOAT32 in model.metadata:
         model = model.replace(graph=without_needless_casts(model.graph, traced(model, samples)[1].dtypes))
-    graph, params = fuse(model.graph, model.params)
+    graph, params = fuse(*keep_outputs_exact(model.graph, model.params))
     scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
     if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
         graph, params = add_missing_biases(graph, params)

@@ -23,6 +23,11 @@ IGNORED, SELECTION, BOXES = "ignored", "prepares a selection", "arithmetic behin
 TRANSFORMER, DOUBLES = "kept so in transformers", "it computes in float64"
 
 
+def is_weight(value: Any) -> bool:
+    """Whether a param can be quantized: float32, and not without any elements."""
+    return value is not None and value.dtype == "float32" and value.size > 0
+
+
 @dataclass
 class Places:
     """The working state of `place_quantizers` over all graphs of the model at once (subgraphs included)."""
@@ -189,7 +194,7 @@ class Places:
         positions = self.positions(node, rule)
         if rule.weights:
             name = node.inputs[rule.weights[0]] if rule.weights[0] < len(node.inputs) else ""
-            is_param = name in self.params and self.params[name].dtype == "float32"
+            is_param = is_weight(self.params.get(name))
             if not is_param and rule.weights[0] not in (rule.activations or ()):
                 return False
             if rule.activations == ():
