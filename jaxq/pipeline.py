@@ -172,7 +172,13 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     ignored = scope.select(model.graph, model.folded)
     advanced = options.advanced_parameters
     model = float32_inside(model)
-    samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    samples = Samples(
+        model,
+        data,
+        options.subset_size,
+        whole_items=advanced.batchwise_statistics is False,
+        keep_all=advanced.activations_range_estimator_params not in (None, ACTIVATIONS),
+    )
     if IN_FLOAT32 in model.metadata:
         model = model.replace(graph=without_needless_casts(model.graph, traced(model, samples)[1].dtypes))
     graph, params = fuse(*keep_outputs_exact(model.graph, model.params))

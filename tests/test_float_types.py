@@ -55,10 +55,7 @@ def check_ends(proto: onnx.ModelProto, path) -> None:
 # --------------------------------------------------------------------------------------------------------------- float16
 
 
-@pytest.mark.parametrize(
-    "mixed", [(), ("Relu", "GlobalAveragePool", "Softmax", "LayerNormalization", "Add")], ids=["all", "mixed"]
-)
-@pytest.mark.parametrize("name", ["residual", "transformer"])
+@pytest.mark.parametrize("name, mixed", [("residual", ("Relu", "GlobalAveragePool", "Add")), ("transformer", ())])
 def test_a_model_of_16_bits_runs_on_the_same_kernels_as_that_of_32(tmp_path, name, mixed):
     base = NETWORKS[name][0]()
     proto = between_casts(base, HALF, mixed)
@@ -105,10 +102,8 @@ def test_inspecting_foretells_the_same_as_for_32_bits(kind):
 
 
 @pytest.mark.parametrize("kind, close", [(HALF, 2e-2), (BRAIN, 2e-1), (DOUBLE, 1e-5)])
-@pytest.mark.parametrize("name", ["residual", "branching", "integer"])
+@pytest.mark.parametrize("name", ["residual", "branching"])
 def test_a_model_in_float32_computes_the_same(name, kind, close):
-    if name not in NETWORKS:
-        pytest.skip("no such network")
     proto = in_type(NETWORKS[name][0](), kind)
     model = load(proto)
     again = load(to_proto(in_float32(model, to_replace(model))))
