@@ -35,7 +35,7 @@ FLOOR = {
     "algorithms": 5,
     # files and foreign formats
     "onnx_import": 6, "onnx_check": 6, "onnx_export": 6, "external_data": 6, "qdq": 6, "flax_module": 6, "matmul_nbits": 6,
-    "dequantizers": 6, "data": 6, "options": 6,
+    "dequantizers": 6, "compressible": 6, "data": 6, "options": 6,
     "config": 6,
     "formats": 6, "verify": 6,
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
