@@ -58,6 +58,7 @@ ONNXRUNTIME = Target(
     storage_types=frozenset({"uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     limits=(FLOAT8, FLOAT8_WEIGHTS, WIDE_INPUTS),
     packages=("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    merges_weights=True,
     rounds_biases=True,
     merges_at_zero=True,
     domains=frozenset({"", "com.microsoft"}),
