@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node
+from jaxq.graph import Graph, Node, graphs
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
@@ -205,14 +205,6 @@ def roots(tree: Pattern) -> frozenset[str]:
     if isinstance(tree, Maybe):
         return frozenset(tree.ops.split("|")) | roots(tree.below)
     return frozenset(tree.ops.split("|")) if isinstance(tree, Is) else frozenset()
-
-
-def graphs(graph: Graph) -> Iterator[Graph]:
-    """The graph and those of its branches and loops."""
-    yield graph
-    for node in graph.nodes:
-        for sub in node.subgraphs:
-            yield from graphs(sub)
 
 
 def is_depthwise(node: Node, params: Mapping[str, Any]) -> bool:

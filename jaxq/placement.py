@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.fusion import channel_count
 from jaxq.graph import Graph, Node, tensor_names, unused_name
+from jaxq.linear_layers import channel_count
 from jaxq.patterns import is_transformer
 from jaxq.places import Places
 from jaxq.plan import Bias, Plan, Weight, read_copies
@@ -211,9 +211,8 @@ def weights_of(places: Places, node: Node) -> Iterator[Weight]:
         name = node.inputs[position] if position < len(node.inputs) else ""
         if name not in places.params or places.params[name].dtype != "float32":
             continue
-        if position not in rule.weights:
-            constant = replace(places.wish(node), granularity=PerTensor())
-            yield Weight(name, places.wishes.weight(node.name, None) if rule.weights else constant)
+        if position not in rule.weights:  # in the place of an activation, whose type the kernel wants there
+            yield Weight(name, replace(places.wish(node), granularity=PerTensor()))
             continue
         axis = weight_axis(node, rule, places.params[name].ndim)
         yield Weight(name, places.wishes.weight(node.name, axis))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.graph import FrozenDict, Graph, Node, constants
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -61,14 +61,6 @@ class Plan:
         values = {**model.params, **constants(model.graph)}
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
         return model.replace(graph=self.graph, params=params)
-
-
-def constants(graph: Graph) -> dict[str, object]:
-    """Every constant of the graph, its branches and loops, as arrays."""
-    found: dict[str, Literal] = dict(graph.constants)
-    for inner, _ in graph.walk():
-        found.update(inner.constants)
-    return {name: literal.array for name, literal in found.items()}
 
 
 def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Mapping[str, str]) -> Graph:

@@ -288,7 +288,7 @@ CASES = {
     ),
     "a constant that is added or multiplied is no second input": Case(
         model=convolutions("(float[N, 4, 8, 8] y) {"
-                           " a = Conv (x, w1)  b = Mul (a, half)  c = Add (half, b)"
+                           " p = Conv (x, w1)  a = Relu (p)  b = Mul (a, half)  c = Add (half, b)"
                            "  y = Conv (c, w2) }", half=SMALL),
         table="""
             x
@@ -309,12 +309,14 @@ CASES = {
             w2 / 0
         """,
     ),
-    "a weight that two nodes share is quantized once, its bias not": Case(
+    "a weight that two nodes share is quantized once, each has a bias of its own": Case(
         model=convolutions("(float[N, 4, 8, 8] y) { a = Conv (x, w1, b)  y = Conv (a, w1, b) }", b=np.ones(4, np.float32)),
         table="""
             x
             a
             w1 / 0
+            a.bias in x * w1
+            y.bias in a * w1
         """,
     ),
     "Gemm, transposed, and with factors": Case(
@@ -327,6 +329,14 @@ CASES = {
             v / 0
             w / 1
             b in x * v
+            c in a * w
+        """,
+    ),
+    "a constant on the left has the type of activations": Case(
+        model=written("(float[2, 4, 5] x) => (float[2, 3, 5] y) { y = MatMul (w, x) }", w=np.ones((3, 4), np.float32)),
+        table="""
+            x
+            w / all
         """,
     ),
     "a stack of matrices has one scale": Case(

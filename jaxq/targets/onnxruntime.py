@@ -15,8 +15,7 @@ ONNXRUNTIME = Target(
     title="ONNX Runtime 1.31 on CPUs with 8-bit dot products (x86 with VNNI, ARM)",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, bias=2),
-        # no integer kernel: a smaller file
-        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),
+        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False, stored=True),
         "MatMul": Rule(activations=(0, 1), weights=(1,), weight_axis=-1, output=False),
         "Gemm": Rule(activations=(0, 1), weights=(1,), weight_axis=1, bias=2, output=False),
         "Add": Rule(activations=(0, 1), body_only=True),
