@@ -16,7 +16,7 @@ from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.data.samples import Samples
 from jaxq.errors import ConfigError, ModelError
-from jaxq.graph import Graph
+from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.pipeline import refuse_quantized
@@ -102,6 +102,7 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
+    model = one_axis_a_weight(model)
     sites = compression_sites(model.graph, model.params, ignored)
     if not sites:
         raise ModelError(
@@ -164,20 +165,51 @@ def check_sensible(
         raise ConfigError("gptq needs a dataset: it looks at the inputs of each layer")
 
 
+def one_axis_a_weight(model: Model) -> Model:
+    """The same model; a weight that some readers sum over along its first axis, and some along its second, becomes two.
+
+    The groups of one of them would cross those of the other. The copy is the same array.
+    """
+    axes: dict[str, dict[int, str]] = {}  # weight -> summed axis -> its name then
+    params, taken = dict(model.params), {*tensor_names(model.graph), *model.params}
+
+    def change(_: Graph, node: Node) -> tuple[Node, ...]:
+        weight, axis = weight_of(node)
+        if weight not in model.params or model.params[weight].ndim != 2:
+            return (node,)
+        names = axes.setdefault(weight, {axis: weight})
+        if axis not in names:
+            names[axis] = unused_name(weight, taken)
+            params[names[axis]] = model.params[weight]
+        if names[axis] == weight:
+            return (node,)
+        return (replace(node, inputs=tuple(names[axis] if name == weight else name for name in node.inputs)),)
+
+    graph = map_nodes(model.graph, change)
+    return model if graph is model.graph else model.replace(graph=graph, params=params)
+
+
+def weight_of(node: Node) -> tuple[str, int]:
+    """The weight of a MatMul, Gemm or Gather, if it is one, and the axis that is summed over (of an embedding: its width)."""
+    if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
+        return "", 0
+    if node.op == "Gather":
+        return node.inputs[0], 1
+    return node.inputs[1], int(bool(node.attributes.get("transB", 0)))
+
+
 def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable[str]) -> tuple[CompressionSite, ...]:
     """The weights of MatMul, Gemm and Gather, each once, in the order of the graph; not those that an ignored node reads too."""
     kept = frozenset(ignored)
     spared = {name for _, node in graph.walk() if node.name in kept for name in node.inputs}
     found: dict[str, CompressionSite] = {}
     for _, node in graph.walk():
-        if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
-            continue
-        weight, data = (node.inputs[0], "") if node.op == "Gather" else (node.inputs[1], node.inputs[0])
+        weight, axis = weight_of(node)
+        data = "" if node.op == "Gather" else node.inputs[0]
         value = params.get(weight)
         plain = value is not None and value.ndim == 2 and value.dtype == "float32" and data not in params
         if not plain or weight in spared or node.attributes.get("axis", 0) or node.attributes.get("transA", 0):
             continue
-        axis = 1 if node.op == "Gather" or node.attributes.get("transB", 0) else 0
         site = CompressionSite(weight, axis, data)
         if found.setdefault(weight, site).axis != axis:
             del found[weight]  # summed over along both of its axes: no grouping serves both

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.clamps import write_clips
-from jaxq.graph import FrozenDict, Graph, Node, map_graphs, map_nodes, tensor_names, unused_name
+from jaxq.graph import FrozenDict, Graph, Node, map_graphs, map_nodes, node_names, tensor_names, unused_name
 from jaxq.linear_layers import BIASED, LINEAR, Numbers, along_output, channel_count, output_rank
 from jaxq.passes import Params, clean, until_stable
 
@@ -29,7 +29,7 @@ def simplify_gemm(graph: Graph, params: Params) -> tuple[Graph, Params]:
 
     A C that differs from row to row, or is computed, becomes an Add behind the product.
     """
-    numbers, names = Numbers(graph, params), {node.name for _, node in graph.walk()}
+    numbers, names = Numbers(graph, params), node_names(graph)
     taken = {*tensor_names(graph), *params}
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
@@ -237,7 +237,7 @@ def even_rows(graph: Graph, params: Params) -> tuple[Graph, Params]:
     The kernels take one scale for what stands on the left, and one scale would make zeros of the small rows.
     """
     numbers, taken = Numbers(graph, params), {*tensor_names(graph), *params}
-    names = {node.name for _, node in graph.walk()}
+    names = node_names(graph)
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
         weight = numbers.params.get(node.inputs[0]) if node.op == "MatMul" and not node.domain else None

@@ -13,8 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.dequantizers import beside_readers
 from jaxq.errors import ModelError
-from jaxq.graph import FrozenDict, Graph, Node, map_nodes, tensor_names, unused_name
+from jaxq.graph import FrozenDict, Graph, Node, map_nodes, node_names, tensor_names, unused_name
 from jaxq.mapped import forget_pages
 from jaxq.model import Model
 from jaxq.opsets import raise_opset
@@ -46,14 +47,19 @@ def with_qdq(model: Model) -> Model:
     shapes = {name: np.shape(value) for name, value in params.items()}
     needed = [lowest_opset(each, shapes.get(name)) for name, each in encodings.items()]
     graph, params = raise_opset(graph, params, max([PER_CHANNEL_OPSET, graph.opsets.get("", 1), *needed]))  # type: ignore[assignment]
-    taken = {*tensor_names(graph), *params}
     writer = _Qdq(
-        encodings, frozenset(encodings) - set(params), dict(params), graph.opsets.get("", PER_CHANNEL_OPSET), taken
+        encodings=encodings,
+        activations=frozenset(encodings) - set(params),
+        params=dict(params),
+        version=graph.opsets.get("", PER_CHANNEL_OPSET),
+        taken={*tensor_names(graph), *params},
+        node_names=node_names(graph),
     )
     weights = [node for name in sorted(encodings) if name in params for node in writer.integer_param(name)]
     graph = writer.rewrite(graph)
     graph = replace(graph, nodes=(*weights, *graph.nodes))
-    return model.replace(graph=graph, params=writer.params, encodings={})
+    graph, params = beside_readers(graph, writer.params, writer.taken | writer.node_names)
+    return model.replace(graph=graph, params=params, encodings={})
 
 
 def storage(params: QuantParams) -> tuple[np.dtype, int]:
@@ -93,14 +99,14 @@ class _Qdq:
     params: dict[str, Any]
     version: int
     taken: set[str]
-    names: dict[str, str] = field(default_factory=dict)
+    node_names: set[str]
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def name(self, tensor: str, role: str) -> str:
         """The name of what belongs to a tensor (its scale, its integers ...); one that the model uses itself gets a number."""
-        wanted = f"{tensor}_{role}"
-        if wanted not in self.names:
-            self.names[wanted] = unused_name(wanted, self.taken)
-        return self.names[wanted]
+        if (tensor, role) not in self.names:
+            self.names[tensor, role] = unused_name(f"{tensor}_{role}", self.taken)
+        return self.names[tensor, role]
 
     def operands(
         self, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None
@@ -135,7 +141,8 @@ class _Qdq:
     def node(
         self, op: str, inputs: tuple[str, ...], output: str, tensor: str, attributes: FrozenDict[str, Any]
     ) -> Node:
-        return Node(op, inputs, (output,), attributes, name=f"{tensor}_{op}", version=self.version)
+        name = unused_name(f"{tensor}_{op}", self.node_names)
+        return Node(op, inputs, (output,), attributes, name=name, version=self.version)
 
     def pair(self, source: str, name: str, output: str) -> tuple[Node, ...]:
         """Q and DQ from tensor `source` to `output`, with the encoding of `name`.
