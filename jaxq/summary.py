@@ -13,17 +13,18 @@ import numpy as np
 
 from jaxq.collect import tensor_shapes
 from jaxq.errors import JaxqError
-from jaxq.fates import FOLDED, ON_HOST, Fates
+from jaxq.fates import FOLDED, INTEGER, ON_HOST, Fates
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Literal
 from jaxq.lint import Finding, lint
 from jaxq.model import Model
+from jaxq.patterns import WEIGHTED
 from jaxq.placement import Plan, place_quantizers, quantized_nodes
 from jaxq.qdq import storage
 from jaxq.quantizer import QuantParams
 from jaxq.schemes import type_name
 from jaxq.split import split
-from jaxq.targets import Target, find_target
+from jaxq.targets import TARGETS, Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
@@ -117,6 +118,22 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
         fate = ON_HOST if node.name in on_host else fates.of(nodes[node.name]) if node.name in nodes else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
+
+
+def fates_of(model: Model) -> dict[str, dict[str, int]]:
+    """What becomes of the nodes of a quantized model in the runtime that it was made for, as its metadata say."""
+    name = model.metadata.get("jaxq.target", "")
+    return count_fates(model, TARGETS[name]) if name in TARGETS else {}
+
+
+def layers_in_words(fates: Mapping[str, Mapping[str, int]]) -> str:
+    """What becomes of the layers with weights, in one line: `20 Conv in integers; 1 Conv float: its result is ...`."""
+    groups: dict[str, list[str]] = {}
+    for op, counts in sorted(fates.items()):
+        for fate, count in counts.items() if op in WEIGHTED else ():
+            groups.setdefault(fate, []).append(f"{count} {op}")
+    order = sorted(groups, key=lambda fate: fate != INTEGER)
+    return "; ".join(f"{', '.join(groups[fate])} {fate}" for fate in order)
 
 
 def encoded_types(plan: Plan) -> dict[str, str]:

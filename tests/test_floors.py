@@ -30,7 +30,8 @@ FLOOR = {
     "fusion": 3, "linear_layers": 3, "clamps": 3,
     "layer_errors": 3, "traces": 3,
     # what to quantize, for which runtime
-    "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "plan": 4, "saturation": 4, "places": 4, "fates": 4, "placement": 4,
+    "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "recurrent": 4, "plan": 4,
+    "saturation": 4, "places": 4, "fates": 4, "placement": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats

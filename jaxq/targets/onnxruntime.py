@@ -30,6 +30,7 @@ ONNXRUNTIME = Target(
     fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "MatMul"}),
     pointwise=POINTWISE,
     transformer_float=frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}),
+    patterns=("recurrent cell",),
     activation=IntType(8, signed=False),
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
