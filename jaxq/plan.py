@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from jaxq.graph import FrozenDict, Graph, Node, constants, node_names, unused_name
+from jaxq.masks import LEAST, Axes
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -41,6 +44,8 @@ class Plan:
       moved: tensors that hold nothing but values of others of their group: their ranges need not be looked at.
       unclipped: groups whose range must hold every value that was seen: scores in front of a final Sigmoid or Softmax, and
         outputs of the model.
+      floors: tensor -> the axes of the Softmax that alone reads it, where a mask may be in it (`jaxq.masks`), quantized or not.
+      masked: tensors and params of which only Softmaxes see anything: what lies too low to count must not set their ranges.
       copies: name of a new param -> the param or constant whose value it has.
       left: names of nodes that stay in float although the target has a kernel for them -> why.
     """
@@ -53,6 +58,8 @@ class Plan:
     nodes: tuple[str, ...]
     moved: frozenset[str] = frozenset()
     unclipped: frozenset[str] = frozenset()
+    floors: Mapping[str, Axes] = field(default_factory=dict)
+    masked: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,6 +67,9 @@ class Plan:
         """The model with the plan's graph and copies, for the algorithms to work on."""
         values = {**model.params, **constants(model.graph)}
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
+        for weight in self.weights:
+            if weight.name in self.masked:
+                params[weight.name] = np.maximum(params[weight.name], np.float32(LEAST))
         return model.replace(graph=self.graph, params=params)
 
     def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
