@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -15,7 +16,7 @@ from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRoun
 from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.data.samples import Samples
-from jaxq.errors import ConfigError, ModelError
+from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
@@ -120,6 +121,8 @@ def compress_weights(
     if gptq:
         steps.append(GPTQ(tuple(site for site in sites if site.data and site.param in final), final))
     done = run_pipeline(steps, model, samples, batch_size)
+    for doubt in samples.outlier_warnings() if isinstance(samples, Samples) else ():
+        warnings.warn(doubt, JaxqWarning, stacklevel=2)
     record = {"jaxq.compress_weights": chosen.value, "jaxq.group_size": str(group), "jaxq.gptq": str(gptq).lower()}
     return done.replace(metadata=done.metadata | record)
 

@@ -172,7 +172,13 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
-    samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    samples = Samples(
+        model,
+        data,
+        options.subset_size,
+        whole_items=advanced.batchwise_statistics is False,
+        keep_all=advanced.activations_range_estimator_params not in (None, ACTIVATIONS),
+    )
     kinds = variants(model, samples.unseen())  # before any work
     on_host = traces(model, kinds).on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)

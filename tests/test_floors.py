@@ -21,14 +21,14 @@ FLOOR = {
     "errors": 0, "checks": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
-    "activation_ranges": 1, "biases": 1, "metrics": 1,
+    "activation_ranges": 1, "biases": 1, "metrics": 1, "distance": 1, "outliers": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
     # running and rewriting
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "opsets": 3, "split": 3,
     "fusion": 3, "linear_layers": 3, "clamps": 3, "masks": 3,
-    "layer_errors": 3, "traces": 3,
+    "layer_errors": 3, "traces": 3, "indices": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "recurrent": 4, "plan": 4,
     "saturation": 4, "places": 4, "fates": 4, "placement": 4,

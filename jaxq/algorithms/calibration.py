@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.activation_ranges import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
+from jaxq.distance import worst_if_nan
 from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
 from jaxq.errors import CalibrationError
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
@@ -28,6 +29,7 @@ from jaxq.observers import (
     histogram,
     sample_statistics,
 )
+from jaxq.outliers import Outliers, outliers
 from jaxq.placement import Bias, Plan
 from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme
 from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped
@@ -151,6 +153,14 @@ class Calibration:
                 numbers[weight.name] = np.maximum(params[weight.name], np.float32(limits[weight.name]))
         return ranges, numbers
 
+    def outlying(self, stats: Mapping[str, Any]) -> dict[str, Outliers]:
+        """The tensors in which some samples reach values far beyond those of the others."""
+        found = {}
+        for name, each in stats.items():
+            seen: Any = each[0] if isinstance(each[0], tuple) else each
+            found[name] = outliers(np.maximum(seen.high, -seen.low))
+        return {name: each for name, each in found.items() if each is not None}
+
     def activation_encodings(self, model: Model, found: Mapping[str, Range]) -> dict[str, QuantParams]:
         """The quantizer of each tensor, from the ranges of the groups."""
         encodings = {}
@@ -235,7 +245,8 @@ class Calibration:
         if judged:
             errors = self._errors(steps, model, judged, LayerErrors.of(model, groups, first[0]), first)
             for group in set(groups.values()):
-                choice[group] = int(np.sum([errors[name] for name in judged if groups[name] == group], axis=0).argmin())
+                total = np.sum([errors[name] for name in judged if groups[name] == group], axis=0)
+                choice[group] = int(worst_if_nan(total).argmin())
         found: dict[str, Range] = {}
         for row, step in enumerate(steps):
             mine = {name: each for name, each in stats.items() if choice[self.plan.activations[name]] == row}
