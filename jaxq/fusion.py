@@ -211,24 +211,6 @@ def _bias(before: Node, node: Node, name: str, value: np.ndarray, numbers: Numbe
     return numbers.own(name, value, f"{node.outputs[0]}.bias", dtype)
 
 
-def own_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
-    """Gives each linear layer a bias of its own: in integers, a bias is in units of its layer's products."""
-    numbers = Numbers(graph, params)
-
-    def change(_: Graph, node: Node) -> tuple[Node, ...]:
-        if node.op not in BIASED or node.domain or len(node.inputs) < 3 or node.inputs[1] not in numbers.params:
-            return (node,)
-        name = node.inputs[2]
-        value = numbers.get(name)
-        if value is None or value.ndim != 1 or numbers.is_own(name):
-            return (node,)
-        own = numbers.own("", value, f"{node.outputs[0]}.bias", numbers.params[node.inputs[1]].dtype)
-        return (_with(node, 2, own),)
-
-    changed = map_nodes(graph, change)
-    return numbers.result(changed)
-
-
 def even_rows(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """MatMul of a constant and data, rows of very different size: the constant's rows become alike, and a Mul behind scales them.
 
@@ -276,4 +258,4 @@ def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return numbers.result(changed)
 
 
-fuse = until_stable(simplify_gemm, fold_affine, own_biases, even_rows, write_clips, clean)
+fuse = until_stable(simplify_gemm, fold_affine, even_rows, write_clips, clean)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from models import Network, branching_network, residual_network, run_onnx, smooth, written
 
-from jaxq.fusion import add_missing_biases, even_rows, fold_affine, fuse, own_biases, simplify_gemm
+from jaxq.fusion import add_missing_biases, even_rows, fold_affine, fuse, simplify_gemm
 from jaxq.linear_layers import channel_count, scale_output
 from jaxq.model import Model
 from jaxq.onnx_import import load
@@ -71,7 +71,7 @@ def test_fusion_leaves_the_function_of_a_network_unchanged():
 
 @pytest.mark.parametrize(
     "change",
-    [fuse, simplify_gemm, fold_affine, own_biases, even_rows, add_missing_biases],
+    [fuse, simplify_gemm, fold_affine, even_rows, add_missing_biases],
     ids=lambda f: getattr(f, "__name__", "fuse"),
 )
 @pytest.mark.parametrize("network", [residual_network, branching_network], ids=lambda f: f.__name__)
@@ -213,16 +213,6 @@ def test_a_bias_that_is_computed_becomes_an_addition():
     model, feed = fused(net.proto()), {"x": smooth(5, 6), "b": smooth(8)}
     assert ops(model) == ["Gemm", "Add"]
     np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), feed)["y"], rtol=1e-4, atol=1e-5)
-
-
-def test_layers_that_share_a_bias_get_one_each():
-    net = Network()
-    net.constant("b", smooth(4))
-    x = net.node("Gemm", [net.input("x", [5, 4]), net.weight("v", 4, 4), "b"], "a")
-    net.output(net.node("Gemm", [x, net.weight("w", 4, 4), "b"], "y"), [5, 4])
-    model, feed = fused(net.proto()), smooth(5, 4)
-    assert len({node.inputs[2] for node in model.graph.nodes}) == 2
-    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)
 
 
 # arithmetic on z, the output of a layer with 6 channels: c is a constant for each channel, s one for all

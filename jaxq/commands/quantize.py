@@ -267,4 +267,5 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
     from jaxq.summary import layers_in_words
 
     print(f"layers: {layers_in_words(result['fates'])}")
-    print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))
+    words = map(shlex.quote, (result["output"], data, result["model"]))
+    print("now check it: jaxq verify {} --data {} --float {}".format(*words))
