@@ -22,6 +22,7 @@ from jaxq.dequantizers import SMALLEST_BLOCK
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.passes import keep_outputs_exact
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
@@ -107,7 +108,8 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
-    model = plain_products(model)
+    graph, params = keep_outputs_exact(model.graph, model.params)
+    model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
     refuse_empty(model, sites, ignored)
     samples = () if dataset is None else Samples(model, dataset, subset_size)

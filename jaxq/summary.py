@@ -14,6 +14,7 @@ import numpy as np
 from jaxq.collect import tensor_shapes
 from jaxq.errors import JaxqError
 from jaxq.fates import FOLDED, INTEGER, ON_HOST, Fates
+from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Literal
 from jaxq.lint import Finding, lint
@@ -105,8 +106,11 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
         fates = Fates(model.graph, model.params, kinds, target, dtypes, {})
         made = model.graph
     else:
-        graph, params = fuse(model.graph, model.params)
-        dtypes, on_host = guess_run(model.replace(graph=graph, params=params))
+        wide = in_float32(model, types) if (types := to_replace(model)) else model
+        with as_declared(wide):
+            graph = without_needless_casts(wide.graph, guess_run(wide)[0]) if types else model.graph
+            graph, params = fuse(graph, wide.params)
+            dtypes, on_host = guess_run(model.replace(graph=graph, params=params))
         plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
         fates = Fates(plan.graph, params, encoded_types(plan), target, dtypes, plan.left)
         made = plan.graph

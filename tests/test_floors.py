@@ -31,7 +31,7 @@ FLOOR = {
     "layer_errors": 3, "traces": 3, "indices": 3, "layerwise": 3, "classes": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "recurrent": 4, "plan": 4,
-    "saturation": 4, "places": 4, "fates": 4, "placement": 4, "own_biases": 4,
+    "saturation": 4, "places": 4, "fates": 4, "placement": 4, "own_biases": 4, "float_types": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats
