@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxq.graph import Node
+from jaxq.graph import Node, constants
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
-from jaxq.plan import constants
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target
 
