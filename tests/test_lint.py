@@ -6,10 +6,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from models import written
+from models import quantized, written
 
 from jaxq.lint import Severity, describe, lint
 from jaxq.onnx_import import load
+from jaxq.qdq import with_qdq
 from jaxq.targets import ASCEND, ONNXRUNTIME, ONNXRUNTIME_AVX2, OPENVINO, QNN, TENSORRT, Target
 
 REFUSED, WRONG, SLOW = Severity.REFUSED, Severity.WRONG, Severity.SLOW
@@ -187,3 +188,8 @@ def test_findings_are_told_together_and_the_worst_first():
     one = lint(model, ONNXRUNTIME)[0]
     many = describe(tuple(replace(one, node=f"conv{number}") for number in range(9)))
     assert "conv0, conv1, conv2, conv3 and 5 more" in many[0]
+
+
+def test_every_network_of_the_tests_is_read_whatever_its_operators():
+    for name in ("residual", "transformer", "free size"):  # with operators of one input, of two, and without weights
+        assert not [each for each in lint(with_qdq(quantized(name)), ONNXRUNTIME) if each.severity is not SLOW]
