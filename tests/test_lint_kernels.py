@@ -56,6 +56,11 @@ CASES = {
     **{name: ("float[N, 8]", text, {}) for name, text in DENSE.items()},
     **{name: ("float[N, 8, 4, 4]", text, {"w": NUMBERS["w"].reshape(8, 8, 1, 1)}) for name, text in IMAGES.items()},
     "product, bias, shapes known": ("float[2, 5, 8]", DENSE["product, bias"], {}),
+    "transposed convolution": (
+        "float[N, 8, 4, 4]",
+        f"a = ConvTranspose (d, wd) {AT_128}",
+        {"w": NUMBERS["w"].reshape(8, 8, 1, 1)},
+    ),
     "product, bias, of rank 3": ("float[N, 5, 8]", DENSE["product, bias"], {}),
 }
 

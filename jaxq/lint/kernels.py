@@ -18,6 +18,9 @@ def why_float(network: Network, node: Node, rule: Rule) -> Reason | None:
     What is behind a target's table: a runtime that looks for quantizers around a node (ONNX Runtime, which also makes biases
     int32 by itself) takes only nodes whose result has one reader, and products whose bias is in units of the product.
     """
+    if rule.stored:
+        problem = "this runtime has no integer kernel for it, its weight is kept in integers for size alone"
+        return problem, "leave it out of quantization if size does not matter"
     quantized = has_quantized_output(network, node)
     if rule.output and not quantized:
         problem = f"its result {node.outputs[0]!r} is not quantized"

@@ -17,29 +17,12 @@ from jaxq.targets import Rule, Target
 
 SCALE_TOLERANCE = 1e-5
 
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # Operators whose result has the rank of their first input; of a product with a matrix, too.
-SAME_RANK = frozenset(
-    [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Softmax",
-        "Identity",
-        "Dropout",
-        "BatchNormalization",
-        "LayerNormalization",
-        "Erf",
-        "Gelu",
-        "HardSwish",
-        "Elu",
-        "MatMul",
-        "Cast",
-    ]
+SAME_RANK = QUANTIZERS | frozenset(
+    {"MatMul", "BatchNormalization", "LayerNormalization", "Softmax", "Cast", "Identity", "Dropout"}
 )
+SAME_RANK |= {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Elu"}
 
 Role = Literal["activation", "weight", "bias"]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxq.clamps import clip_bounds
 from jaxq.graph import Node
 from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.kernels import has_quantized_output, why_float
@@ -158,17 +159,13 @@ def ends(network: Network) -> Iterator[Finding]:
 
 
 def clips(network: Network, node: Node, each: Quantizer) -> bool:
-    """Whether a Clip with known bounds changes anything on the grid of the quantizer behind it."""
+    """Whether a Clip changes anything on the grid of the quantizer behind it, or may do so."""
     if each.scale is None or each.type not in LIMITS or np.size(each.scale) != 1:
         return False
+    bounds = clip_bounds(node, network.values)
+    if bounds is None:
+        return True
     scale, zero_point = (float(np.ravel(value)[0]) for value in (each.scale, each.zero_point))
     lowest, highest = ((limit - zero_point) * scale for limit in LIMITS[each.type])
-    names = [*node.inputs[1:], "", ""][:2]
-    low, high = (
-        network.values.get(name, node.attributes.get(key)) for name, key in zip(names, ("min", "max"), strict=True)
-    )
     tolerance = BOUND_TOLERANCE * scale
-    return bool(
-        (low is not None and float(np.ravel(low)[0]) > lowest + tolerance)
-        or (high is not None and float(np.ravel(high)[0]) < highest - tolerance)
-    )
+    return bounds[0] > lowest + tolerance or bounds[1] < highest - tolerance
