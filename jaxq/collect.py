@@ -21,6 +21,7 @@ from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.ops.cpu_memory import materialized
+from jaxq.programs import compiled
 from jaxq.quantizer import QuantParams
 from jaxq.split import Split, split
 
@@ -132,7 +133,7 @@ def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
     return FrozenDict({observer: tuple(each) for observer, each in names.items()})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+@compiled(static=3, donated=[0])
 def _step(
     graph: Graph,
     static: FrozenDict[str, Literal],

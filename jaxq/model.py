@@ -15,6 +15,7 @@ from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.ops.layout import lay_out
+from jaxq.programs import Held, compiled, holding
 from jaxq.quantizer import QuantParams, transposed
 from jaxq.split import run_tail, split
 
@@ -101,10 +102,16 @@ class Model:
         self._note_shapes((static, *map(np.shape, jax.tree.leaves(traced))))
         graph, params, encodings = self.program
         parts = split(graph, params, static, traced)
-        outputs = run(parts.head, static, params, encodings, traced)
+        with holding(self._compiled):
+            outputs = run(parts.head, static, params, encodings, traced)
         if parts.tail is not None:
             outputs = run_tail(parts, params, encodings, feed, outputs)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
+
+    @functools.cached_property
+    def _compiled(self) -> Held:
+        """The programs that its calls need, which go with it."""
+        return Held()
 
     @functools.cached_property
     def _seen_shapes(self) -> set[Any]:
@@ -151,7 +158,7 @@ class Model:
         return replace(self, **changes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled(static=2)
 def run(
     graph: Graph,
     static: FrozenDict[str, Literal],

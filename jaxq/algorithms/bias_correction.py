@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
+from jaxq.programs import compiled
 from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
 
@@ -240,7 +240,7 @@ def switched_off(params: QuantParams) -> QuantParams:
     return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, np.float32(-np.inf), np.float32(np.inf))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@compiled(static=3)
 def _walk(
     graph: Graph,
     static: FrozenDict[str, Literal],
