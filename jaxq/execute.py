@@ -18,13 +18,15 @@ from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, TensorType, captures
 from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
-from jaxq.ops.cpu_memory import channels_last, is_image
+from jaxq.ops.cpu_memory import channels_last, is_image, materialized
 from jaxq.quantizer import QuantParams, fake_quantize, transposed
 
 Carry = TypeVar("Carry")
 Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
 
 INT32 = np.iinfo(np.int32)
+# What XLA sums on CPU must not be stored first: the order of the sum then depends on the batch, and results must not.
+SUMS = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
 
 
 def execute(
@@ -71,13 +73,13 @@ def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
     return tap
 
 
-def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
-    """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
+def quantizing(encodings: Mapping[str, QuantParams]) -> Tap | None:
+    """A tap that replaces each tensor named in `encodings` by its fake-quantized self; None where there are none."""
 
     def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         return (quantized(value, encodings[name]) if name in encodings else value), carry
 
-    return tap
+    return tap if encodings else None
 
 
 def quantized(value: jax.Array, params: QuantParams) -> jax.Array:
@@ -97,6 +99,21 @@ def chain(*taps: Tap | None) -> Tap | None:
         return value, carry
 
     return tap if present else None
+
+
+def shared(graph: Graph) -> frozenset[str]:
+    """The tensors that several nodes read, or a node and whoever wants the outputs; the tap gets them stored (`materialized`).
+
+    Where readers are quantizers, XLA on CPU would compute such a tensor anew in each, and with it what it is the sum of: along
+    a chain of residual additions programs grew with the third power of its length.
+    """
+    summed = {name for node in graph.nodes if node.op in SUMS for name in node.inputs}
+    return frozenset(
+        name
+        for name in graph.producers
+        if len({id(node) for node, _ in graph.consumers.get(name, ())}) + (name in graph.outputs) > 1
+        and name not in summed
+    )
 
 
 class Subgraph(NamedTuple):
@@ -124,6 +141,7 @@ class _Walk:
     ):
         self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
         self.budget, self.concrete = budget, concrete
+        self.shared = frozenset() if tap is None else shared(graph)
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -131,6 +149,8 @@ class _Walk:
     def see(self, name: str, value: Any) -> Any:
         if self.tap is None or not isinstance(value, jax.Array):
             return value
+        if name in self.shared:
+            value = materialized(value)
         value, self.carry = self.tap(name, value, self.carry)
         return value
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq.biases import moved_biases
 from jaxq.collect import Batch, batches, compiled_part
-from jaxq.execute import execute
+from jaxq.execute import execute, shared
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer, positions_by_channels
@@ -254,6 +254,7 @@ def _walk(
     """Runs one batch: the means over its samples [C] at the sites, before each is moved by target - share * mean; the outputs."""
     fixed = {name: literal.array for name, literal in static.items()}
     axes = {site.output: site.axis for site in sites}
+    stored = shared(graph)
     weights = batch.real.astype(jnp.float32) / batch.real.sum().astype(jnp.float32)
 
     def one(inputs: Mapping[str, jax.Array], weight: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -261,7 +262,7 @@ def _walk(
 
         def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
-                value = materialized(value)
+                value = value if name in stored else materialized(value)
                 means[name] = jax.lax.psum(mean_of_channels(value, axes[name]) * weight, "samples")
                 shift = targets[name] - share * means[name]
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
