@@ -73,13 +73,13 @@ def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
     return tap
 
 
-def quantizing(encodings: Mapping[str, QuantParams]) -> Tap | None:
-    """A tap that replaces each tensor named in `encodings` by its fake-quantized self; None where there are none."""
+def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
+    """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
 
     def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         return (quantized(value, encodings[name]) if name in encodings else value), carry
 
-    return tap if encodings else None
+    return tap
 
 
 def quantized(value: jax.Array, params: QuantParams) -> jax.Array:
@@ -333,15 +333,18 @@ def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
 
     Params that lie in a mapped file are read one at a time: at no moment are they in memory twice.
     """
-    narrow, placed = runs_in_32_bit(), {}
-    for name, value in params.items():
-        if narrow and value.dtype in (np.int64, np.uint64):
-            value = as_int32(np.asarray(value), f"initializer {name!r}")
-        # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
-        placed[name] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
-        if is_mapped(value):
-            placed[name].block_until_ready()
-            forget_pages(value)
+    return {name: traced_param(name, value) for name, value in params.items()}
+
+
+def traced_param(name: str, value: Any) -> jax.Array:
+    """The same of one param."""
+    if runs_in_32_bit() and value.dtype in (np.int64, np.uint64):
+        value = as_int32(np.asarray(value), f"initializer {name!r}")
+    # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
+    placed = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
+    if is_mapped(value):
+        placed.block_until_ready()
+        forget_pages(value)
     return placed
 
 

@@ -27,7 +27,7 @@ FLOOR = {
     "ops": 2,
     # running and rewriting
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "fusion": 3, "opsets": 3, "split": 3,
-    "layer_errors": 3, "programs": 3,
+    "layer_errors": 3, "programs": 3, "placed": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "plan": 4, "saturation": 4, "places": 4, "placement": 4,
     # what to change

@@ -127,10 +127,12 @@ class FloatNetwork:
     Attributes:
       sums: at the sites, of the batches from which the shifts are found.
       outputs: of the few on which they are checked; those of all batches would take memory that nobody needs.
+      rounded: its params, each with the encoding by which it was rounded last.
     """
 
     sums: dict[BatchKey, Sums] = field(default_factory=dict)
     outputs: dict[BatchKey, Outputs] = field(default_factory=dict)
+    rounded: dict[str, tuple[bytes, jax.Array]] = field(default_factory=dict)
 
 
 class Walks:
@@ -139,7 +141,7 @@ class Walks:
     def __init__(self, step: BiasCorrection, model: Model, known: FloatNetwork):
         self.known = known
         self.graph, self.params, encodings = model.program
-        self.weights, self.encodings = rounded_params(self.params, encodings)
+        self.weights, self.encodings = rounded_params(self.params, encodings, known.rounded)
         self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
         # Targets that move nothing.
@@ -212,13 +214,19 @@ def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np
 
 
 def rounded_params(
-    params: Mapping[str, jax.Array], encodings: Mapping[str, QuantParams]
+    params: Mapping[str, jax.Array], encodings: Mapping[str, QuantParams], known: dict[str, tuple[bytes, jax.Array]]
 ) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
-    """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled."""
+    """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled.
+
+    Those in `known` that were rounded in the same way are taken from there, the others put in.
+    """
     weights, others = dict(params), {}
     for name, each in encodings.items():
         if name in params:
-            weights[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+            how = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(each))
+            if name not in known or known[name][0] != how:
+                known[name] = how, jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+            weights[name] = known[name][1]
         elif each.mantissa is not None:
             others[name] = each
         else:
