@@ -13,10 +13,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from jaxq.dequantizers import local_constants
 from jaxq.errors import ConfigError, ModelError
+from jaxq.external_data import initializers, put_in_place, write_external
 from jaxq.files import check_writable
-from jaxq.graph import Graph, Literal, Node, TensorType, tensor_names, unused_name
-from jaxq.mapped import forget_pages, is_mapped
+from jaxq.graph import Graph, Literal, Node, TensorType, node_names, tensor_names, unused_name
+from jaxq.mapped import is_mapped
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.model import Model
 from jaxq.qdq import with_qdq
@@ -30,17 +32,22 @@ INLINE_BYTES = 1 << 30  # a file larger than this keeps its weights in a second 
 
 def save(
     model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None, matmul_nbits: bool = False
-) -> None:
+) -> tuple[Path, ...]:
     """Writes the model as ONNX; with encodings, as QDQ ONNX that runtimes execute in integers.
 
-    The file appears complete or not at all: it is written beside the target and renamed.
+    The file appears complete or not at all: it is written beside the target and renamed. Whenever that is cut short, the old
+    model or the new one is there as a whole, its data too (`jaxq.external_data`).
 
     Args:
       model: float or quantized.
       path: the file to write; an existing one is replaced.
-      external_data: keep weights in `<path>.data` beside the file; None does so above 1 GiB, and for a model that was read
-        from a file which did.
+      external_data: keep weights in a data file beside it, `<path>.<hash of the content>.data`; None does so above 1 GiB, and
+        where weights are still those in such a file, unchanged. The data file of a model that is replaced is removed if it has
+        such a name.
       matmul_nbits: write products with weights in groups as com.microsoft's MatMulNBits (`jaxq.matmul_nbits`).
+
+    Returns:
+      The files that were written: the model and, if it has one, its data file.
 
     Raises:
       ConfigError: the path cannot be written.
@@ -54,20 +61,17 @@ def save(
         # The standard wants the rank of each output; some files that are read do not say it.
         ShapeInferencePass()(written)
     if external_data is None:
-        tensors = [value.const_value for value in written.graph.initializers.values()]
-        size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        size = sum(value.const_value.nbytes for value in initializers(written) if value.const_value is not None)
         external_data = size > INLINE_BYTES or any(map(is_mapped, model.params.values()))
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
-            draft = Path(folder) / target.name
+            draft, data = Path(folder) / target.name, None
             if external_data:
-                save_external(written, draft, f"{target.name}.data")
+                data = write_external(written, draft)
             else:
                 ir.save(written, draft)
             check_written(draft, ranks_known=all(output.shape is not None for output in written.graph.outputs))
-            if external_data:
-                Path(f"{draft}.data").replace(f"{target}.data")
-            draft.replace(target)
+            return put_in_place(draft, data, target)
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
     except ir.serde.SerdeError as error:
@@ -97,18 +101,6 @@ def check_written(path: Path, *, ranks_known: bool) -> None:
     onnx.checker.check_model(os.fspath(path))
 
 
-def save_external(model: ir.Model, path: Path, data: str) -> None:
-    """Writes the model with its tensors in a second file, one after the other: none stays in memory for it."""
-    before: list[Any] = []
-
-    def next_tensor(tensor: Any, _: Any) -> None:
-        while before:
-            forget_pages(before.pop())
-        before.append(tensor.raw)
-
-    ir.save(model, path, external_data=data, callback=next_tensor)
-
-
 def to_proto(model: Model) -> onnx.ModelProto:
     """The model as an `onnx.ModelProto`, for models below 2 GiB."""
     written = to_ir(model)
@@ -124,7 +116,7 @@ def to_ir(model: Model) -> ir.Model:
     if model.encodings:
         model = with_qdq(model)
         metadata["jaxq.version"] = __version__
-    graph = _Writer(model.params, {*tensor_names(model.graph), *model.params}).graph(model.graph, {}, top=True)
+    graph = _Writer(model).graph(model.graph, {}, top=True)
     return ir.Model(
         graph,
         ir_version=ir_version(model.graph.opsets),
@@ -144,18 +136,23 @@ def ir_version(opsets: Mapping[str, int]) -> int:
 
 
 class _Writer:
-    """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top."""
+    """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top.
 
-    def __init__(self, params: Mapping[str, Any], taken: set[str]):
-        self.params, self.taken = params, taken
+    But for constants of a DequantizeLinear that the runtime looks for beside it (`jaxq.dequantizers`).
+    """
+
+    def __init__(self, model: Model):
+        self.taken, self.node_names = {*tensor_names(model.graph), *model.params}, node_names(model.graph)
+        constants = {name: literal.array for name, literal in model.graph.constants.items()}
+        self.outermost = {**model.params, **constants}
+        self.inside = local_constants(model.graph, self.outermost)
 
     def graph(self, graph: Graph, outer: Mapping[str, ir.Value], *, top: bool) -> ir.Graph:
         values = dict(outer)
         inputs = [self.value(name, graph.types) for name in graph.inputs]
         values.update(zip(graph.inputs, inputs, strict=True))
         initializers = []
-        constants = {name: literal.array for name, literal in graph.constants.items()}
-        for name, array in {**(self.params if top else {}), **constants}.items():
+        for name, array in self.constants(graph, top=top).items():
             initializer = ir.val(name, const_value=tensor(name, array))
             values[name] = initializer
             initializers.append(initializer)
@@ -164,15 +161,24 @@ class _Writer:
         outputs = []
         for name in graph.outputs:
             if not top and name not in made:  # a branch that gives a constant, or what it captures, has to copy it
-                node = Node("Identity", (name,), (unused_name(name, self.taken),), version=graph.opsets.get("", 13))
-                nodes.append(self.node(node, values, graph.types))
-                name = node.outputs[0]
+                source, name = name, unused_name(name, self.taken)
+                called, version = unused_name(name, self.node_names), graph.opsets.get("", 13)
+                copy = Node("Identity", (source,), (name,), name=called, version=version)
+                nodes.append(self.node(copy, values, graph.types))
             outputs.append(values[name])
         for name, value in zip(graph.outputs, outputs, strict=True):
             self.declare(value, graph.types.get(name))
         return ir.Graph(
             inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=dict(graph.opsets), name=graph.name
         )
+
+    def constants(self, graph: Graph, *, top: bool) -> dict[str, Any]:
+        """What is written into a graph: name -> array."""
+        if top:
+            inside = {name for names in self.inside.values() for name in names}
+            return {name: value for name, value in self.outermost.items() if name not in inside}
+        own = {name: literal.array for name, literal in graph.constants.items()}
+        return {name: self.outermost[name] for name in self.inside.get(id(graph), ())} | own
 
     def value(self, name: str, types: Mapping[str, TensorType]) -> ir.Value:
         value = ir.Value(name=name)

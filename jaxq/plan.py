@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.graph import FrozenDict, Graph, Literal, Node, node_names, unused_name
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -18,14 +19,27 @@ class Weight:
     scheme: Scheme
 
 
+class BiasForm(StrEnum):
+    """How a bias is kept.
+
+    In every form it fits int32 in units of the products or is out of reach: ONNX Runtime (1.23 to 1.32, from ORT_ENABLE_BASIC on)
+    makes int32 of a float vector that is added to products of dequantized tensors, in those units, and clips what is too large.
+    """
+
+    PRODUCTS = "products"  # int32 in units of the products, as kernels in integers add it
+    OWN = "own"  # int32 in units of its own: no kernel adds integers, and the products of wide types have tiny units
+    FLOAT = "float"  # as it is: the runtime wants it so
+
+
 @dataclass(frozen=True)
 class Bias:
-    """A param that is kept in int32, in units of the products it is added to."""
+    """A param that is added to products of two quantized tensors, `activation` and `weight`."""
 
     name: str
     node: str
     activation: str
     weight: str
+    form: BiasForm = BiasForm.PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,22 @@ class Plan:
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
         return model.replace(graph=self.graph, params=params)
 
+    def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the nodes that stay in float, because no sample made a tensor that they were to read quantized."""
+        missing = self.activations.keys() - encodings.keys()
+        chosen = frozenset(self.nodes)
+        return frozenset(
+            node.name for _, node in self.graph.walk() if node.name in chosen and not missing.isdisjoint(node.inputs)
+        )
+
+    def read_in_float(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the weights that only such nodes read."""
+        unseen, weights = self.unseen(encodings), {weight.name for weight in self.weights}
+        if not unseen:
+            return frozenset()
+        other = {name for _, node in self.graph.walk() if node.name not in unseen for name in node.inputs}
+        return frozenset(weights - other)
+
 
 def constants(graph: Graph) -> dict[str, object]:
     """Every constant of the graph, its branches and loops, as arrays."""
@@ -76,22 +106,25 @@ def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Map
     wanted: dict[str, list[str]] = {}
     for new, old in sources.items():
         wanted.setdefault(old, []).append(new)
-    return _read_copies(graph, edges, wanted)
+    return _read_copies(graph, edges, wanted, node_names(graph))
 
 
-def _read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]]) -> Graph:
+def _read_copies(
+    graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]], taken: set[str]
+) -> Graph:
     nodes: list[Node] = []
 
     def copy(name: str) -> None:
         for new in wanted.get(name, ()):
-            nodes.append(Node("Identity", (name,), (new,), name=new, version=graph.opsets.get("", 17)))
+            version = graph.opsets.get("", 17)
+            nodes.append(Node("Identity", (name,), (new,), name=unused_name(new, taken), version=version))
 
     for name in graph.inputs:
         copy(name)
     for node in graph.nodes:
         inputs = tuple(edges.get((node.name, index), name) for index, name in enumerate(node.inputs))
         attributes = {
-            key: _read_copies(value, edges, wanted) if isinstance(value, Graph) else value
+            key: _read_copies(value, edges, wanted, taken) if isinstance(value, Graph) else value
             for key, value in node.attributes.items()
         }
         nodes.append(replace(node, inputs=inputs, attributes=FrozenDict(attributes)))

@@ -1,6 +1,7 @@
 """Searches that were stopped, and the folders in which they go on."""
 
 import json
+import shutil
 import sys
 import warnings
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
+from kills import every_kill
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import base, by_function, candidates, control, folder, state
 from jaxq.accuracy.base import quantize_once
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+from jaxq.graph import FrozenDict
 
 
 @pytest.fixture(autouse=True)
@@ -336,6 +339,57 @@ def test_a_model_that_does_not_fit_on_the_disk_costs_the_folder_only(tmp_path, m
     assert any("No space left on device" in each for each in found.notes)
 
 
+def test_a_state_that_was_cut_short_names_no_other_model_as_the_best(tmp_path, monkeypatch):
+    float_model = chain()
+
+    def kept_best(place, model):
+        memory = state.State(tmp_path, SimpleNamespace(to_dict=dict, differences=lambda _: []))
+        known = candidates.Candidates(None, (), memory, None, None)
+        known.tried = {place: SimpleNamespace(place=place, order=(0,), model=lambda: model)}
+        return known.keep_best
+
+    def named(name):
+        return jaxq.load(float_model).replace(metadata=FrozenDict({"name": name}))
+
+    def action():
+        kept_best("first", named("first"))()
+        return kept_best("second", named("second"))
+
+    found = []
+
+    def check():
+        found.append(stored(tmp_path)["best"])
+        assert found[-1] in ("", jaxq.load(tmp_path / "best.onnx").metadata["name"])
+
+    monkeypatch.setattr(state, "_parsed", lambda text: {**json.loads(text), "identity": {}})
+    every_kill(monkeypatch, action, check)
+    assert set(found) == {"first", "", "second"}
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_search_that_is_moved_aside_keeps_its_model_and_its_data_together(tmp_path, monkeypatch, external):
+    model = jaxq.load(chain())
+
+    def action():
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        (tmp_path / "work").mkdir()
+        jaxq.save(model, tmp_path / "work" / "best.onnx", external_data=external)
+        (tmp_path / "work" / "state.json").write_text("{}")
+        (tmp_path / "work" / "best.onnx.0123456789abcdef.data").write_text("mine")
+        return lambda: folder.move_aside(tmp_path / "work")
+
+    def check():
+        (found,) = tmp_path.glob("work/**/best.onnx")
+        assert jaxq.load(found).params.keys() == model.params.keys()
+        assert (tmp_path / "work" / "best.onnx.0123456789abcdef.data").is_file()
+
+    assert every_kill(monkeypatch, action, check) == 2 + external
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "best.onnx.0123456789abcdef.data",
+        "earlier-1",
+    ]
+
+
 def test_only_the_files_of_the_search_are_removed(tmp_path):
     search(tmp_path / "work")
     (tmp_path / "work" / "notes.txt").write_text("mine")
@@ -349,7 +403,7 @@ def test_only_the_files_of_the_search_are_removed(tmp_path):
 def test_the_best_model_is_copied_with_weights_that_lie_beside_it(tmp_path):
     search(tmp_path)
     jaxq.save(jaxq.load(tmp_path / "best.onnx"), tmp_path / "best.onnx", external_data=True)
-    assert (tmp_path / "best.onnx.data").is_file()
+    assert len(folder.files_in(tmp_path)) == 5
     assert folder.copy_best(tmp_path, tmp_path / "out.onnx")
     for path in folder.files_in(tmp_path):
         path.unlink()
