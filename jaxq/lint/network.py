@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxq.graph import Node
+from jaxq.graph import Node, constants
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
-from jaxq.plan import constants
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target
 
@@ -48,6 +47,9 @@ class Network:
         self.nodes = [node for _, node in model.graph.walk()]
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.values = {**constants(model.graph), **model.params}
+        for node in self.nodes:
+            if node.op == "Transpose" and node.inputs[0] in self.values:  # in a branch, where loading does not fold it
+                self.values[node.outputs[0]] = np.transpose(self.values[node.inputs[0]], node.attributes.get("perm"))
         self.readers: dict[str, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             for index, name in enumerate(node.inputs):

@@ -22,6 +22,7 @@ class Rule:
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
       skip_only: of an addition, the summand that a kernel with weights makes last stays as it is: that kernel adds the others,
         which are quantized.
+      stored: the runtime has no such kernel: it makes floats of the integers, and the file gets smaller all the same.
     """
 
     activations: tuple[int, ...] | None
@@ -32,6 +33,7 @@ class Rule:
     output: bool = True
     body_only: bool = False
     skip_only: bool = False
+    stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ class Target:
       limits: what some versions of the runtime do not take as it is written.
       packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
+      merges_weights: whether a kernel of MatMul and Gemm unpacks weights alone, where it can (`jaxq.dequantizers`); where it
+        does not, they are turned into floats at every run.
       rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
@@ -130,6 +134,7 @@ class Target:
     limits: tuple[Limit, ...] = ()
     packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
+    merges_weights: bool = False
     rounds_biases: bool = False
     centered: bool = False
     per_channel: bool = True
@@ -180,6 +185,8 @@ MOVES = frozenset(
     ]
 )
 
+# Not among them: what changes how far apart values lie (Exp, Log, Pow, Sqrt, Reciprocal), and what normalizes. Rounding to 256
+# even steps before it costs small values everything (a spectrum before its logarithm): the kernel in front of it stays in float.
 POINTWISE = frozenset(
     [
         "LeakyRelu",
@@ -200,5 +207,22 @@ POINTWISE = frozenset(
         "Add",
         "Div",
         "Sub",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Where",
+        "Abs",
+        "Neg",
+        "Erf",
+        "Celu",
+        "Softsign",
+        "ThresholdedRelu",
+        "Sin",
+        "Cos",
+        "Atan",
+        "Floor",
+        "Ceil",
+        "Round",
     ]
 )
