@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -253,6 +254,9 @@ def described(
         "seconds": round(seconds, 3),
         "metadata": dict(quantized.metadata),
     }
+    correction = quantized.metadata.get("jaxq.bias_correction")
+    if correction is not None:
+        result["bias_correction"] = json.loads(correction)
     return result if found is None else result | {"accuracy": found.to_dict()}
 
 
@@ -262,4 +266,6 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
         print(found.table())
     sizes = "{float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
     print(f"{written_files(result)}: {sizes}")
+    if "bias_correction" in result:
+        print("bias correction moved {moved} of {of} layers".format_map(result["bias_correction"]))
     print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))
