@@ -30,6 +30,7 @@ FLOOR = {
     "layer_errors": 3, "traces": 3, "indices": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "plan": 4, "saturation": 4, "places": 4, "placement": 4,
+    "own_biases": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats

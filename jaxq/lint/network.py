@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxq.graph import Node
 from jaxq.model import Model
+from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
 from jaxq.plan import constants
 from jaxq.schemes import rule_for
@@ -80,7 +81,8 @@ class Network:
         elif behind_q and before is not None:
             kind = self.read(before).type
         elif node.op == "QuantizeLinear":
-            kind = "uint8"  # as the standard has it
+            declared = int(node.attributes.get("output_dtype", 0))
+            kind = element_dtype(declared).name if declared else "uint8"  # as the standard has it
         role: Role = "activation"
         if constant:
             places = [index for _, index in self.readers.get(node.outputs[0], [])]

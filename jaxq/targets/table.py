@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jaxq.quantizer import IntType
@@ -35,6 +35,34 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What some versions of a runtime do to what is quantized to certain types, unless they are told not to.
+
+    Attributes:
+      activations, weights, operators: types by name, and kinds of nodes, that it is about; None for any.
+      since, before: versions, as in (1, 32): from the first one on, below the second one.
+      effect: which versions do what, in words.
+      remedy: the option of the runtime with which they do not.
+    """
+
+    activations: frozenset[str]
+    weights: frozenset[str] | None = None
+    operators: frozenset[str] | None = None
+    since: tuple[int, ...] = ()
+    before: tuple[int, ...] | None = None
+    effect: str
+    remedy: str
+
+    def meets(self, op: str, activations: Collection[str], weights: Collection[str]) -> bool:
+        """Whether it is about a node of that kind, whose inputs and weights have these types."""
+        return (
+            not self.activations.isdisjoint(activations)
+            and (self.weights is None or not self.weights.isdisjoint(weights))
+            and (self.operators is None or op in self.operators)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A runtime: its integer operators, and how it wants its numbers.
 
@@ -62,8 +90,10 @@ class Target:
       activation_types, weight_types: what the kernels read, by name.
       activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
       storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
-      unoptimized: types of storage that make the runtime's own graph optimizations fail: it loads such a file only without them.
+      limits: what some versions of the runtime do not take as it is written.
+      packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
+      rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
       integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
@@ -97,8 +127,10 @@ class Target:
     activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
     weight_modes: frozenset[str] = frozenset({"symmetric"})
     storage_types: frozenset[str] = frozenset()
-    unoptimized: frozenset[str] = frozenset()
+    limits: tuple[Limit, ...] = ()
+    packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
+    rounds_biases: bool = False
     centered: bool = False
     per_channel: bool = True
     asymmetric_per_channel: bool = False
