@@ -75,7 +75,8 @@ class BiasCorrection:
         """See `Algorithm`; `known` keeps what the float network gave, for further calls with its params and these samples."""
         if not self.sites or all(map(is_fine, model.encodings.values())):
             return model
-        first = list(itertools.islice(samples, self.samples + self.checks))
+        taken = itertools.islice(samples, self.samples + self.checks)
+        first = [jax.tree.map(np.array, dict(feed)) for feed in taken]  # copies: a loader may refill its buffer
         apart = min(self.checks, max(len(first) - self.samples, len(first) // 4))
         walks = Walks(self, model, known or FloatNetwork())
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
