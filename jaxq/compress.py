@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +13,29 @@ from typing import Any
 import numpy as np
 
 from jaxq.algorithms import Algorithm, run_pipeline
-from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRounding, output_error, second_moment
+from jaxq.algorithms.weight_compression import (
+    GPTQ,
+    CompressionSite,
+    WeightRounding,
+    moment_groups,
+    output_error,
+    second_moment,
+)
 from jaxq.checks import check_integer, member
 from jaxq.collect import collect
+from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
+from jaxq.dequantizers import SMALLEST_BLOCK
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
-from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.passes import keep_outputs_exact
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
+from jaxq.weight_ranges import refuse_not_finite
 
+NAMES_SHOWN = 3  # of weights of which the same is to be said
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two
 
 
@@ -103,12 +115,10 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
-    model = one_axis_a_weight(model)
+    graph, params = keep_outputs_exact(model.graph, model.params)
+    model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
-    if not sites:
-        raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
-        )
+    refuse_empty(model, sites, ignored)
     samples = () if dataset is None else Samples(model, dataset, subset_size)
     primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(sites)
     wanted = {site.param: scheme_of(model, site, chosen, group, fallback) for site in primary}
@@ -116,15 +126,19 @@ def compress_weights(
     final = {name: scheme for name, scheme in wanted.items() if scheme is not None and name in narrow}
     if backup is not BackupMode.NONE:
         spare = CompressWeightsMode(backup.value)
-        final |= {s.param: per_channel(s, spare) for s in sites if s.param not in final}
+        final |= {s.param: per_channel(model, s, spare) for s in sites if s.param not in final}
     steps: list[Algorithm] = [WeightRounding(final)]
     if gptq:
-        steps.append(GPTQ(tuple(site for site in sites if site.data and site.param in final), final))
+        matrices = [site for site in sites if site.data and site.param in final and is_matrix(model, site)]
+        steps += [GPTQ(group, final) for group in moment_groups(model.params, matrices)]
     done = run_pipeline(steps, model, samples, batch_size)
     for doubt in samples.outlier_warnings() if isinstance(samples, Samples) else ():
         warnings.warn(doubt, JaxqWarning, stacklevel=2)
+    left = left_in_float(done, final, ignored)
+    warn_of_float(done, left)
+    warn_of_groups(chosen, group, fallback, wanted, backup)
     record = {"jaxq.compress_weights": chosen.value, "jaxq.group_size": str(group), "jaxq.gptq": str(gptq).lower()}
-    return done.replace(metadata=done.metadata | record)
+    return done.replace(metadata=done.metadata | record | {"jaxq.left_in_float": json.dumps(left)})
 
 
 FOUR_BITS = (CompressWeightsMode.INT4_SYM, CompressWeightsMode.INT4_ASYM)
@@ -168,56 +182,76 @@ def check_sensible(
         raise ConfigError("gptq needs a dataset: it looks at the inputs of each layer")
 
 
-def one_axis_a_weight(model: Model) -> Model:
-    """The same model; a weight that some readers sum over along its first axis, and some along its second, becomes two.
+def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterable[str]) -> None:
+    """Refuses a model without weights to compress, and weights that are not finite.
 
-    The groups of one of them would cross those of the other. The copy is the same array.
+    Raises:
+      ModelError: says what weights there are.
+      CalibrationError: a weight has NaN or infinity.
     """
-    axes: dict[str, dict[int, str]] = {}  # weight -> summed axis -> its name then
-    params, taken = dict(model.params), {*tensor_names(model.graph), *model.params}
-
-    def change(_: Graph, node: Node) -> tuple[Node, ...]:
-        weight, axis = weight_of(node)
-        if weight not in model.params or model.params[weight].ndim != 2:
-            return (node,)
-        names = axes.setdefault(weight, {axis: weight})
-        if axis not in names:
-            names[axis] = unused_name(weight, taken)
-            params[names[axis]] = model.params[weight]
-        if names[axis] == weight:
-            return (node,)
-        return (replace(node, inputs=tuple(names[axis] if name == weight else name for name in node.inputs)),)
-
-    graph = map_nodes(model.graph, change)
-    return model if graph is model.graph else model.replace(graph=graph, params=params)
+    if not sites:
+        left = listed(left_in_float(model, (), ignored))
+        raise ModelError(
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            + (f"; it has {left}" if left else "")
+        )
+    for site in sites:
+        refuse_not_finite(site.param, np.asarray(model.params[site.param]))
 
 
-def weight_of(node: Node) -> tuple[str, int]:
-    """The weight of a MatMul, Gemm or Gather, if it is one, and the axis that is summed over (of an embedding: its width)."""
-    if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
-        return "", 0
-    if node.op == "Gather":
-        return node.inputs[0], 1
-    return node.inputs[1], int(bool(node.attributes.get("transB", 0)))
+def warn_of_float(model: Model, left: Mapping[str, str]) -> None:
+    """Warns of weights that stay in float though nobody asked for it."""
+    unasked = {name: why for name, why in left.items() if why not in ("ignored", NO_BACKUP)}
+    if unasked:
+        part, all_ = (sum(model.params[name].size for name in names) for names in (unasked, model.params))
+        message = f"{len(unasked)} weight(s), {part / all_:.1%} of the parameters, stay in float: {listed(unasked)}"
+        warnings.warn(message, JaxqWarning, stacklevel=3)
 
 
-def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable[str]) -> tuple[CompressionSite, ...]:
-    """The weights of MatMul, Gemm and Gather, each once, in the order of the graph; not those that an ignored node reads too."""
-    kept = frozenset(ignored)
-    spared = {name for _, node in graph.walk() if node.name in kept for name in node.inputs}
-    found: dict[str, CompressionSite] = {}
-    for _, node in graph.walk():
-        weight, axis = weight_of(node)
-        data = "" if node.op == "Gather" else node.inputs[0]
-        value = params.get(weight)
-        plain = value is not None and value.ndim == 2 and value.dtype == "float32" and data not in params
-        if not plain or weight in spared or node.attributes.get("axis", 0) or node.attributes.get("transA", 0):
-            continue
-        site = CompressionSite(weight, axis, data)
-        if found.setdefault(weight, site).axis != axis:
-            del found[weight]  # summed over along both of its axes: no grouping serves both
-            spared.add(weight)
-    return tuple(found.values())
+def warn_of_groups(
+    mode: CompressWeightsMode,
+    group: int,
+    fallback: GroupSizeFallbackMode,
+    wanted: Mapping[str, Scheme | None],
+    backup: BackupMode,
+) -> None:
+    """Warns where a group size did not fit, so that weights got more bits, or none of them the size."""
+    if mode not in FOUR_BITS or group == -1:
+        return
+    wide = sorted(name for name, scheme in wanted.items() if scheme is None)
+    sizes = [
+        scheme.granularity.size for scheme in wanted.values() if scheme and isinstance(scheme.granularity, PerBlock)
+    ]
+    if wide:
+        instead = "float" if backup is BackupMode.NONE else backup.value
+        names = ", ".join(map(repr, wide[:NAMES_SHOWN])) + (" ..." if len(wide) > NAMES_SHOWN else "")
+        smaller = f", nor of a smaller power of two from {SMALLEST_GROUP}" * (fallback is GroupSizeFallbackMode.ADJUST)
+        warnings.warn(
+            f"the input channels of {len(wide)} of {len(wanted)} weights do not divide into groups of {group}{smaller}: "
+            f"{names} get {instead} instead of {mode.value}; choose another group_size",
+            JaxqWarning,
+            stacklevel=3,
+        )
+    elif sizes and group not in sizes:
+        found = ", ".join(map(str, sorted(set(sizes))))
+        message = f"no weight divides into groups of {group}: groups of {found} were taken; ask for one of these"
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+    if sizes and any(size < SMALLEST_BLOCK or size & (size - 1) for size in sizes):
+        message = (
+            f"ONNX Runtime unpacks groups of {group} at every run; its kernel takes 16, 32, 64 and other powers of two"
+        )
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+
+
+def listed(left: Mapping[str, str]) -> str:
+    """Weights with the reasons why they stay in float, those with the same together, shortened."""
+    alike: dict[str, list[str]] = {}
+    for name, why in left.items():
+        alike.setdefault(why, []).append(repr(name))
+    return "; ".join(
+        f"{', '.join(names[:NAMES_SHOWN])}{f' and {len(names) - NAMES_SHOWN} more' if len(names) > NAMES_SHOWN else ''} ({why})"
+        for why, names in alike.items()
+    )
 
 
 def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]:
@@ -226,10 +260,12 @@ def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]
     return tuple(products[:-1])
 
 
-def per_channel(site: CompressionSite, mode: CompressWeightsMode) -> Scheme:
-    """One scale for each output channel (of an embedding: for each row)."""
+def per_channel(model: Model, site: CompressionSite, mode: CompressWeightsMode) -> Scheme:
+    """One scale for each output channel (of an embedding: for each row; of a stack of matrices: in each of them)."""
     symmetric = mode in (CompressWeightsMode.INT8_SYM, CompressWeightsMode.INT4_SYM)
-    return Scheme(GRIDS[mode], symmetric, PerAxis(1 - site.axis))
+    shape = model.params[site.param].shape
+    channels = PerAxis(1 - site.axis) if len(shape) == 2 else PerBlock(site.axis, shape[site.axis])
+    return Scheme(GRIDS[mode], symmetric, channels)
 
 
 def scheme_of(
@@ -240,7 +276,7 @@ def scheme_of(
     Raises:
       ConfigError: it does not divide, and that is to be an error.
     """
-    plain = per_channel(site, mode)
+    plain = per_channel(model, site, mode)
     if group == -1:
         return plain
     length = model.params[site.param].shape[site.axis]
@@ -255,6 +291,11 @@ def scheme_of(
     if fallback is GroupSizeFallbackMode.IGNORE or smaller is None:
         return None
     return replace(plain, granularity=PerBlock(site.axis, smaller))
+
+
+def is_matrix(model: Model, site: CompressionSite) -> bool:
+    """Whether the weight is one matrix, and not a stack of them."""
+    return model.params[site.param].ndim == 2
 
 
 def largest_group(length: int, limit: int) -> int | None:
@@ -275,14 +316,17 @@ def insensitive(
     usable = [(site, scheme) for site in sites if (scheme := schemes[site.param]) is not None]
     if ratio == 1:
         return {site.param for site, _ in usable}
-    needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site, _ in usable}
-    moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples else {}
-    # There are none of what the host runs, or a loop's body.
-    moments = {name: each for name, each in moments.items() if np.any(each)}
-    errors = {
-        site.param: output_error(np.asarray(model.params[site.param]), scheme, site.axis, moments.get(site.data))
-        for site, scheme in usable
-    }
+    schemes_of = {site.param: scheme for site, scheme in usable}
+    errors: dict[str, float] = {}
+    for group in moment_groups(model.params, [site for site, _ in usable]):
+        needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site in group if site.data}
+        moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples and needs else {}
+        for site in group:
+            moment = moments.get(site.data)
+            if moment is not None and not np.any(moment):
+                moment = None  # there is none of what the host runs, or a loop's body
+            value = np.asarray(model.params[site.param])
+            errors[site.param] = output_error(value, schemes_of[site.param], site.axis, moment)
     room = ratio * sum(model.params[site.param].size for site in sites)
     chosen: set[str] = set()
     for name in sorted(errors, key=lambda each: (errors[each], each)):

@@ -22,7 +22,7 @@ import numpy as np
 from jaxq.fusion import channel_count
 from jaxq.graph import Graph, Node, tensor_names, unused_name
 from jaxq.patterns import is_transformer
-from jaxq.places import Places
+from jaxq.places import Places, is_weight
 from jaxq.plan import Bias, BiasForm, Plan, Weight, read_copies
 from jaxq.quantizer import PerAxis, PerTensor, Scheme
 from jaxq.saturation import hold_to_seven_bits
@@ -209,7 +209,7 @@ def weights_of(places: Places, node: Node) -> Iterator[Weight]:
     positions = range(len(node.inputs)) if rule.activations is None else sorted({*rule.weights, *rule.activations})
     for position in positions:
         name = node.inputs[position] if position < len(node.inputs) else ""
-        if name not in places.params or places.params[name].dtype != "float32":
+        if not is_weight(places.params.get(name)):
             continue
         if position not in rule.weights:
             constant = replace(places.wish(node), granularity=PerTensor())

@@ -20,7 +20,12 @@ from jaxq.targets import Rule, Target
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Reciprocal"})
 
 IGNORED, SELECTION, BOXES = "ignored", "prepares a selection", "arithmetic behind the last layer"
-TRANSFORMER = "kept so in transformers"
+TRANSFORMER, DOUBLES = "kept so in transformers", "it computes in float64"
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a param can be quantized: float32, and not without any elements."""
+    return value is not None and value.dtype == "float32" and value.size > 0
 
 
 @dataclass
@@ -60,9 +65,17 @@ class Places:
         self.constants = {name for inner in graphs(self.graph) for name in inner.constants}
         self.left = dict.fromkeys(self.ignored, IGNORED)
         self.tail = frozenset()
+        for node in self.nodes:
+            if "float64" in (self.dtypes.get(name) for name in (*node.inputs, *node.outputs)) and self.has_kernel(node):
+                self.left.setdefault(node.name, DOUBLES)
         rules = {node.name: self.rule_of(node) for node in self.nodes if self.fits(node)}
         self.tail = tail_nodes(self.graph, {name for name, rule in rules.items() if rule is not None and rule.weights})
         self.leave_in_float()
+
+    def has_kernel(self, node: Node) -> bool:
+        """Whether the target has a kernel with weights for such a node."""
+        rule = None if node.domain else self.target.rules.get(node.op)
+        return rule is not None and bool(rule.weights)
 
     def fresh(self, graph: Graph) -> Places:
         """The state before anything is decided, for another graph."""
@@ -181,7 +194,7 @@ class Places:
         positions = self.positions(node, rule)
         if rule.weights:
             name = node.inputs[rule.weights[0]] if rule.weights[0] < len(node.inputs) else ""
-            is_param = name in self.params and self.params[name].dtype == "float32"
+            is_param = is_weight(self.params.get(name))
             if not is_param and rule.weights[0] not in (rule.activations or ()):
                 return False
             if rule.activations == ():

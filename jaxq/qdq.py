@@ -86,9 +86,12 @@ def lowest_opset(params: QuantParams, shape: tuple[int, ...] | None) -> int:
 
 
 def block_axis(params: QuantParams, shape: tuple[int, ...]) -> int | None:
-    """The axis along which there is a scale for each block, if any."""
-    counts = zip(np.shape(params.scale), shape, strict=True)
-    return next((axis for axis, (count, length) in enumerate(counts) if count not in (1, length)), None)
+    """The axis along which there is a scale for each block, if any; one block as long as the axis, if two others have scales."""
+    counts = np.shape(params.scale)
+    blocked = [axis for axis, (count, length) in enumerate(zip(counts, shape, strict=True)) if count not in (1, length)]
+    if not blocked and sum(count > 1 for count in counts) > 1:
+        blocked = [axis for axis, count in enumerate(counts) if count == 1]
+    return blocked[0] if blocked else None
 
 
 def fills_storage(params: QuantParams) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxq.collect import tensor_shapes
 from jaxq.errors import JaxqError
+from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import fuse
 from jaxq.graph import FrozenDict, Literal, Node
 from jaxq.lint import Finding, lint
@@ -107,9 +108,11 @@ def stored_bytes(value: Any) -> int:
 
 def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
     """Operator -> what becomes of its nodes (one of the words above) -> how many."""
-    graph, params = fuse(model.graph, model.params)
-    fused = model.replace(graph=graph, params=params)
-    dtypes, on_host = guess_run(fused)
+    wide = in_float32(model, types) if (types := to_replace(model)) else model
+    with as_declared(wide):
+        graph = without_needless_casts(wide.graph, guess_run(wide)[0]) if types else model.graph
+        graph, params = fuse(graph, wide.params)
+        dtypes, on_host = guess_run(model.replace(graph=graph, params=params))
     plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
     left = {node.name: node for _, node in graph.walk()}
     producers = {name: node for node in left.values() for name in node.outputs}

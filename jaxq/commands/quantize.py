@@ -268,4 +268,5 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
     print(f"{written_files(result)}: {sizes}")
     if "bias_correction" in result:
         print("bias correction moved {moved} of {of} layers".format_map(result["bias_correction"]))
-    print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))
+    words = map(shlex.quote, (result["output"], data, result["model"]))
+    print("now check it: jaxq verify {} --data {} --float {}".format(*words))

@@ -48,6 +48,9 @@ class Network:
         self.nodes = [node for _, node in model.graph.walk()]
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.values = {**constants(model.graph), **model.params}
+        for node in self.nodes:
+            if node.op == "Transpose" and node.inputs[0] in self.values:  # in a branch, where loading does not fold it
+                self.values[node.outputs[0]] = np.transpose(self.values[node.inputs[0]], node.attributes.get("perm"))
         self.readers: dict[str, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             for index, name in enumerate(node.inputs):

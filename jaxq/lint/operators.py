@@ -64,9 +64,11 @@ def limits(network: Network, node: Node) -> Iterator[Finding]:
 
 def float_bias(network: Network, node: Node) -> Iterator[Finding]:
     """Whether a bias that was left in float fits into the int32 that the runtime makes of it."""
-    bias = network.values.get(node.inputs[2]) if node.op in WITH_BIAS and len(node.inputs) > 2 else None
+    if not network.target.rounds_biases or node.op not in WITH_BIAS or len(node.inputs) < 3:
+        return
+    bias = network.values.get(node.inputs[2])
     data, weight = (network.seen.get(name) for name in node.inputs[:2])
-    if not network.target.rounds_biases or bias is None or np.ndim(bias) != 1 or data is None or weight is None:
+    if bias is None or np.ndim(bias) != 1 or data is None or weight is None:
         return
     if (
         data.scale is None

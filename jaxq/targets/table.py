@@ -93,6 +93,8 @@ class Target:
       limits: what some versions of the runtime do not take as it is written.
       packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
+      merges_weights: whether a kernel of MatMul and Gemm unpacks weights alone, where it can (`jaxq.dequantizers`); where it
+        does not, they are turned into floats at every run.
       rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
@@ -130,6 +132,7 @@ class Target:
     limits: tuple[Limit, ...] = ()
     packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
+    merges_weights: bool = False
     rounds_biases: bool = False
     centered: bool = False
     per_channel: bool = True
