@@ -15,10 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, map_nodes, node_names, tensor_names, unused_name
+from jaxq.graph import (
+    FrozenDict,
+    Graph,
+    Literal,
+    Node,
+    TensorType,
+    graphs,
+    map_nodes,
+    node_names,
+    tensor_names,
+    unused_name,
+)
 from jaxq.model import Model
 from jaxq.ops import ELEMENT_TYPES
-from jaxq.patterns import graphs
 
 HALVES = frozenset({"float16", "bfloat16"})
 DOUBLE = "float64"

@@ -200,10 +200,11 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_double(plan)
     warn_of_limits(plan, options.target)
+    prepared = plan.prepare(model)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
-        refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
+        refuse_not_finite(weight.name, np.asarray(prepared.params[weight.name]))
     layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
-    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
+    return Prepared(prepared, model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
 
 
 def float32_inside(model: Model) -> Model:

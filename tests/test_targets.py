@@ -7,7 +7,7 @@ import pytest
 
 from jaxq.ops import table
 from jaxq.options import Preset
-from jaxq.patterns import PATTERNS
+from jaxq.patterns import DETECTORS, PATTERNS
 from jaxq.quantizer import IntType
 from jaxq.schemes import OverflowFix, type_name
 from jaxq.targets import ASCEND, ONNXRUNTIME, PORTABLE, QNN, TARGETS, named_target
@@ -87,7 +87,7 @@ def test_the_defaults_are_among_what_is_allowed(target):
     assert {"performance": "symmetric", "mixed": "asymmetric"}[target.default_preset] in target.activation_modes
     assert target.overflow_fix in list(OverflowFix)
     assert target.storage_types <= target.activation_types | target.weight_types
-    assert {*target.patterns, *target.transformer_patterns} <= {*PATTERNS, "input preprocessing"}
+    assert {*target.patterns, *target.transformer_patterns} <= {*PATTERNS, *DETECTORS}
 
 
 def test_what_any_runtime_takes_is_taken_by_all():

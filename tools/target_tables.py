@@ -68,6 +68,8 @@ def in_words(rule: Rule) -> str:
         parts.append("only where something quantized follows")
     if rule.skip_only:
         parts.append("but not the summand that a kernel makes for it")
+    if rule.stored:
+        parts.append("but computed in float: a smaller file")
     return ", ".join(parts)
 
 

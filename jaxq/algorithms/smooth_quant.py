@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.fusion import owned
 from jaxq.graph import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
+from jaxq.linear_layers import owned
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 

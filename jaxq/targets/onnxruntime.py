@@ -34,8 +34,7 @@ ONNXRUNTIME = Target(
     title="ONNX Runtime 1.31 on CPUs with 8-bit dot products (x86 with VNNI, ARM)",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, bias=2),
-        # no integer kernel: a smaller file
-        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),
+        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False, stored=True),
         "MatMul": Rule(activations=(0, 1), weights=(1,), weight_axis=-1, output=False),
         "Gemm": Rule(activations=(0, 1), weights=(1,), weight_axis=1, bias=2, output=False),
         "Add": Rule(activations=(0, 1), body_only=True),
@@ -50,6 +49,7 @@ ONNXRUNTIME = Target(
     fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "MatMul"}),
     pointwise=POINTWISE,
     transformer_float=frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}),
+    patterns=("recurrent cell",),
     activation=IntType(8, signed=False),
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),

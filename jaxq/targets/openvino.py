@@ -69,6 +69,7 @@ OPENVINO = Target(
         "layer normalization",
         "L2 normalization",
         "input preprocessing",
+        "recurrent cell",
     ),
     transformer_patterns=("attention output", "rotary embedding"),
     anywhere=True,

@@ -22,6 +22,7 @@ class Rule:
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
       skip_only: of an addition, the summand that a kernel with weights makes last stays as it is: that kernel adds the others,
         which are quantized.
+      stored: the runtime has no such kernel: it makes floats of the integers, and the file gets smaller all the same.
     """
 
     activations: tuple[int, ...] | None
@@ -32,6 +33,7 @@ class Rule:
     output: bool = True
     body_only: bool = False
     skip_only: bool = False
+    stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,8 @@ MOVES = frozenset(
     ]
 )
 
+# Not among them: what changes how far apart values lie (Exp, Log, Pow, Sqrt, Reciprocal), and what normalizes. Rounding to 256
+# even steps before it costs small values everything (a spectrum before its logarithm): the kernel in front of it stays in float.
 POINTWISE = frozenset(
     [
         "LeakyRelu",
@@ -203,5 +207,22 @@ POINTWISE = frozenset(
         "Add",
         "Div",
         "Sub",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Where",
+        "Abs",
+        "Neg",
+        "Erf",
+        "Celu",
+        "Softsign",
+        "ThresholdedRelu",
+        "Sin",
+        "Cos",
+        "Atan",
+        "Floor",
+        "Ceil",
+        "Round",
     ]
 )
