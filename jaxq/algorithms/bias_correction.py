@@ -226,7 +226,7 @@ def rounded_params(
         elif each.mantissa is not None:
             others[name] = each
         else:
-            bounds = {"qmin": np.float32(each.qmin), "qmax": np.float32(each.qmax)}
+            bounds = {key: np.float32(getattr(each, key)) for key in ("qmin", "qmax", "lowest")}
             others[name] = replace(each, **bounds) if np.asarray(each.enabled) else switched_off(each)
     return weights, others
 
@@ -241,7 +241,8 @@ def switched_off(params: QuantParams) -> QuantParams:
     # powers of two, so that nothing else is rounded; finer ones would overflow where a mask holds the lowest float
     scale = np.exp2(np.floor(np.log2(np.asarray(params.scale))) - 20).astype(np.float32)
     zero_point = np.zeros_like(params.zero_point)
-    return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, np.float32(-np.inf), np.float32(np.inf))
+    bounds = {"qmin": np.float32(-np.inf), "qmax": np.float32(np.inf), "lowest": np.float32(np.nan)}
+    return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, **bounds)
 
 
 @compiled(static=3)

@@ -99,8 +99,8 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
     State: float32 [T, capacity, channels]. Channels lie along `axis` of a sample's tensor.
     """
 
-    def init(count: int) -> jax.Array:
-        return jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
+    def init(count: int) -> np.ndarray:
+        return np.full((count, capacity, channels), np.nan, np.float32)
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
         table = jax.vmap(functools.partial(positions_by_channels, axis=axis))
