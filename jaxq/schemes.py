@@ -236,8 +236,13 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
     if wanted.num_bits:
         check_type(target, role, "num_bits", wanted.num_bits, chosen, allowed)
     check_type(target, role, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)
-    forced = wanted.signedness_to_force is True and role == "activations"
-    return Scheme(chosen, mode == "symmetric", centered=mode == "symmetric" and (target.centered or forced))
+    activations, forced = role == "activations", wanted.signedness_to_force
+    return Scheme(
+        chosen,
+        mode == "symmetric",
+        centered=mode == "symmetric" and (target.centered or (activations and forced is True)),
+        signed_below_zero=activations and target.signed_below_zero and forced is None,
+    )
 
 
 def check_type(target: Target, role: Role, key: str, value: object, grid: Grid, allowed: frozenset[str]) -> None:
@@ -359,6 +364,7 @@ def common_scheme(schemes: Sequence[Scheme], *, channels: bool = True) -> Scheme
         any(scheme.symmetric for scheme in schemes),
         axes.pop() if len(axes) == 1 and channels else PerTensor(),
         any(scheme.centered for scheme in schemes),
+        all(scheme.signed_below_zero for scheme in schemes),
     )
 
 

@@ -73,6 +73,7 @@ OPENVINO = Target(
     transformer_patterns=("attention output", "rotary embedding"),
     anywhere=True,
     activation=IntType(8, signed=False),
+    signed_below_zero=True,
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "float8_e4m3fn", "float8_e5m2"}),

@@ -65,6 +65,8 @@ class Target:
       unoptimized: types of storage that make the runtime's own graph optimizations fail: it loads such a file only without them.
       bias_types: what biases may be kept in beside float.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
+      signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
+        unsigned; where a type is asked for, that counts.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
       integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
       merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
@@ -100,6 +102,7 @@ class Target:
     unoptimized: frozenset[str] = frozenset()
     bias_types: frozenset[str] = frozenset({"int32"})
     centered: bool = False
+    signed_below_zero: bool = False
     per_channel: bool = True
     asymmetric_per_channel: bool = False
     integer_products_symmetric: bool = False
