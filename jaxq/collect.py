@@ -148,8 +148,11 @@ def _step(
     watched = frozenset(name for names in requests.values() for name in names)
     summed = frozenset(name for node in graph.nodes if node.op in SUMS for name in node.inputs)
 
-    def forward(sample: Mapping[str, Any]) -> dict[str, jax.Array]:
+    branches: dict[str, int] = {}  # tensor of a branch on which the data decide -> its condition's place
+
+    def forward(sample: Mapping[str, Any]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
         seen: dict[str, jax.Array] = {}
+        conditions: dict[str, jax.Array] = {}
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
@@ -157,24 +160,40 @@ def _step(
                 value = value if name in summed else seen[name]
             return value, carry
 
-        execute(graph, params, {**sample, **fixed}, tap=chain(watch, quantizing(encodings)))
-        return seen
+        tap = chain(watch, quantizing(encodings))
+        execute(graph, params, {**sample, **fixed}, tap=tap, conditions=conditions)
+        distinct = {id(taken): taken for name, taken in conditions.items() if name in seen}
+        places = {each: place for place, each in enumerate(distinct)}
+        branches.update({name: places[id(taken)] for name, taken in conditions.items() if name in seen})
+        return seen, list(distinct.values())
 
-    tensors = jax.vmap(forward)(dict(batch.inputs))
-    index = jnp.where(batch.real, batch.number, INT32_MAX)
+    tensors, conditions = jax.vmap(forward)(dict(batch.inputs))
     after = []
     for (observer, names), state in zip(requests.items(), states, strict=True):
-        rows = np.array([row for row, name in enumerate(names) if name in tensors], np.int32)
-        if rows.size:  # these samples may have taken a branch in which other tensors are not made
-            chosen = [tensors[names[row]] for row in rows]
-            measured = observer.measure(chosen, index if observer.by_number else batch.real)
-            if rows.size == len(names):
-                state = observer.update(state, measured, index)
-            else:
-                made = observer.update(jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), measured, index)
-                state = jax.tree.map(lambda leaf, new, rows=rows: leaf.at[rows].set(new), state, made)
+        alike: dict[
+            int | None, list[int]
+        ] = {}  # these samples may have taken a branch in which other tensors are not made
+        for row, name in enumerate(names):
+            if name in tensors:
+                alike.setdefault(branches.get(name), []).append(row)
+        for branch, rows in alike.items():
+            real = batch.real if branch is None else batch.real & conditions[branch]
+            state = _updated(observer, state, rows, [tensors[names[row]] for row in rows], batch.number, real)
         after.append(state)
     return after
+
+
+def _updated(
+    observer: Observer, state: Any, rows: list[int], tensors: list[jax.Array], number: jax.Array, real: jax.Array
+) -> Any:
+    """The state after a batch of these tensors, which stand in some of its rows; samples that are not real do not count."""
+    index = jnp.where(real, number, INT32_MAX)
+    measured = observer.measure(tensors, index if observer.by_number else real)
+    some = np.array(rows, np.int32)
+    if some.size == len(jax.tree.leaves(state)[0]):
+        return observer.update(state, measured, index)
+    made = observer.update(jax.tree.map(lambda leaf: leaf[some], state), measured, index)
+    return jax.tree.map(lambda leaf, new: leaf.at[some].set(new), state, made)
 
 
 def batches(
@@ -216,30 +235,38 @@ def tensor_shapes(
     model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
 ) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
+    return traced_tensors(model, static, inputs)[0]
+
+
+def traced_tensors(
+    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
+) -> tuple[Mapping[str, jax.ShapeDtypeStruct], frozenset[str]]:
+    """`tensor_shapes`, and the names of the tensors that are made where no tap sees them."""
     head = split(model.graph, model.params, static, inputs).head
     given = [
         {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in each.items()}
         for each in (model.params, inputs)
     ]
     leaves, structure = jax.tree.flatten(given)
-    return _tensor_shapes(head, static, structure, tuple(leaves), runs_in_32_bit())
+    return _traced_tensors(head, static, structure, tuple(leaves), runs_in_32_bit())
 
 
 @functools.lru_cache(maxsize=64)  # every pass over the data asks
-def _tensor_shapes(
+def _traced_tensors(
     head: Graph, static: FrozenDict[str, Literal], structure: Any, leaves: tuple[Any, ...], narrow: bool
-) -> FrozenDict[str, jax.ShapeDtypeStruct]:
+) -> tuple[FrozenDict[str, jax.ShapeDtypeStruct], frozenset[str]]:
     """The same for inputs [params, inputs]; `narrow` says which mode of JAX it is for."""
     params, inputs = jax.tree.unflatten(structure, leaves)
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    hidden: set[str] = set()
     fixed = {name: literal.array for name, literal in static.items()}
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch)[0], params, inputs)
-    return FrozenDict(shapes)
+    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch, hidden=hidden)[0], params, inputs)
+    return FrozenDict(shapes), frozenset(hidden)
 
 
 def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:

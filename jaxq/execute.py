@@ -35,6 +35,8 @@ def execute(
     tap: Tap | None = None,
     carry: Any = None,
     postponed: dict[str, str] | None = None,
+    hidden: set[str] | None = None,
+    conditions: dict[str, jax.Array] | None = None,
     concrete: bool = False,
 ) -> tuple[dict[str, Any], Any]:
     """Runs `graph` and returns its outputs by name, and the carry after the last tap.
@@ -44,10 +46,13 @@ def execute(
       params: weights by tensor name, of the graph and all of its subgraphs.
       inputs: values by input name. Numpy arrays are static: they may decide shapes and branches. JAX arrays are traced.
       tap: `tap(name, value, carry) -> (value, carry)` sees every traced tensor as it is made, params and inputs too,
-        and may replace it. Tensors inside loops and traced branches are not shown.
+        and may replace it. Tensors inside loops are not shown. Where the data decide on a branch, it sees both.
       carry: what the first tap gets.
       postponed: if given, a node that cannot be compiled is no error: its name and the reason are put in here, and so are all
         nodes that depend on it. Outputs that they would make are left out.
+      hidden: if given, the names of tensors that are made where no tap sees them, in loops, are put in here.
+      conditions: if given, the name of each tensor that the tap sees in a branch on which the data decide is put in here, and the
+        boolean that says whether this branch is taken.
       concrete: whether every value is there and stays so: outside of any trace, all in numpy.
 
     Raises:
@@ -55,7 +60,7 @@ def execute(
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
     budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
-    walk = _Walk(graph, params, tap, carry, budget, concrete)
+    walk = _Walk(graph, params, tap, carry, budget, concrete, hidden, conditions)
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values, postponed), walk.carry
 
@@ -71,8 +76,10 @@ def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
     return tap
 
 
-def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
-    """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
+def quantizing(encodings: Mapping[str, QuantParams]) -> Tap | None:
+    """A tap that replaces each tensor named in `encodings` by its fake-quantized self; None where there are none."""
+    if not encodings:
+        return None
 
     def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         return (quantized(value, encodings[name]) if name in encodings else value), carry
@@ -102,7 +109,8 @@ def chain(*taps: Tap | None) -> Tap | None:
 class Subgraph(NamedTuple):
     """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
 
-    `concrete` says that all it reads is there, in numpy, so that each turn of a loop may run as it comes.
+    `concrete` says that all it reads is there, in numpy, so that each turn of a loop may run as it comes; `tapped`, that somebody
+    looks at tensors, which in a branch that is inlined can be seen.
     """
 
     run: Callable[..., tuple[Any, ...]]
@@ -110,20 +118,34 @@ class Subgraph(NamedTuple):
     outputs: tuple[str, ...]
     types: tuple[TensorType | None, ...]  # what the file declares of the outputs
     concrete: bool = False
+    tapped: bool = False
 
-    def __call__(self, *values: Any, inlined: bool = False) -> tuple[Any, ...]:
-        """Runs the body on positional values; `inlined=True` when it is run exactly once, in the outer trace."""
-        return self.run(values, inlined)
+    def __call__(self, *values: Any, inlined: bool = False, condition: Any = None) -> tuple[Any, ...]:
+        """Runs the body on positional values; `inlined=True` when it is run exactly once, in the outer trace.
+
+        A `condition`, a boolean that depends on the data, says whether what is inlined is taken at all.
+        """
+        return self.run(values, inlined, condition)
 
 
 class _Walk:
     """The state of one call of `execute`: the tap, its carry, and where each traced value came from."""
 
     def __init__(
-        self, graph: Graph, params: Mapping[str, Any], tap: Tap | None, carry: Any, budget: Budget, concrete: bool
+        self,
+        graph: Graph,
+        params: Mapping[str, Any],
+        tap: Tap | None,
+        carry: Any,
+        budget: Budget,
+        concrete: bool,
+        hidden: set[str] | None = None,
+        conditions: dict[str, jax.Array] | None = None,
     ):
         self.graph, self.params, self.tap, self.carry = graph, params, tap, carry
-        self.budget, self.concrete = budget, concrete
+        self.budget, self.concrete, self.hidden = budget, concrete, hidden
+        self.conditions = {} if conditions is None else conditions
+        self.condition: jax.Array | None = None  # under which the branch is taken that is being run
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -132,6 +154,8 @@ class _Walk:
         if self.tap is None or not isinstance(value, jax.Array):
             return value
         value, self.carry = self.tap(name, value, self.carry)
+        if self.condition is not None:
+            self.conditions[name] = self.condition
         return value
 
     def run(self, graph: Graph, outer: Mapping[str, Any], postponed: dict[str, str] | None = None) -> dict[str, Any]:
@@ -201,19 +225,26 @@ class _Walk:
         return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
-        def run(arguments: tuple[Any, ...], inlined: bool) -> tuple[Any, ...]:
+        def run(arguments: tuple[Any, ...], inlined: bool, condition: Any) -> tuple[Any, ...]:
             if len(arguments) != len(graph.inputs):
                 raise ModelError(
                     f"graph {graph.name!r} has {len(graph.inputs)} inputs {list(graph.inputs)}, but {len(arguments)} values"
                 )
             given = dict(zip(graph.inputs, arguments, strict=True))
             # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            walk = self if inlined else _Walk(self.graph, self.params, None, None, self.budget, self.concrete)
+            walk, outside = self, self.condition
+            if not inlined:
+                walk = _Walk(self.graph, self.params, None, None, self.budget, self.concrete, self.hidden)
+            if walk.tap is None and self.hidden is not None:
+                self.hidden.update(name for node in graph.nodes for name in node.outputs if name)
+            if condition is not None:
+                self.condition = condition if outside is None else outside & condition
             results = walk.run(graph, {**values, **given})
+            self.condition = outside
             return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 
         types = tuple(map(graph.types.get, graph.outputs))
-        return Subgraph(run, graph.inputs, graph.outputs, types, self.concrete)
+        return Subgraph(run, graph.inputs, graph.outputs, types, self.concrete, self.tap is not None)
 
     def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
         """The chain of tensors from the operand that should be static back to where it became traced."""

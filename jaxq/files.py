@@ -52,6 +52,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def withdraw(*reports: str | os.PathLike[str] | None) -> None:
+    """Removes what an earlier run has said of a file that is about to be replaced: no report stands beside another result."""
+    for path in reports:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)

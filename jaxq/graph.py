@@ -191,6 +191,11 @@ def tensor_names(graph: Graph) -> set[str]:
     return names
 
 
+def node_names(graph: Graph) -> set[str]:
+    """The name of every node, those of subgraphs too."""
+    return {node.name for _, node in graph.walk()}
+
+
 def unused_name(name: str, taken: set[str]) -> str:
     """The name, or the name with the first number that makes it new; it is then taken."""
     number, free = 1, name

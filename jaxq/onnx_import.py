@@ -44,7 +44,7 @@ def load(source: Source) -> Model:
         return source
     model = read(source)
     opsets = {standard_domain(domain): version for domain, version in model.opset_imports.items()}
-    reader = _Reader(opsets)
+    reader = _Reader(opsets, {node.name for node in model.graph.all_nodes() if node.name})
     graph = reader.graph(model.graph, model.graph.name or "graph")
     for name in graph.inputs:
         if name not in graph.types:
@@ -127,14 +127,14 @@ def innermost(error: BaseException) -> BaseException:
 
 
 class _Reader:
-    """Turns `onnx_ir` graphs into ours; names stay, except where the file uses one twice."""
+    """Turns `onnx_ir` graphs into ours; names stay, except where the file uses one twice. A node without a name gets one."""
 
-    def __init__(self, opsets: Mapping[str, int]):
+    def __init__(self, opsets: Mapping[str, int], node_names: set[str]):
         self.opsets = FrozenDict(opsets)
         self.params: dict[str, Any] = {}
         self.names: dict[ir.Value, str] = {}
         self.taken: set[str] = set()
-        self.node_names: set[str] = set()
+        self.given, self.node_names = set(node_names), node_names  # those that no node has yet; those that none may get
 
     def graph(self, source: ir.Graph, name: str) -> Graph:
         initializers = [value for value in source.initializers.values() if value.const_value is not None]
@@ -182,7 +182,10 @@ class _Reader:
             if value is not None:
                 self.params[self.names[source.outputs[0]]] = value
                 return
-        name = unused_name(source.name or f"{source.op_type}", self.node_names)
+        if source.name in self.given:
+            self.given.remove(name := source.name)
+        else:
+            name = unused_name(source.name or source.op_type, self.node_names)
         inputs = tuple(self.name(value, f"an input of node {name!r} ({source.op_type})") for value in source.inputs)
         attributes = {key: self.attribute(each, name) for key, each in source.attributes.items()}
         while inputs and not inputs[-1]:

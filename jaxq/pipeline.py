@@ -17,13 +17,12 @@ from jaxq.algorithms.channel_alignment import ChannelAlignment
 from jaxq.algorithms.equalization import Equalization
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
-from jaxq.collect import tensor_shapes
 from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.fusion import add_missing_biases, fuse
-from jaxq.graph import Graph
-from jaxq.model import Model, split_static
+from jaxq.graph import Graph, Node
+from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
@@ -31,8 +30,8 @@ from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nod
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
-from jaxq.split import split
 from jaxq.targets import Target
+from jaxq.traces import traces, untaken_nodes, variants
 from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
@@ -48,7 +47,9 @@ class Prepared:
       graph: the same before any tensor got a second name for quantized readers.
       dtypes: of every tensor that is made when it runs.
       ignored: names of the nodes that the user keeps in float.
-      on_host: names of the nodes behind the compiled part (`jaxq.split`), which stay in float.
+      on_host: names of the nodes that no compiled program runs: those behind it (`jaxq.split`), and in branches that no sample
+        takes. They stay in float.
+      untaken: names of the layers in branches that no sample takes, which stay in float.
     """
 
     model: Model
@@ -59,6 +60,7 @@ class Prepared:
     options: QuantizeOptions
     ignored: frozenset[str]
     on_host: frozenset[str]
+    untaken: tuple[str, ...]
 
     def place(self, ignored: Iterable[str] = ()) -> Plan:
         """The plan when more nodes stay in float."""
@@ -101,7 +103,7 @@ class Prepared:
         sites = bias_sites(self.plan.graph, self.model.params, nodes)
         return [BiasCorrection(sites=sites, **given(threshold=chosen.threshold))]
 
-    def run(self, watch: Callable[[Model], None] | None = None) -> Model:
+    def run(self, watch: Callable[[Model], object] | None = None) -> Model:
         """The quantized model; `watch` is given the one whose biases are not corrected yet."""
         last = IntegerBiases(self.plan)
         watching = () if watch is None else (Watch(last, watch),)
@@ -110,8 +112,17 @@ class Prepared:
         steps: list[Algorithm | tuple[Algorithm, ...]] = [*self.preserving(), together]
         return run_pipeline(steps, self.model, self.data, self.options.batch_size, one_program=True)
 
-    def record(self, stacklevel: int) -> dict[str, str]:
+    def record(self, quantized: Model, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
+        unseen = self.unseen_layers(quantized)
+        if unseen:
+            named = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+            warnings.warn(
+                f"no calibration sample takes the branches of {len(unseen)} layer(s), which stay in float: {named}; "
+                "calibrate with samples that take every branch",
+                JaxqWarning,
+                stacklevel=stacklevel + 1,
+            )
         return self.data.record(stacklevel + 1) | {
             # without the batch size, which changes nothing of the result
             "jaxq.options": json.dumps(replace(self.options, batch_size=None).to_dict(), sort_keys=True),
@@ -120,13 +131,21 @@ class Prepared:
             "jaxq.ignored": " ".join(sorted(self.ignored)),
         }
 
+    def unseen_layers(self, quantized: Model) -> list[str]:
+        """Names of the layers that stay in float because no sample runs them: where the data decide, it is known only now."""
+        unseen = self.plan.unseen(quantized.encodings)
+        late = [
+            node.name for _, node in self.plan.graph.walk() if node.name in unseen and has_weights(node, self.options)
+        ]
+        return sorted({*self.untaken, *late})
+
 
 @dataclass(frozen=True)
 class Watch:
     """A step that changes nothing: it shows somebody what the model would be if `last` came now."""
 
     last: Algorithm
-    show: Callable[[Model], None]
+    show: Callable[[Model], object]
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
         return {}
@@ -154,16 +173,19 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
         graph, params = add_missing_biases(graph, params)
     model = model.replace(graph=graph, params=params)
     samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
-    samples.first()  # before any work
-    on_host = host_nodes(model, samples.first())
+    kinds = variants(model, samples.unseen())  # before any work
+    on_host = traces(model, kinds).on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
-    dtypes = tensor_dtypes(model, samples.first())
-    plan = place(model.graph, model.params, dtypes, options, ignored | on_host)
+    found = traces(model, kinds)
+    untaken = untaken_nodes(model.graph, found)
+    on_host |= {node.name for node in untaken}
+    plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_unoptimized(plan, options.target)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
         refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
-    return Prepared(plan.prepare(model), model.graph, plan, dtypes, samples, options, ignored, on_host)
+    layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
+    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
 
 
 def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
@@ -186,17 +208,10 @@ def refuse_quantized(model: Model) -> None:
         raise ModelError(f"the model is already quantized ({where}); give the float model that it was made from")
 
 
-def host_nodes(model: Model, sample: Mapping[str, Any]) -> frozenset[str]:
-    """The nodes that the host runs behind the compiled part (`jaxq.split`): they stay in float."""
-    static, inputs = split_static(model.graph, sample)
-    return split(model.graph, model.params, static, inputs).host_nodes
-
-
-def tensor_dtypes(model: Model, sample: Mapping[str, Any]) -> dict[str, str]:
-    """The dtype name of every tensor that is made when the model runs on the sample."""
-    static, inputs = split_static(model.graph, sample)
-    shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
-    return {name: shape.dtype.name for name, shape in shapes.items()}
+def has_weights(node: Node, options: QuantizeOptions) -> bool:
+    """Whether the node is of a kind that the target computes in integers with weights."""
+    rule = None if node.domain else options.target.rules.get(node.op)
+    return rule is not None and bool(rule.weights)
 
 
 def place(

@@ -305,7 +305,7 @@ class Places:
 
     def takes_quantized(self, node: Node, index: int) -> bool:
         """Whether this reader works on the quantized tensor."""
-        if node.op in ("Shape", "Size") or (node.op == "Identity" and node.name in self.requantized):
+        if node.op in ("Shape", "Size") or (node.op == "Identity" and node.outputs[0] in self.requantized):
             return True
         if node.name in self.chosen:
             return index in self.places(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node
+from jaxq.graph import FrozenDict, Graph, Literal, Node, node_names, unused_name
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -62,6 +62,22 @@ class Plan:
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
         return model.replace(graph=self.graph, params=params)
 
+    def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the nodes that stay in float, because no sample made a tensor that they were to read quantized."""
+        missing = self.activations.keys() - encodings.keys()
+        chosen = frozenset(self.nodes)
+        return frozenset(
+            node.name for _, node in self.graph.walk() if node.name in chosen and not missing.isdisjoint(node.inputs)
+        )
+
+    def read_in_float(self, encodings: Mapping[str, object]) -> frozenset[str]:
+        """Names of the weights that only such nodes read."""
+        unseen, weights = self.unseen(encodings), {weight.name for weight in self.weights}
+        if not unseen:
+            return frozenset()
+        other = {name for _, node in self.graph.walk() if node.name not in unseen for name in node.inputs}
+        return frozenset(weights - other)
+
 
 def constants(graph: Graph) -> dict[str, object]:
     """Every constant of the graph, its branches and loops, as arrays."""
@@ -76,22 +92,25 @@ def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Map
     wanted: dict[str, list[str]] = {}
     for new, old in sources.items():
         wanted.setdefault(old, []).append(new)
-    return _read_copies(graph, edges, wanted)
+    return _read_copies(graph, edges, wanted, node_names(graph))
 
 
-def _read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]]) -> Graph:
+def _read_copies(
+    graph: Graph, edges: Mapping[tuple[str, int], str], wanted: Mapping[str, list[str]], taken: set[str]
+) -> Graph:
     nodes: list[Node] = []
 
     def copy(name: str) -> None:
         for new in wanted.get(name, ()):
-            nodes.append(Node("Identity", (name,), (new,), name=new, version=graph.opsets.get("", 17)))
+            version = graph.opsets.get("", 17)
+            nodes.append(Node("Identity", (name,), (new,), name=unused_name(new, taken), version=version))
 
     for name in graph.inputs:
         copy(name)
     for node in graph.nodes:
         inputs = tuple(edges.get((node.name, index), name) for index, name in enumerate(node.inputs))
         attributes = {
-            key: _read_copies(value, edges, wanted) if isinstance(value, Graph) else value
+            key: _read_copies(value, edges, wanted, taken) if isinstance(value, Graph) else value
             for key, value in node.attributes.items()
         }
         nodes.append(replace(node, inputs=inputs, attributes=FrozenDict(attributes)))

@@ -73,7 +73,7 @@ def quantize(
     )
     prepared = prepare(model, calibration_dataset, options)
     quantized = prepared.run()
-    return quantized.replace(metadata=quantized.metadata | prepared.record(stacklevel=2))
+    return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=2))
 
 
 __all__ = ["quantize"]

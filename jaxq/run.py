@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxq.data import Dataset, open_data
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
-from jaxq.files import check_writable, write_text
+from jaxq.external_data import data_file
+from jaxq.files import check_writable, withdraw, write_text
 from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
@@ -93,7 +94,7 @@ def run_file(
         if search is not None and search.steps and folder is not None and file is not None:
             from jaxq.accuracy.folder import copy_best
 
-            copy_best(folder, file)
+            copy_best(folder, file, file.with_suffix(".json"))
         raise
     except JaxqError as error:
         place = _place(str(error), job, places)
@@ -109,6 +110,7 @@ def run_file(
         "config": os.fspath(path),
         "model": job.model,
         "output": None if file is None else str(file),
+        "data_file": None,
         "quantized_activations": len(model.encodings.keys() - model.params.keys()),
         "quantized_params": len(model.encodings.keys() & model.params.keys()),
         "seconds": round(time.perf_counter() - start, 3),
@@ -118,7 +120,8 @@ def run_file(
     if search is not None:
         report["accuracy"] = search.to_dict()
     if file is not None:
-        save(model, file)
+        withdraw(file.with_suffix(".json"))
+        report["data_file"] = data_file(save(model, file))
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
         if missed is None and folder == own_folder(file):
             from jaxq.accuracy.folder import remove
@@ -225,13 +228,13 @@ def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyRepor
     if job.accuracy is not None:
         return run_with_accuracy_control(job, model, data, file, on_step)
     prepared = prepare(model, data, job.quantize)
-    dump = (
+    dump: Callable[[Model], object] | None = (
         partial(save, path=file.with_suffix(".intermediate.onnx"))
         if file is not None and job.dump_intermediate_model
         else None
     )
     quantized = prepared.run(watch=dump)
-    return quantized.replace(metadata=quantized.metadata | prepared.record(stacklevel=4))
+    return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=4))
 
 
 def run_with_accuracy_control(

@@ -64,6 +64,43 @@ def test_quantize_says_what_it_wrote(digits, tmp_path, capsys):
     assert re.search(r"out\.onnx: 97,503 -> [\d,]+ bytes, in [\d.]+ s", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("command", ["quantize", "compress", "run"])
+def test_the_data_file_is_named_where_there_is_one(digits, tmp_path, capsys, command):
+    model, out, data = tmp_path / "large.onnx", tmp_path / "out" / "large.onnx", str(digits / "few.npz")
+    jaxq.save(jaxq.load(digits / "digits.onnx"), model, external_data=True)
+    out.parent.mkdir()
+    (tmp_path / "job.json").write_text(json.dumps({"model": str(model), "data": data}))
+    arguments = {
+        "quantize": [str(model), "--data", data, "-o", str(out)],
+        "compress": [str(model), "-o", str(out)],
+        "run": [str(tmp_path / "job.json"), "-o", str(out.parent)],
+    }
+    assert cli.main([command, *arguments[command], "--json", str(tmp_path / "result.json")]) == 0
+    (written,) = out.parent.glob("*.data")
+    assert f"large.onnx (weights in {written}): " in capsys.readouterr().out
+    assert json.loads((tmp_path / "result.json").read_text())["data_file"] == str(written)
+
+
+@pytest.mark.parametrize("command", ["quantize", "compress", "run"])
+def test_an_earlier_report_is_gone_before_the_model_that_it_is_about(digits, tmp_path, monkeypatch, command):
+    model, data = str(digits / "digits.onnx"), str(digits / "few.npz")
+    out, report = tmp_path / "digits.onnx", tmp_path / "digits.json"
+    report.write_text("{}")
+    (tmp_path / "job").write_text(json.dumps({"model": model, "data": data}))
+    arguments = {
+        "quantize": [model, "--data", data, "-o", str(out), "--json", str(report)],
+        "compress": [model, "-o", str(out), "--json", str(report)],
+        "run": [str(tmp_path / "job"), "-o", str(tmp_path)],
+    }
+
+    def kill(*_, **__):
+        assert not report.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxq.onnx_export.put_in_place", kill)
+    assert cli.main([command, *arguments[command], "-q"]) == 130
+
+
 def test_quiet_prints_nothing_where_nothing_is_wrong(digits, quantized, capsys):
     assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz"), "-q"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -538,15 +575,18 @@ def in_words(command: str, model: Path, data: str, out: Path) -> list[str]:
 @pytest.mark.parametrize("command", ["quantize", "run"])
 def test_the_best_of_an_interrupted_search_can_be_read(digits, labelled_digits, tmp_path, capsys, interrupted, command):
     model = tmp_path / "large.onnx"
-    jaxq.save(jaxq.load(digits / "digits.onnx"), model, external_data=True)
+    _, weights = jaxq.save(jaxq.load(digits / "digits.onnx"), model, external_data=True)
     out, data = tmp_path / "results" / "large.onnx", str(digits / "few.npz")
     out.parent.mkdir()
     assert cli.main(in_words(command, model, data, out)) == 130
-    assert "the best model so far is" in capsys.readouterr().err
-    found = {path.name for path in out.parent.iterdir()}
-    assert found == {"large.onnx", "large.onnx.data", "large.onnx.search"}
+    said = capsys.readouterr().err
+    assert "the best model so far is" in said
+    found = {path.name for path in out.parent.iterdir()} - {"large.onnx", "large.onnx.search"}
+    assert len(found) == 1
+    assert command == "run" or f"large.onnx with {out.parent / min(found)}" in said
     shutil.rmtree(out.parent / "large.onnx.search")
     model.unlink()
+    weights.unlink()
     assert jaxq.load(out)(demo.images("test")[:1])
 
 

@@ -77,15 +77,16 @@ def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
     steps: list[Algorithm | tuple[Algorithm, ...]] = [*prepared.preserving(), together]
     corrected = run_pipeline(steps, prepared.model, prepared.data, prepared.options.batch_size, one_program=True)
     assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
-    exact, found = before.model.params, {ASKED_FOR: calibrated.model.encodings}
+    exact, encodings = before.model.params, calibrated.model.encodings
+    found: dict[str, Mapping[str, QuantParams]] = {ASKED_FOR: encodings}
     found |= {name: each.found for name, each in others.items()}
     base = _base(
         prepared,
         exact,
         {name: value for name, value in corrected.params.items() if value is not exact[name]},
         {name: {t: each[t] for t in prepared.plan.activations if t in each} for name, each in found.items()},
-        {weight.name: calibrated.model.encodings[weight.name] for weight in prepared.plan.weights},
-        dict(corrected.metadata) | prepared.record(stacklevel=4),
+        {each.name: encodings[each.name] for each in prepared.plan.weights if each.name in encodings},
+        dict(corrected.metadata) | prepared.record(corrected, stacklevel=4),
     )
     return base if base.correct is None else with_corrected_biases(prepared, base)
 

@@ -146,6 +146,9 @@ class Candidates:
         best = self.best
         if best is not None and self.state.folder is not None and not self.state.holds(best.place):
             model = best.model()
+            if self.state.best:  # a kill between the two files must not leave a model under another one's name
+                self.state.best = ""
+                self.state.save()
             if self.state.write(BEST, lambda path: save(model, path)):
                 self.state.best = best.place
         self.state.save()

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from jaxq.errors import ConfigError, JaxqError
-from jaxq.files import check_writable
+from jaxq.external_data import data_files, move_model
+from jaxq.files import check_writable, withdraw
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
 
@@ -32,8 +33,9 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
 
 def files_in(folder: Path) -> list[Path]:
     """The files of a search; what else is in the folder is not its own."""
-    named = (folder / name for name in (STATE, REPORT, BEST, f"{BEST}.data"))
-    return [*(path for path in named if path.exists()), *sorted(folder.glob("base-*.npz"))]
+    named = (folder / name for name in (STATE, REPORT, BEST))
+    data = data_files(folder / BEST) if folder.is_dir() else ()
+    return [*(path for path in named if path.exists()), *sorted(data), *sorted(folder.glob("base-*.npz"))]
 
 
 def move_aside(folder: Path) -> Path:
@@ -42,7 +44,10 @@ def move_aside(folder: Path) -> Path:
     try:
         aside.mkdir()
         for path in files_in(folder):
-            path.rename(aside / path.name)
+            if path.name == BEST:
+                move_model(path, aside)
+            elif path.exists():
+                path.rename(aside / path.name)
     except OSError as error:
         raise ConfigError(
             f"{str(folder)!r} holds another search, which cannot be moved away ({error.strerror}); name another folder"
@@ -58,10 +63,14 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def copy_best(folder: Path, output: Path) -> bool:
-    """Writes the best model of a search that was interrupted, with its weights; returns whether that could be done."""
+def copy_best(folder: Path, output: Path, *reports: str | os.PathLike[str] | None) -> tuple[Path, ...]:
+    """Writes the best model of a search that was interrupted, with its weights; returns its files, if that could be done.
+
+    `reports` are those of an earlier run about the file that is replaced.
+    """
     try:
-        save(load(folder / BEST), output)
+        best = load(folder / BEST)
+        withdraw(*reports)
+        return save(best, output)
     except JaxqError:
-        return False
-    return True
+        return ()

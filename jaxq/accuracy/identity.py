@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxq.data import Dataset
 from jaxq.data.samples import Samples
-from jaxq.graph import Graph
+from jaxq.graph import FrozenDict, Graph
 
 Part = str | list[Any] | None  # as it stands in `state.json`; None where nothing depends on it yet
 
@@ -100,13 +100,8 @@ class ReadOnce:
 
 
 def model_digest(graph: Graph, params: Mapping[str, Any]) -> str:
-    """That of a model."""
-    digest = Digest()
-    for node in graph.nodes:
-        digest.add(repr(node))
-    for name in sorted(params):
-        digest.add((name, params[name]))
-    return digest.hexdigest
+    """That of a model: of everything in its graph and subgraphs, and of every param."""
+    return digest_of(graph, FrozenDict({name: np.asarray(value) for name, value in params.items()}))
 
 
 def digest_of(*values: Any) -> str:
@@ -130,7 +125,7 @@ class Digest:
 
     def add(self, value: Any) -> None:
         """Takes arrays in by their bytes, files by name, size and time, containers and dataclasses by their parts, functions
-        by what they compute with; of anything else only the type.
+        by what they compute with; of anything else only the type. The order of a `FrozenDict` does not count.
         """
         if id(value) in self._within:
             return
@@ -139,11 +134,13 @@ class Digest:
         if value is None or isinstance(value, str | bool | int | float | complex | np.generic | enum.Enum):
             self._word(repr(value))
         elif isinstance(value, bytes | bytearray):
+            self._word(str(len(value)))
             self._hash.update(value)
         elif isinstance(value, os.PathLike):
             self._add_file(Path(value))
         elif isinstance(value, Mapping):
-            self.add(list(value.items()))
+            ordered = isinstance(value, FrozenDict)
+            self.add(sorted(value.items(), key=lambda item: repr(item[0])) if ordered else list(value.items()))
         elif isinstance(value, list | tuple):
             self._word(str(len(value)))
             for part in value:

@@ -4,7 +4,7 @@
 |---|---|
 | `state.json` | what the search depends on, rankings, every candidate with its values, which of them `best.onnx` is |
 | `base-<preset>.npz` | what calibration found, so that it need not be run again |
-| `best.onnx`, `best.onnx.data` | the best model so far |
+| `best.onnx`, `best.onnx.<hash>.data` | the best model so far |
 | `report.json` | the report so far |
 | `earlier-<number>` | the same of another search that was found in the folder |
 """
@@ -112,7 +112,7 @@ class State:
         }
         self.write(STATE, lambda path: write_text(path, json.dumps(content, indent=1) + "\n"))
 
-    def write(self, name: str, writer: Callable[[Path], None]) -> bool:
+    def write(self, name: str, writer: Callable[[Path], object]) -> bool:
         """Writes a file of the folder, if there is one; returns whether it was written.
 
         Where that fails (the disk is full), the search goes on without the folder: its result can be written elsewhere.

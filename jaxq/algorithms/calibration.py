@@ -97,7 +97,10 @@ class Calibration:
         automatic = self.activations.distribution is AggregatorType.AUTO
         found = self.chosen_ranges(model, stats, samples) if automatic else self.group_ranges(self.ranges(stats))
         encodings = {**model.encodings, **self.activation_encodings(model, found)}
+        read = self.plan.read_in_float(encodings)
         for weight in self.plan.weights:
+            if weight.name in read:
+                continue
             value = np.asarray(model.params[weight.name])
             encodings[weight.name] = weight_params(
                 weight.name, value, weight.scheme, self.weights, unified_zero_point=self.unified_zero_point

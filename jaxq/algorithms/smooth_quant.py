@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.fusion import owned
-from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
+from jaxq.graph import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 
@@ -190,9 +190,8 @@ def divide(graph: Graph, params: dict[str, Any], group: Group, factor: np.ndarra
     smooth, constant = (unused_name(f"{group.tensor}.{end}", taken) for end in ("smooth", "smoothing"))
     spread = factor.reshape(-1, *([1] * (params[group.readers[0].inputs[1]].ndim - 2))) if group.axis == 1 else factor
     params[constant] = (1 / spread).astype(np.float32)
-    inserted = Node(
-        "Mul", (group.tensor, constant), (smooth,), FrozenDict(), name=smooth, version=graph.opsets.get("", 17)
-    )
+    name, version = unused_name(smooth, node_names(graph)), graph.opsets.get("", 17)
+    inserted = Node("Mul", (group.tensor, constant), (smooth,), FrozenDict(), name=name, version=version)
     names = {each.name for each in group.readers}
     nodes: list[Node] = [inserted] if group.tensor in graph.inputs else []
     for node in graph.nodes:

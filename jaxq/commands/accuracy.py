@@ -144,6 +144,7 @@ def quantize_within(
     data: Iterable[Any],
     validation: Iterable[Any],
     output: Path,
+    reports: tuple[str | Path | None, ...],
     options: QuantizeOptions,
     *,
     quiet: bool,
@@ -188,10 +189,11 @@ def quantize_within(
         print(f"error: {error}", file=sys.stderr)
         return error.best, error.report
     except KeyboardInterrupt:
-        if steps.last is not None and steps.last.steps and copy_best(folder, output):
+        if steps.last is not None and steps.last.steps and (files := copy_best(folder, output, *reports)):
             limit = "within the limit" if any(step.reached for step in steps.last.steps) else "not within the limit"
+            names = " with ".join(map(str, files))
             print(
-                f"interrupted: the best model so far is {output}, {limit}; the same command goes on. The report so far: "
+                f"interrupted: the best model so far is {names}, {limit}; the same command goes on. The report so far: "
                 f"{folder / REPORT}",
                 file=sys.stderr,
             )

@@ -31,7 +31,7 @@ from jaxq.commands.options import (
     ignored_scope,
     reading,
 )
-from jaxq.commands.session import bytes_of, check_outputs, session, write_json
+from jaxq.commands.session import bytes_of, check_outputs, session, write_json, written_files
 from jaxq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def compress(
     with session(device=device, quiet=quiet, verbose=verbose):
         from jaxq.compress import compress_weights
         from jaxq.data import open_data
+        from jaxq.external_data import data_file
+        from jaxq.files import withdraw
         from jaxq.onnx_export import save
         from jaxq.onnx_import import load
 
@@ -137,12 +139,14 @@ def compress(
             group_size_fallback_mode=group_size_fallback,
             batch_size=batch_size,
         )
-        save(compressed, output, matmul_nbits=matmul_nbits)
+        withdraw(None if json_path == "-" else json_path)
+        written = save(compressed, output, matmul_nbits=matmul_nbits)
         seconds = time.perf_counter() - started
-    result = described(model, loaded, output, compressed, seconds)
+    result = described(model, loaded, output, compressed, seconds) | {"data_file": data_file(written)}
     write_json(result, json_path)
     if not quiet and json_path != "-":
-        print("{output}: {float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
+        sizes = "{float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
+        print(f"{written_files(result)}: {sizes}")
         print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result))
 
 

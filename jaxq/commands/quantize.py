@@ -35,7 +35,7 @@ from jaxq.commands.options import (
     ignored_scope,
     reading,
 )
-from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json
+from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json, written_files
 
 if TYPE_CHECKING:
     from jaxq.accuracy.report import AccuracyReport
@@ -142,8 +142,11 @@ def quantize(
         from jaxq.report import require_extra
 
         require_extra()
+    reports = (report, None if json_path == "-" else json_path)
     with session(device=device, quiet=quiet, verbose=verbose):
         from jaxq import config
+        from jaxq.external_data import data_file
+        from jaxq.files import withdraw
         from jaxq.onnx_export import save
         from jaxq.onnx_import import load
         from jaxq.options import QuantizeOptions
@@ -162,13 +165,14 @@ def quantize(
         )
         loaded = load(model)
         how = reading(resize, crop, mean, std, layout, color, batch_axis)
-        quantized, found = quantized_model(loaded, data, how, options, choices, output, quiet=quiet)
-        save(quantized, output)
+        quantized, found = quantized_model(loaded, data, how, options, choices, output, reports, quiet=quiet)
+        withdraw(*reports)
+        written = save(quantized, output)
         if save_config is not None:
             job = config.of_call(model, data, options, accuracy=choices.section(), **how)
             config.write_job(job, save_config)
         seconds = time.perf_counter() - started
-    result = described(model, loaded, output, quantized, found, seconds)
+    result = described(model, loaded, output, quantized, found, seconds) | {"data_file": data_file(written)}
     write_json(result, json_path)
     if report is not None:
         from jaxq.files import write_text
@@ -217,6 +221,7 @@ def quantized_model(
     options: QuantizeOptions,
     choices: accuracy.AccuracyChoices,
     output: Path,
+    reports: tuple[str | Path | None, ...],
     *,
     quiet: bool,
 ) -> tuple[Model, AccuracyReport | None]:
@@ -229,7 +234,7 @@ def quantized_model(
         return quantize(model, samples, **options.arguments()), None
     label = None if choices.metric is None else "label"
     validation = open_data(choices.val or data, model, label=label, **how)
-    return accuracy.quantize_within(choices, model, samples, validation, output, options, quiet=quiet)
+    return accuracy.quantize_within(choices, model, samples, validation, output, reports, options, quiet=quiet)
 
 
 def described(
@@ -255,5 +260,6 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
     """Says what was done, and what comes next."""
     if found is not None:
         print(found.table())
-    print("{output}: {float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result))
+    sizes = "{float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
+    print(f"{written_files(result)}: {sizes}")
     print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))

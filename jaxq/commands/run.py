@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jaxq.commands.options import Device, JsonPath, Quiet, Verbose
-from jaxq.commands.session import check_outputs, session, write_json
+from jaxq.commands.session import check_outputs, session, write_json, written_files
 from jaxq.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def run(
     if not quiet and json_path != "-":
         if steps.last is not None:
             print(steps.last.table())
-        print("{output}: {quantized_params} weights and biases, {quantized_activations} activations quantized, "
-              "in {seconds:.1f} s".format_map(result.report))  # fmt: skip
+        print(written_files(result.report) + ": {quantized_params} weights and biases, {quantized_activations} activations "
+              "quantized, in {seconds:.1f} s".format_map(result.report))  # fmt: skip
     if missed is not None:
         raise missed

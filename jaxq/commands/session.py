@@ -84,6 +84,12 @@ def write_json(result: dict[str, Any], path: str | None) -> None:
         write_text(path, text + "\n")
 
 
+def written_files(result: Mapping[str, Any]) -> str:
+    """The file that was written, with its data file if it has one, for messages."""
+    data = result["data_file"]
+    return "{output}".format_map(result) + (f" (weights in {data})" if data else "")
+
+
 def bytes_of(path: Path, params: Mapping[str, Any]) -> int:
     """The size of a model: of its file, or of its weights where these lie outside of the file."""
     from jaxq.summary import stored_bytes

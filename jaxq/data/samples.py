@@ -47,11 +47,18 @@ class Samples:
         yield from hashed
         self.check, self.hashed = check, hashed  # a pass that was broken off has not seen them all
 
-    def first(self) -> Mapping[str, Any]:
-        """The first sample, without a pass over the others."""
+    def unseen(self) -> Iterator[Mapping[str, Any]]:
+        """The samples, for a look at their shapes that is no pass over the data: neither checked, hashed nor shown.
+
+        Raises:
+          CalibrationError: there are none.
+        """
+        empty = True
         for feed in self._samples():
-            return feed
-        raise CalibrationError("the calibration data is empty; at least one sample is needed")
+            empty = False
+            yield feed
+        if empty:
+            raise CalibrationError("the calibration data is empty; at least one sample is needed")
 
     def record(self, stacklevel: int) -> dict[str, str]:
         """What the file says about the data; warns of what is suspicious about it, `stacklevel` calls up."""

@@ -20,7 +20,7 @@ import numpy as np
 from jaxq.data import Dataset
 from jaxq.demo.page import write_page
 from jaxq.errors import ConfigError, RuntimeMissingError
-from jaxq.files import check_writable, write_bytes, write_text
+from jaxq.files import check_writable, withdraw, write_bytes, write_text
 from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
@@ -72,6 +72,7 @@ def run(folder: str | Path = "jaxq-demo") -> str:
       ConfigError: the folder cannot be made or written to.
     """
     folder = make_folder(Path(folder))
+    withdraw(folder / "result.json", folder / "index.html")
     calibration, test, label = images("calibration"), images("test"), labels("test")
     write_bytes(folder / FLOAT, stored(FLOAT))
     write_bytes(folder / "calibration.npz", as_npz(image=calibration))

@@ -5,6 +5,7 @@ The operands that are named static here may be traced as well; static ones are a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,11 +25,20 @@ INT32_MAX = np.iinfo(np.int32).max  # exporters write the largest int64 for a lo
 
 @op("If", since=1, static=("cond",))
 def if_(cond, *, then_branch, else_branch):
-    """One of two bodies: inlined when the condition is known while tracing, else `lax.cond`, with equal shapes."""
+    """One of two bodies: inlined when the condition is known while tracing, else `lax.cond`, with equal shapes.
+
+    Where somebody looks at tensors, both are inlined; under `vmap` both run in any case.
+    """
     if is_static(cond):
         return (then_branch if np.reshape(cond, ()) else else_branch)(inlined=True)
+    taken = cond.reshape(())
     try:
-        return jax.lax.cond(cond.reshape(()), lambda: traced(then_branch()), lambda: traced(else_branch()))
+        if not then_branch.tapped:
+            return jax.lax.cond(taken, lambda: traced(then_branch()), lambda: traced(else_branch()))
+        results = [traced(each(inlined=True, condition=c)) for each, c in ((then_branch, taken), (else_branch, ~taken))]
+        if _types(results[0]) != _types(results[1]):
+            raise TypeError(f"{_types(results[0])[1]} and {_types(results[1])[1]}")
+        return jax.tree.map(functools.partial(jax.lax.select, taken), *results)
     except TypeError as error:
         raise DynamicShapeError(
             "the branches differ in the shapes or types of their results, so the condition must be known before the "

@@ -3,12 +3,18 @@
 import functools
 import itertools
 import os
+from dataclasses import fields, is_dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
+from models import Network, branching_network, old_network
 
-from jaxq.accuracy.identity import ReadOnce, digest_of
+import jaxq
+from jaxq.accuracy.identity import ReadOnce, digest_of, model_digest
 from jaxq.data import Dataset
+from jaxq.graph import FrozenDict
 
 
 def scaled(factor):
@@ -90,6 +96,111 @@ def test_a_file_is_known_by_its_size_and_time(tmp_path):
     assert digest_of(file) == before
     os.utime(file, (2, 2))
     assert digest_of(file) != before
+
+
+# --------------------------------------------------------------------------------------------------------------- the model
+
+
+def others(value):
+    """(where, value with one thing in it changed), for each thing in a graph: every field of every part."""
+    if is_dataclass(value):
+        for each in fields(value):
+            for where, other in others(getattr(value, each.name)):
+                yield f"{type(value).__name__}.{each.name}{where}", replace(value, **{each.name: other})
+    elif isinstance(value, FrozenDict):
+        yield "+", value | {"another": 1}
+        for key, each in value.items():
+            rest = {name: kept for name, kept in value.items() if name != key}
+            yield f"[{key}] gone", FrozenDict(rest)
+            yield f"[{key}] renamed", FrozenDict({**rest, f"{key}'": each})
+            for where, other in others(each):
+                yield f"[{key}]{where}", value | {key: other}
+    elif isinstance(value, tuple):
+        yield "+", (*value, "another")
+        for place, each in enumerate(value):
+            yield f"[{place}] gone", value[:place] + value[place + 1 :]
+            for where, other in others(each):
+                yield f"[{place}]{where}", (*value[:place], other, *value[place + 1 :])
+    elif isinstance(value, bytes):
+        yield "", bytes([*value[:-1], value[-1] ^ 1]) if value else b"0"
+    elif isinstance(value, str):
+        yield "", f"{value}'"
+    elif value is None:
+        yield "", 0
+    else:
+        assert isinstance(value, int | float)
+        yield "", value + 1
+        yield " of another type", float(value) if isinstance(value, int) else str(value)
+
+
+def in_a_branch(bound):
+    """A model whose branches hold constants, an attribute that is a tensor, and weights."""
+    net = Network(seed=5)
+    x, flag = net.input("x", ["N", 4]), net.input("flag", [], onnx.TensorProto.BOOL)
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        branch = Network(seed=1)
+        low, high = branch.constant(f"{name}.low", -1.0), branch.constant(f"{name}.high", bound)
+        branch.node("Clip", [x, low, high], f"{name}.kept")
+        branch.output(f"{name}.kept", ["N", 4])
+        initializers = [onnx.numpy_helper.from_array(value, key) for key, value in branch.initializers.items()]
+        bodies[name] = onnx.helper.make_graph(branch.nodes, name, [], branch.outputs, initializers)
+    net.dense(net.node("If", [flag], "chosen", **bodies), "y", (4, 4))
+    net.output("y", ["N", 4])
+    return net.proto()
+
+
+MODELS = {
+    "bounds and sizes": lambda: old_network(11),
+    "weights in branches": branching_network,
+    "constants in branches": lambda: in_a_branch(1.0),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_every_part_of_a_model_counts(make):
+    model = jaxq.load(make())
+    digest = model_digest(model.graph, model.params)
+    assert not [where for where, graph in others(model.graph) if model_digest(graph, model.params) == digest]
+    for name, value in model.params.items():
+        array = np.array(value)
+        rest = {key: each for key, each in model.params.items() if key != name}
+        one = array.copy()
+        one.flat[-1] = np.nextafter(one.flat[-1], 9, dtype=one.dtype) if one.dtype.kind == "f" else one.flat[-1] + 1
+        for what in (one, array.astype(np.float64), array[None]):
+            assert model_digest(model.graph, {**rest, name: what}) != digest
+        assert model_digest(model.graph, rest) != digest
+        assert model_digest(model.graph, {**rest, f"{name}'": array}) != digest
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_same_model_read_again_is_the_same_wherever_its_weights_lie(make, tmp_path):
+    model = jaxq.load(make())
+    digest = model_digest(model.graph, model.params)
+    again = jaxq.load(make())
+    assert model_digest(again.graph, dict(reversed(again.params.items()))) == digest
+    turned = replace(model.graph, opsets=FrozenDict(reversed(model.graph.opsets.items())))
+    assert model_digest(turned, {name: jnp.asarray(each) for name, each in model.params.items()}) == digest
+    file = tmp_path / "model.onnx"
+    onnx.save(make(), file, save_as_external_data=True, size_threshold=0, location="model.data")
+    outside = jaxq.load(file)
+    assert model_digest(outside.graph, outside.params) == digest
+    data = bytearray((tmp_path / "model.data").read_bytes())
+    name = next(iter(outside.params))
+    place = bytes(data).find(np.asarray(outside.params[name]).tobytes())
+    data[place] ^= 1
+    (tmp_path / "model.data").write_bytes(data)
+    changed = jaxq.load(file)
+    assert model_digest(changed.graph, changed.params) != digest
+
+
+def test_what_the_file_says_about_the_model_does_not_count():
+    proto = branching_network()
+    plain = jaxq.load(proto)
+    proto.metadata_props.add(key="author", value="somebody")
+    proto.doc_string = "words"
+    noted = jaxq.load(proto)
+    assert model_digest(noted.graph, noted.params) == model_digest(plain.graph, plain.params)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the data

@@ -1,19 +1,23 @@
 """Searches that were stopped, and the folders in which they go on."""
 
 import json
+import shutil
 import sys
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
+from kills import every_kill
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import base, by_function, candidates, control, folder, state
 from jaxq.accuracy.base import quantize_once
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+from jaxq.graph import FrozenDict
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +26,14 @@ def planted(monkeypatch):
     monkeypatch.setattr(base, "quantize_once", lambda *given: ruined(quantize_once(*given), BAD))
 
 
-def search(work, function=accuracy, *, data=None, calibration=None, max_drop=0.1, **options):
+def search(work, function=accuracy, *, model=None, data=None, calibration=None, max_drop=0.1, **options):
     """The last report of a search in a folder, and its model."""
     reports = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", JaxqWarning)
         try:
             model = jaxq.quantize_with_accuracy_control(
-                chain(),
+                chain() if model is None else model,
                 images(12) if calibration is None else calibration,
                 list(labelled()) if data is None else data,
                 function,
@@ -87,6 +91,18 @@ def relabelled():
     return [*labelled()[:6], *((feed, (label + 1) % 5) for feed, label in labelled()[6:])]
 
 
+def bounded(limit):
+    """The chain with a bound behind its first convolution."""
+    proto = chain()
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("low", 0), ("high", limit))
+    )
+    relu = next(node for node in proto.graph.node if node.op_type == "Relu")
+    relu.op_type = "Clip"
+    relu.input.extend(["low", "high"])
+    return proto
+
+
 def brighter():
     return [*images(11), images(12)[11] + np.float32(1)]
 
@@ -98,11 +114,12 @@ def brighter():
         ({"data": lambda: list(labelled())[:6]}, "validation data"),
         ({"calibration": brighter}, "calibration data"),
         ({"function": lambda: lambda model, items: accuracy(model, items)[0]}, "validation function"),
+        ({"model": lambda: bounded(0.1)}, "model"),
     ],
 )
-def test_values_of_other_data_or_functions_are_not_taken(tmp_path, changed, what):
-    search(tmp_path)
-    given = {name: make() for name, make in changed.items()}
+def test_values_of_other_data_functions_or_models_are_not_taken(tmp_path, changed, what):
+    search(tmp_path, model=bounded(4.0))
+    given = {"model": bounded(4.0), **{name: make() for name, make in changed.items()}}
     after = search(tmp_path, **given)
     assert f"another search (other {what})" in after.notes[0]
     assert not any(step.resumed for step in after.report.steps)
@@ -322,6 +339,57 @@ def test_a_model_that_does_not_fit_on_the_disk_costs_the_folder_only(tmp_path, m
     assert any("No space left on device" in each for each in found.notes)
 
 
+def test_a_state_that_was_cut_short_names_no_other_model_as_the_best(tmp_path, monkeypatch):
+    float_model = chain()
+
+    def kept_best(place, model):
+        memory = state.State(tmp_path, SimpleNamespace(to_dict=dict, differences=lambda _: []))
+        known = candidates.Candidates(None, (), memory, None, None)
+        known.tried = {place: SimpleNamespace(place=place, order=(0,), model=lambda: model)}
+        return known.keep_best
+
+    def named(name):
+        return jaxq.load(float_model).replace(metadata=FrozenDict({"name": name}))
+
+    def action():
+        kept_best("first", named("first"))()
+        return kept_best("second", named("second"))
+
+    found = []
+
+    def check():
+        found.append(stored(tmp_path)["best"])
+        assert found[-1] in ("", jaxq.load(tmp_path / "best.onnx").metadata["name"])
+
+    monkeypatch.setattr(state, "_parsed", lambda text: {**json.loads(text), "identity": {}})
+    every_kill(monkeypatch, action, check)
+    assert set(found) == {"first", "", "second"}
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_search_that_is_moved_aside_keeps_its_model_and_its_data_together(tmp_path, monkeypatch, external):
+    model = jaxq.load(chain())
+
+    def action():
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        (tmp_path / "work").mkdir()
+        jaxq.save(model, tmp_path / "work" / "best.onnx", external_data=external)
+        (tmp_path / "work" / "state.json").write_text("{}")
+        (tmp_path / "work" / "best.onnx.0123456789abcdef.data").write_text("mine")
+        return lambda: folder.move_aside(tmp_path / "work")
+
+    def check():
+        (found,) = tmp_path.glob("work/**/best.onnx")
+        assert jaxq.load(found).params.keys() == model.params.keys()
+        assert (tmp_path / "work" / "best.onnx.0123456789abcdef.data").is_file()
+
+    assert every_kill(monkeypatch, action, check) == 2 + external
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "best.onnx.0123456789abcdef.data",
+        "earlier-1",
+    ]
+
+
 def test_only_the_files_of_the_search_are_removed(tmp_path):
     search(tmp_path / "work")
     (tmp_path / "work" / "notes.txt").write_text("mine")
@@ -335,7 +403,7 @@ def test_only_the_files_of_the_search_are_removed(tmp_path):
 def test_the_best_model_is_copied_with_weights_that_lie_beside_it(tmp_path):
     search(tmp_path)
     jaxq.save(jaxq.load(tmp_path / "best.onnx"), tmp_path / "best.onnx", external_data=True)
-    assert (tmp_path / "best.onnx.data").is_file()
+    assert len(folder.files_in(tmp_path)) == 5
     assert folder.copy_best(tmp_path, tmp_path / "out.onnx")
     for path in folder.files_in(tmp_path):
         path.unlink()
