@@ -335,13 +335,23 @@ class Wishes:
         """The scheme of activations that nobody has a wish for."""
         return scheme_for(self.target, "activations", self.activations, symmetric=self.symmetric)
 
-    def activation(self, name: str, axis: int | None, *, symmetric: bool = False) -> Scheme:
-        """How a node wants its activations; `axis` is that of its channels if it takes one scale for each."""
+    def activation(
+        self, name: str, axis: int | None, *, symmetric: bool = False, centered: bool = False
+    ) -> Scheme:
+        """How a node wants an activation; `axis` is that of its channels if it takes one scale for each.
+
+        `symmetric` and `centered`: what its kernel asks for, whatever was wished.
+        """
         wanted = self.nodes.get(name, (self.activations, self.weights))[0]
         scheme = scheme_for(self.target, "activations", wanted, symmetric=self.symmetric)
         per_channel = axis is not None and wanted.per_channel is not False
         granularity = PerAxis(axis) if per_channel and axis is not None else PerTensor()
-        return replace(scheme, granularity=granularity, symmetric=scheme.symmetric or symmetric)
+        return replace(
+            scheme,
+            granularity=granularity,
+            symmetric=scheme.symmetric or symmetric or centered,
+            centered=scheme.centered or centered,
+        )
 
     def weight(self, name: str, axis: int | None) -> Scheme:
         """How a node wants a weight; `axis` is that of its channels if it has any."""

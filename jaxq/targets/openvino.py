@@ -15,8 +15,8 @@ OPENVINO = Target(
         "DepthwiseConv": Rule(activations=(0,), activation_axis=1, weights=(1,), weight_axis=0, output=False),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),
         "DeformConv": Rule(activations=(0,), weights=(1,), weight_axis=0, output=False),
-        "MatMul": Rule(activations=(0, 1), weights=(1,), weight_axis=-1, output=False),
-        "Gemm": Rule(activations=(0, 1), weights=(1,), weight_axis=1, output=False),
+        "MatMul": Rule(activations=(0, 1), centered=(1,), weights=(1,), weight_axis=-1, output=False),
+        "Gemm": Rule(activations=(0, 1), centered=(1,), weights=(1,), weight_axis=1, output=False),
         "Gather": Rule(activations=(), weights=(0,), weight_axis=0, output=False),  # a table of embeddings
         "LSTM": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),
         "GRU": Rule(activations=(0, 5), weights=(1, 2), weight_axis=1, output=False),

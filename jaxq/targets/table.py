@@ -17,6 +17,7 @@ class Rule:
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
       weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
+      centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
       bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
       output: the kernel is used only if the output is quantized too.
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
@@ -28,6 +29,7 @@ class Rule:
     weights: tuple[int, ...] = ()
     weight_axis: int | None = 0
     activation_axis: int | None = None
+    centered: tuple[int, ...] = ()
     bias: int | None = None
     output: bool = True
     body_only: bool = False
@@ -68,7 +70,7 @@ class Target:
       signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
         unsigned; where a type is asked for, that counts.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
-      integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
+      integer_products_symmetric: both factors of a product of two activations are symmetric.
       merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
         clips: its zero point must be the lowest integer.
       domains: of the operators that the runtime has.
