@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         path = Path(out) / "digits.int8.onnx"
         jaxq.save(quantized, path)
-        print(jaxq.verify(path, data).table())
+        print(jaxq.verify(path, data, float_model=folder / "digits.onnx").table())
 
 
 if __name__ == "__main__":

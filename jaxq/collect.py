@@ -212,7 +212,9 @@ def batches(
         pending.setdefault(key, []).append((number, arrays))
         if len(pending[key]) == sizes[key]:
             yield static, _batch(pending.pop(key), sizes[key])
-        elif sum(map(len, pending.values())) >= 4 * LARGEST_BATCH:  # many shapes: bound what is held back
+        elif sum(map(len, pending.values())) >= 4 * max(
+            LARGEST_BATCH, *sizes.values()
+        ):  # many shapes: bound what is held back
             key = max(pending, key=lambda each: len(pending[each]))
             yield key[0], _batch(pending.pop(key), sizes[key])
     for key, rows in pending.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -14,15 +16,18 @@ from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRounding, output_error, second_moment
 from jaxq.checks import check_integer, member
 from jaxq.collect import collect
+from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
-from jaxq.errors import ConfigError, ModelError
-from jaxq.graph import Graph
+from jaxq.dequantizers import SMALLEST_BLOCK
+from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
+from jaxq.weight_ranges import refuse_not_finite
 
+NAMES_SHOWN = 3  # of weights of which the same is to be said
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two
 
 
@@ -102,11 +107,9 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
+    model = plain_products(model)
     sites = compression_sites(model.graph, model.params, ignored)
-    if not sites:
-        raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
-        )
+    refuse_empty(model, sites, ignored)
     samples = () if dataset is None else Samples(model, dataset, subset_size)
     primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(sites)
     wanted = {site.param: scheme_of(model, site, chosen, group, fallback) for site in primary}
@@ -114,13 +117,19 @@ def compress_weights(
     final = {name: scheme for name, scheme in wanted.items() if scheme is not None and name in narrow}
     if backup is not BackupMode.NONE:
         spare = CompressWeightsMode(backup.value)
-        final |= {s.param: per_channel(s, spare) for s in sites if s.param not in final}
+        final |= {s.param: per_channel(model, s, spare) for s in sites if s.param not in final}
     steps: list[Algorithm] = [WeightRounding(final)]
     if gptq:
-        steps.append(GPTQ(tuple(site for site in sites if site.data and site.param in final), final))
+        matrices = [site for site in sites if site.data and site.param in final and site.axis < 2]
+        steps.append(GPTQ(tuple(matrices), final))
     done = run_pipeline(steps, model, samples, batch_size)
+    for doubt in samples.outlier_warnings() if isinstance(samples, Samples) else ():
+        warnings.warn(doubt, JaxqWarning, stacklevel=2)
+    left = left_in_float(done, final, ignored)
+    warn_of_float(done, left)
+    warn_of_groups(chosen, group, fallback, wanted, backup)
     record = {"jaxq.compress_weights": chosen.value, "jaxq.group_size": str(group), "jaxq.gptq": str(gptq).lower()}
-    return done.replace(metadata=done.metadata | record)
+    return done.replace(metadata=done.metadata | record | {"jaxq.left_in_float": json.dumps(left)})
 
 
 FOUR_BITS = (CompressWeightsMode.INT4_SYM, CompressWeightsMode.INT4_ASYM)
@@ -164,25 +173,76 @@ def check_sensible(
         raise ConfigError("gptq needs a dataset: it looks at the inputs of each layer")
 
 
-def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable[str]) -> tuple[CompressionSite, ...]:
-    """The weights of MatMul, Gemm and Gather, each once, in the order of the graph; not those that an ignored node reads too."""
-    kept = frozenset(ignored)
-    spared = {name for _, node in graph.walk() if node.name in kept for name in node.inputs}
-    found: dict[str, CompressionSite] = {}
-    for _, node in graph.walk():
-        if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
-            continue
-        weight, data = (node.inputs[0], "") if node.op == "Gather" else (node.inputs[1], node.inputs[0])
-        value = params.get(weight)
-        plain = value is not None and value.ndim == 2 and value.dtype == "float32" and data not in params
-        if not plain or weight in spared or node.attributes.get("axis", 0) or node.attributes.get("transA", 0):
-            continue
-        axis = 1 if node.op == "Gather" or node.attributes.get("transB", 0) else 0
-        site = CompressionSite(weight, axis, data)
-        if found.setdefault(weight, site).axis != axis:
-            del found[weight]  # summed over along both of its axes: no grouping serves both
-            spared.add(weight)
-    return tuple(found.values())
+def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterable[str]) -> None:
+    """Refuses a model without weights to compress, and weights that are not finite.
+
+    Raises:
+      ModelError: says what weights there are.
+      CalibrationError: a weight has NaN or infinity.
+    """
+    if not sites:
+        left = listed(left_in_float(model, (), ignored))
+        raise ModelError(
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            + (f"; it has {left}" if left else "")
+        )
+    for site in sites:
+        refuse_not_finite(site.param, np.asarray(model.params[site.param]))
+
+
+def warn_of_float(model: Model, left: Mapping[str, str]) -> None:
+    """Warns of weights that stay in float though nobody asked for it."""
+    unasked = {name: why for name, why in left.items() if why not in ("ignored", NO_BACKUP)}
+    if unasked:
+        part, all_ = (sum(model.params[name].size for name in names) for names in (unasked, model.params))
+        message = f"{len(unasked)} weight(s), {part / all_:.1%} of the parameters, stay in float: {listed(unasked)}"
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+
+
+def warn_of_groups(
+    mode: CompressWeightsMode,
+    group: int,
+    fallback: GroupSizeFallbackMode,
+    wanted: Mapping[str, Scheme | None],
+    backup: BackupMode,
+) -> None:
+    """Warns where a group size did not fit, so that weights got more bits, or none of them the size."""
+    if mode not in FOUR_BITS or group == -1:
+        return
+    wide = sorted(name for name, scheme in wanted.items() if scheme is None)
+    sizes = [
+        scheme.granularity.size for scheme in wanted.values() if scheme and isinstance(scheme.granularity, PerBlock)
+    ]
+    if wide:
+        instead = "float" if backup is BackupMode.NONE else backup.value
+        names = ", ".join(map(repr, wide[:NAMES_SHOWN])) + (" ..." if len(wide) > NAMES_SHOWN else "")
+        smaller = f", nor of a smaller power of two from {SMALLEST_GROUP}" * (fallback is GroupSizeFallbackMode.ADJUST)
+        warnings.warn(
+            f"the input channels of {len(wide)} of {len(wanted)} weights do not divide into groups of {group}{smaller}: "
+            f"{names} get {instead} instead of {mode.value}; choose another group_size",
+            JaxqWarning,
+            stacklevel=3,
+        )
+    elif sizes and group not in sizes:
+        found = ", ".join(map(str, sorted(set(sizes))))
+        message = f"no weight divides into groups of {group}: groups of {found} were taken; ask for one of these"
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+    if sizes and any(size < SMALLEST_BLOCK or size & (size - 1) for size in sizes):
+        message = (
+            f"ONNX Runtime unpacks groups of {group} at every run; its kernel takes 16, 32, 64 and other powers of two"
+        )
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+
+
+def listed(left: Mapping[str, str]) -> str:
+    """Weights with the reasons why they stay in float, those with the same together, shortened."""
+    alike: dict[str, list[str]] = {}
+    for name, why in left.items():
+        alike.setdefault(why, []).append(repr(name))
+    return "; ".join(
+        f"{', '.join(names[:NAMES_SHOWN])}{f' and {len(names) - NAMES_SHOWN} more' if len(names) > NAMES_SHOWN else ''} ({why})"
+        for why, names in alike.items()
+    )
 
 
 def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]:
@@ -191,10 +251,12 @@ def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]
     return tuple(products[:-1])
 
 
-def per_channel(site: CompressionSite, mode: CompressWeightsMode) -> Scheme:
-    """One scale for each output channel (of an embedding: for each row)."""
+def per_channel(model: Model, site: CompressionSite, mode: CompressWeightsMode) -> Scheme:
+    """One scale for each output channel (of an embedding: for each row; of a stack of matrices: in each of them)."""
     symmetric = mode in (CompressWeightsMode.INT8_SYM, CompressWeightsMode.INT4_SYM)
-    return Scheme(GRIDS[mode], symmetric, PerAxis(1 - site.axis))
+    shape = model.params[site.param].shape
+    channels = PerAxis(1 - site.axis) if len(shape) == 2 else PerBlock(site.axis, shape[site.axis])
+    return Scheme(GRIDS[mode], symmetric, channels)
 
 
 def scheme_of(
@@ -205,7 +267,7 @@ def scheme_of(
     Raises:
       ConfigError: it does not divide, and that is to be an error.
     """
-    plain = per_channel(site, mode)
+    plain = per_channel(model, site, mode)
     if group == -1:
         return plain
     length = model.params[site.param].shape[site.axis]

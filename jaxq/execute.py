@@ -76,10 +76,8 @@ def observing(update: Mapping[str, Callable[[Any, jax.Array], Any]]) -> Tap:
     return tap
 
 
-def quantizing(encodings: Mapping[str, QuantParams]) -> Tap | None:
-    """A tap that replaces each tensor named in `encodings` by its fake-quantized self; None where there are none."""
-    if not encodings:
-        return None
+def quantizing(encodings: Mapping[str, QuantParams]) -> Tap:
+    """A tap that replaces each tensor named in `encodings` by its fake-quantized self."""
 
     def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         return (quantized(value, encodings[name]) if name in encodings else value), carry

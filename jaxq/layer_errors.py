@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.collect import collect, tensor_shapes
+from jaxq.distance import worst_if_nan
 from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
 from jaxq.model import Model, split_static
 from jaxq.observers import SampleStatistic, sample_statistics
@@ -77,8 +78,7 @@ class LayerErrors:
 def sums(error: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """The sums of both over the samples that made the exact one; infinite where rounding made a number none."""
     error, exact = (np.ravel(each).astype(np.float64) for each in (error, exact))
-    seen = ~np.isnan(exact)
-    error = np.where(np.isnan(error), np.inf, error)
+    seen, error = ~np.isnan(exact), worst_if_nan(error)
     # in an order of their own, so that the samples' order does not matter
     return np.sort(error[seen]).sum(), np.sort(exact[seen]).sum()
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxq.distance import squared_differences
 from jaxq.errors import ConfigError, InputError, did_you_mean
 
 Outputs = Mapping[str, np.ndarray]  # of one sample, without its batch axis where that has size one
@@ -188,7 +189,7 @@ def _pair(outputs: Outputs, target: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _squares(outputs: Outputs, target: Any) -> tuple[float, int]:
     value, wanted = _pair(outputs, target)
-    return float(((value - wanted) ** 2).sum()), value.size
+    return float(squared_differences(wanted, value).sum()), value.size
 
 
 def _mean_squares(records: Sequence[tuple[float, int]]) -> Score:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
+from jaxq.indices import Bound, index_bounds, refuse_out_of_range
 from jaxq.ops.layout import lay_out
 from jaxq.quantizer import QuantParams, transposed
 from jaxq.split import run_tail, split
@@ -144,7 +145,14 @@ class Model:
         Raises:
           InputError: see `__call__`.
         """
-        return check_feed(self.inputs, inputs)
+        feed = check_feed(self.inputs, inputs)
+        refuse_out_of_range(self.index_bounds, feed)
+        return feed
+
+    @functools.cached_property
+    def index_bounds(self) -> dict[str, tuple[Bound, ...]]:
+        """Input -> the values that it may have, because it picks rows of tables."""
+        return index_bounds(self.graph, self.params)
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some attributes changed."""
@@ -161,7 +169,7 @@ def run(
 ) -> dict[str, Any]:
     """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
     fixed = {name: literal.array for name, literal in static.items()}
-    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings))
+    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings) if encodings else None)
     return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
 
 

@@ -13,8 +13,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from jaxq.dequantizers import local_constants
 from jaxq.errors import ConfigError, ModelError
-from jaxq.external_data import put_in_place, write_external
+from jaxq.external_data import initializers, put_in_place, write_external
 from jaxq.files import check_writable
 from jaxq.graph import Graph, Literal, Node, TensorType, node_names, tensor_names, unused_name
 from jaxq.mapped import is_mapped
@@ -60,8 +61,7 @@ def save(
         # The standard wants the rank of each output; some files that are read do not say it.
         ShapeInferencePass()(written)
     if external_data is None:
-        tensors = [value.const_value for value in written.graph.initializers.values()]
-        size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        size = sum(value.const_value.nbytes for value in initializers(written) if value.const_value is not None)
         external_data = size > INLINE_BYTES or any(map(is_mapped, model.params.values()))
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxq-") as folder:
@@ -116,8 +116,7 @@ def to_ir(model: Model) -> ir.Model:
     if model.encodings:
         model = with_qdq(model)
         metadata["jaxq.version"] = __version__
-    tensors = {*tensor_names(model.graph), *model.params}
-    graph = _Writer(model.params, tensors, node_names(model.graph)).graph(model.graph, {}, top=True)
+    graph = _Writer(model).graph(model.graph, {}, top=True)
     return ir.Model(
         graph,
         ir_version=ir_version(model.graph.opsets),
@@ -137,18 +136,23 @@ def ir_version(opsets: Mapping[str, int]) -> int:
 
 
 class _Writer:
-    """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top."""
+    """Turns our graphs into `onnx_ir` graphs; each param and constant is written once, where it is first needed: at the top.
 
-    def __init__(self, params: Mapping[str, Any], taken: set[str], node_names: set[str]):
-        self.params, self.taken, self.node_names = params, taken, node_names
+    But for constants of a DequantizeLinear that the runtime looks for beside it (`jaxq.dequantizers`).
+    """
+
+    def __init__(self, model: Model):
+        self.taken, self.node_names = {*tensor_names(model.graph), *model.params}, node_names(model.graph)
+        constants = {name: literal.array for name, literal in model.graph.constants.items()}
+        self.outermost = {**model.params, **constants}
+        self.inside = local_constants(model.graph, self.outermost)
 
     def graph(self, graph: Graph, outer: Mapping[str, ir.Value], *, top: bool) -> ir.Graph:
         values = dict(outer)
         inputs = [self.value(name, graph.types) for name in graph.inputs]
         values.update(zip(graph.inputs, inputs, strict=True))
         initializers = []
-        constants = {name: literal.array for name, literal in graph.constants.items()}
-        for name, array in {**(self.params if top else {}), **constants}.items():
+        for name, array in self.constants(graph, top=top).items():
             initializer = ir.val(name, const_value=tensor(name, array))
             values[name] = initializer
             initializers.append(initializer)
@@ -167,6 +171,14 @@ class _Writer:
         return ir.Graph(
             inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=dict(graph.opsets), name=graph.name
         )
+
+    def constants(self, graph: Graph, *, top: bool) -> dict[str, Any]:
+        """What is written into a graph: name -> array."""
+        if top:
+            inside = {name for names in self.inside.values() for name in names}
+            return {name: value for name, value in self.outermost.items() if name not in inside}
+        own = {name: literal.array for name, literal in graph.constants.items()}
+        return {name: self.outermost[name] for name in self.inside.get(id(graph), ())} | own
 
     def value(self, name: str, types: Mapping[str, TensorType]) -> ir.Value:
         value = ir.Value(name=name)

@@ -26,11 +26,13 @@ from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
+from jaxq.own_biases import own_biases
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.targets import Target
+from jaxq.targets.installed import in_words, installed_version, limits_of
 from jaxq.traces import traces, untaken_nodes, variants
 from jaxq.weight_ranges import refuse_not_finite
 
@@ -171,8 +173,15 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     advanced = options.advanced_parameters
     if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
         graph, params = add_missing_biases(graph, params)
+    graph, params = own_biases(graph, params)
     model = model.replace(graph=graph, params=params)
-    samples = Samples(model, data, options.subset_size, whole_items=advanced.batchwise_statistics is False)
+    samples = Samples(
+        model,
+        data,
+        options.subset_size,
+        whole_items=advanced.batchwise_statistics is False,
+        keep_all=advanced.activations_range_estimator_params not in (None, ACTIVATIONS),
+    )
     kinds = variants(model, samples.unseen())  # before any work
     on_host = traces(model, kinds).on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
@@ -181,7 +190,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     on_host |= {node.name for node in untaken}
     plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
-    warn_of_unoptimized(plan, options.target)
+    warn_of_limits(plan, options.target)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
         refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
     layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
@@ -249,14 +258,16 @@ def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: It
         )
 
 
-def warn_of_unoptimized(plan: Plan, target: Target) -> None:
-    """Warns of types with which the target loads the file only if its graph optimizations are off."""
-    activations = {type_name(scheme.grid) for scheme in plan.schemes.values()}
-    found = target.unoptimized & (activations | {type_name(weight.scheme.grid) for weight in plan.weights})
-    if found and not activations <= target.storage_types - target.unoptimized:
-        warnings.warn(
-            f"target {target.name!r} loads a file with {min(found)} only with its graph optimizations off or basic "
-            "(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)",
-            JaxqWarning,
-            stacklevel=4,
-        )
+def warn_of_limits(plan: Plan, target: Target) -> None:
+    """Warns of types that the runtime, in the version that is installed, does not take as they will be written."""
+    version = installed_version(target)
+    activations = {name: type_name(plan.schemes[group].grid) for name, group in plan.activations.items()}
+    weights = {weight.name: type_name(weight.scheme.grid) for weight in plan.weights}
+    nodes = [node for _, node in plan.graph.walk() if node.name in plan.nodes]
+    for limit in limits_of(target, version):
+        for node in nodes:
+            kinds, others = ([types[name] for name in node.inputs if name in types] for types in (activations, weights))
+            if limit.meets(node.op, kinds, others):
+                problem = f"{node} has inputs in {kinds[0]}{f' and weights in {others[0]}' if others else ''}"
+                warnings.warn(f"{problem}: {in_words(limit, version)}", JaxqWarning, stacklevel=4)
+                break  # once is enough

@@ -23,7 +23,7 @@ from jaxq.fusion import channel_count
 from jaxq.graph import Graph, Node, tensor_names, unused_name
 from jaxq.patterns import is_transformer
 from jaxq.places import Places
-from jaxq.plan import Bias, Plan, Weight, read_copies
+from jaxq.plan import Bias, BiasForm, Plan, Weight, read_copies
 from jaxq.quantizer import PerAxis, PerTensor, Scheme
 from jaxq.saturation import hold_to_seven_bits
 from jaxq.schemes import (
@@ -227,26 +227,40 @@ def bias_of(
     weights: Iterable[Weight],
     renamed: Mapping[str, str],
 ) -> Bias | None:
-    rule = places.chosen.get(node.name)
-    if rule is None or rule.bias is None or len(node.inputs) <= rule.bias or not node.inputs[rule.bias]:
+    """The bias of a product of quantized tensors, and how it is kept (`BiasForm`)."""
+    rule, name = places.chosen.get(node.name), bias_name(places, node)
+    if rule is None or name is None:
         return None
-    name, weight, data = (
-        node.inputs[rule.bias],
-        node.inputs[rule.weights[0]],
-        node.inputs[(rule.activations or (0,))[0]],
-    )
-    alone = name in places.params and len(places.readers[name]) == 1 and name not in places.outputs
+    quantized = {each.name: each.scheme for each in weights} | {
+        tensor: schemes[group] for tensor, group in groups.items()
+    }
+    data, weight = node.inputs[:2]
+    if data not in quantized or weight not in quantized or isinstance(quantized[data].granularity, PerAxis):
+        return None  # with scales for the channels of the data there is no one unit of the products
+    made = Bias(name, node.name, renamed.get(data, data), renamed.get(weight, weight), BiasForm.FLOAT)
+    alone = len(places.readers[name]) == 1 and name not in places.outputs
+    if "int32" not in places.target.bias_types or not alone:
+        return made
+    if any(type_name(quantized[each].grid) in places.target.storage_types for each in (data, weight)):
+        return replace(made, form=BiasForm.OWN)
     plain = node.op != "Gemm" or node.attributes.get("alpha", 1.0) == node.attributes.get("beta", 1.0) == 1.0
-    found = next((each.scheme for each in weights if each.name == weight), None)
-    if not (alone and plain and found is not None and found.symmetric and data in groups):
-        return None
-    if isinstance(schemes[groups[data]].granularity, PerAxis):
-        return None  # no one scale for the sums
-    if any(type_name(each.grid) in places.target.storage_types for each in (found, schemes[groups[data]])):
-        return None  # no sums in integers: a bias in int32 would cost accuracy and gain nothing
+    if rule.bias is None or not plain or weight not in places.params:
+        return made
     if np.shape(places.params[name]) != (channel_count(node, places.params[weight].shape),):
-        return None  # a Gemm may have one number for all
-    return Bias(name, node.name, renamed.get(data, data), weight)
+        return made  # a Gemm may have one number for all
+    return replace(made, form=BiasForm.PRODUCTS)
+
+
+def bias_name(places: Places, node: Node) -> str | None:
+    """The param that the node adds to its products; or the vector that an Add behind a MatMul does, which runtimes merge."""
+    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+        return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in places.params else None
+    readers = places.readers.get(node.outputs[0], [])
+    if node.op != "MatMul" or len(readers) != 1 or readers[0][0].op != "Add" or readers[0][0].name in places.chosen:
+        return None
+    add, index = readers[0]
+    other = add.inputs[1 - index]
+    return other if other in places.params and np.ndim(places.params[other]) == 1 else None
 
 
 def copy_params(places: Places, graph: Graph, quantized: set[str]) -> tuple[Graph, dict[str, str]]:

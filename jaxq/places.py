@@ -101,7 +101,7 @@ class Places:
             return self.target.rules.get("Gather") if table else None  # others move values
         if self.moves_values(node):
             return None
-        rule = rule_for(self.target, node.op, depthwise=is_depthwise(node, self.params))
+        rule = rule_for(self.target, node, depthwise=is_depthwise(node, self.params))
         free = node.op not in ("Shape", "Size", "Cast", "Identity") and not self.is_merged(node)
         return rule or (self.target.other if free else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from jaxq.graph import FrozenDict, Graph, Literal, Node, node_names, unused_name
 from jaxq.model import Model
@@ -18,14 +19,27 @@ class Weight:
     scheme: Scheme
 
 
+class BiasForm(StrEnum):
+    """How a bias is kept.
+
+    In every form it fits int32 in units of the products or is out of reach: ONNX Runtime (1.23 to 1.32, from ORT_ENABLE_BASIC on)
+    makes int32 of a float vector that is added to products of dequantized tensors, in those units, and clips what is too large.
+    """
+
+    PRODUCTS = "products"  # int32 in units of the products, as kernels in integers add it
+    OWN = "own"  # int32 in units of its own: no kernel adds integers, and the products of wide types have tiny units
+    FLOAT = "float"  # as it is: the runtime wants it so
+
+
 @dataclass(frozen=True)
 class Bias:
-    """A param that is kept in int32, in units of the products it is added to."""
+    """A param that is added to products of two quantized tensors, `activation` and `weight`."""
 
     name: str
     node: str
     activation: str
     weight: str
+    form: BiasForm = BiasForm.PRODUCTS
 
 
 @dataclass(frozen=True)

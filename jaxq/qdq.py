@@ -13,10 +13,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.dequantizers import beside_readers
 from jaxq.errors import ModelError
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, node_names, tensor_names, unused_name
 from jaxq.mapped import forget_pages
 from jaxq.model import Model
+from jaxq.ops import ELEMENT_TYPES
 from jaxq.opsets import raise_opset
 from jaxq.quantizer import E4M3, E5M2, IntType, QuantParams, quantize_array
 
@@ -37,6 +39,10 @@ INTEGERS = tuple(
     )
 )
 FLOATS = {grid.mantissa: (jnp.dtype(grid.name), 19) for grid in (E4M3, E5M2)}
+# Such a tensor has no zero point, which would be 0: ONNX Runtime (1.23 to 1.32, from ORT_ENABLE_EXTENDED on) takes that for the
+# lowest value of the type and drops a Relu before it. Without one, QuantizeLinear has to be told the type.
+TYPED_OPSET = 21  # the first with output_dtype in QuantizeLinear
+ELEMENT_NUMBERS = {np.dtype(dtype): number for number, dtype in ELEMENT_TYPES.items()}
 
 
 def with_qdq(model: Model) -> Model:
@@ -57,7 +63,8 @@ def with_qdq(model: Model) -> Model:
     weights = [node for name in sorted(encodings) if name in params for node in writer.integer_param(name)]
     graph = writer.rewrite(graph)
     graph = replace(graph, nodes=(*weights, *graph.nodes))
-    return model.replace(graph=graph, params=writer.params, encodings={})
+    graph, params = beside_readers(graph, writer.params, writer.taken | writer.node_names)
+    return model.replace(graph=graph, params=params, encodings={})
 
 
 def storage(params: QuantParams) -> tuple[np.dtype, int]:
@@ -73,13 +80,18 @@ def storage(params: QuantParams) -> tuple[np.dtype, int]:
 
 def lowest_opset(params: QuantParams, shape: tuple[int, ...] | None) -> int:
     """The lowest opset that can say what the encoding of a param of that shape, or of an activation (None), says."""
-    return max(storage(params)[1], BLOCKED_OPSET if shape is not None and block_axis(params, shape) is not None else 1)
+    if shape is None:
+        return storage(params)[1] if params.mantissa is None else TYPED_OPSET
+    return max(storage(params)[1], BLOCKED_OPSET if block_axis(params, shape) is not None else 1)
 
 
 def block_axis(params: QuantParams, shape: tuple[int, ...]) -> int | None:
-    """The axis along which there is a scale for each block, if any."""
-    counts = zip(np.shape(params.scale), shape, strict=True)
-    return next((axis for axis, (count, length) in enumerate(counts) if count not in (1, length)), None)
+    """The axis along which there is a scale for each block, if any; one block as long as the axis, if two others have scales."""
+    counts = np.shape(params.scale)
+    blocked = [axis for axis, (count, length) in enumerate(zip(counts, shape, strict=True)) if count not in (1, length)]
+    if not blocked and sum(count > 1 for count in counts) > 1:
+        blocked = [axis for axis, count in enumerate(counts) if count == 1]
+    return blocked[0] if blocked else None
 
 
 def fills_storage(params: QuantParams) -> bool:
@@ -108,11 +120,10 @@ class _Qdq:
 
     def operands(
         self, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None
-    ) -> tuple[tuple[str, str], FrozenDict[str, Any]]:
+    ) -> tuple[tuple[str, ...], FrozenDict[str, Any]]:
         """The scale and zero point operands of tensor `name`, and the attributes (axis, block_size) that go with them."""
         each = self.encodings[name]
         scale, zero_point = np.asarray(each.scale, np.float32), np.asarray(each.zero_point).astype(dtype)
-        operands = (self.name(name, "scale"), self.name(name, "zero_point"))
         blocked = None if shape is None else block_axis(each, shape)
         attributes: FrozenDict[str, Any]
         if shape is not None and blocked is not None:
@@ -123,8 +134,11 @@ class _Qdq:
             axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
             attributes = FrozenDict({"axis": axes[0]} if axes else {})
             scale, zero_point = (value.reshape((-1,) if axes else ()) for value in (scale, zero_point))
-        self.params[operands[0]], self.params[operands[1]] = scale, zero_point
-        return operands, attributes
+        operands = {self.name(name, "scale"): scale}
+        if each.mantissa is None:
+            operands[self.name(name, "zero_point")] = zero_point
+        self.params.update(operands)
+        return tuple(operands), attributes
 
     def integer_param(self, name: str) -> Iterator[Node]:
         """Replaces a float param by its integers, and gives the DQ node that makes the float name from them."""
@@ -148,7 +162,11 @@ class _Qdq:
         A grid that is smaller than the type that stores it is clipped to beforehand: QuantizeLinear knows the type's limits only.
         """
         each = self.encodings[name]
-        operands, attributes = self.operands(name, storage(each)[0])
+        dtype, _ = storage(each)
+        operands, attributes = self.operands(name, dtype)
+        typed = attributes
+        if each.mantissa is not None:
+            typed = attributes | {"output_dtype": ELEMENT_NUMBERS[dtype]}
         clip: tuple[Node, ...] = ()
         if not fills_storage(each):
             limits = (self.name(name, "low"), self.name(name, "high"))
@@ -159,7 +177,7 @@ class _Qdq:
             source = self.name(name, "clipped")
         return (
             *clip,
-            self.node("QuantizeLinear", (source, *operands), self.name(name, "quantized"), name, attributes),
+            self.node("QuantizeLinear", (source, *operands), self.name(name, "quantized"), name, typed),
             self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), output, name, attributes),
         )
 

@@ -182,3 +182,13 @@ def bias_params(input_scale: Any, weight_scale: np.ndarray) -> QuantParams:
     """A bias in int32 whose scale is that of the products it is added to: input_scale * weight_scale."""
     scale = (np.float32(np.asarray(input_scale).reshape(())) * np.asarray(weight_scale, np.float32)).astype(np.float32)
     return QuantParams.of(scale, 0, IntType(32))
+
+
+def own_bias_params(bias: np.ndarray, room: float) -> QuantParams:
+    """A bias [C] in int32 with a scale of its own: the smallest power of two with which no integer is above `room` (2**30).
+
+    Float32 values within 2**6 of the largest one are kept exactly; of the others, what is lost is below 2**-30 of that.
+    """
+    largest = float(np.abs(np.asarray(bias, np.float64)).max(initial=0.0)) or 1.0
+    scale = np.exp2(np.ceil(np.log2(largest / room)))
+    return QuantParams.of(np.full((1,) * np.ndim(bias), scale), 0, IntType(32))

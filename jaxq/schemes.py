@@ -269,11 +269,13 @@ def takes_channels(target: Target, role: Role, mode: str) -> bool:
     return target.per_channel if mode == "symmetric" else target.asymmetric_per_channel
 
 
-def rule_for(target: Target, op: str, *, depthwise: bool = False) -> Rule | None:
-    """The target's rule for an operator; that of depthwise convolutions where they have one of their own."""
-    if depthwise and "DepthwiseConv" in target.rules:
-        return target.rules["DepthwiseConv"]
-    return target.rules.get(op)
+def rule_for(target: Target, node: Node, *, depthwise: bool = False) -> Rule | None:
+    """The target's rule for a node; that of depthwise convolutions where they have one of their own."""
+    own = depthwise and "DepthwiseConv" in target.rules
+    rule = target.rules.get("DepthwiseConv" if own else node.op)
+    if rule is None or any(node.attributes.get(key, value) != value for key, value in rule.only.items()):
+        return None
+    return rule
 
 
 def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:
@@ -335,9 +337,7 @@ class Wishes:
         """The scheme of activations that nobody has a wish for."""
         return scheme_for(self.target, "activations", self.activations, symmetric=self.symmetric)
 
-    def activation(
-        self, name: str, axis: int | None, *, symmetric: bool = False, centered: bool = False
-    ) -> Scheme:
+    def activation(self, name: str, axis: int | None, *, symmetric: bool = False, centered: bool = False) -> Scheme:
         """How a node wants an activation; `axis` is that of its channels if it takes one scale for each.
 
         `symmetric` and `centered`: what its kernel asks for, whatever was wished.

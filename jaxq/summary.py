@@ -26,6 +26,7 @@ from jaxq.targets import Target, find_target
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
 
 INTEGER = "in integers"
+STORED = "float, with weights in integers: the runtime has no kernel for more"
 FOLDED = "folded into other nodes"
 MERGED = "merged into the integer kernel before it"
 MOVES = "moves integers"
@@ -132,18 +133,19 @@ def fate_of(
     producers: Mapping[str, Node],
 ) -> str:
     """What becomes of a node of the graph that the plan was made for."""
+    rule = rule_for(target, node, depthwise=is_depthwise(node, params)) or target.other
     if node.name in plan.nodes:
-        return INTEGER
+        return STORED if rule is not None and rule.stored else INTEGER
     if not any(dtypes.get(name, "").startswith(("float", "bfloat")) for name in node.outputs):
         return NO_FLOATS
     before = producers.get(node.inputs[0]) if node.inputs else None
     if node.op in target.fused and before is not None and before.op in target.fusing and before.name in plan.nodes:
-        return MERGED
+        made_by = rule_for(target, before)
+        return NO_KERNEL if made_by is not None and made_by.stored else MERGED
     if node.op in target.same_scale:
         return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
     if node.name in plan.left:
         return LEFT.format(plan.left[node.name])
-    rule = rule_for(target, node.op, depthwise=is_depthwise(node, params)) or target.other
     if rule is None:
         return NO_KERNEL
     constants = {*params, *(name for each in graphs(plan.graph) for name in each.constants)}

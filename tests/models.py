@@ -251,6 +251,22 @@ def run_onnx(
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
+def run_at(
+    path: Any, level: str, feeds: Sequence[Mapping[str, np.ndarray]], config: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The outputs of a file by name for each of the samples, in ONNX Runtime at a level such as "ENABLE_BASIC"."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
+
+
 # name -> (model, one sample's inputs as a function of a seed)
 NETWORKS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[int], dict[str, np.ndarray]]]] = {
     "residual": (residual_network, lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),

@@ -224,10 +224,21 @@ def test_inspect_of_a_quantized_model_says_so_and_who_made_it(quantized, capsys)
     assert summary["metadata"]["jaxq.calibration_samples"] == "100"
 
 
-def test_verify_of_a_runtime_that_does_not_agree_is_exit_code_3(digits, quantized, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxq.verify"], "AGREEMENT", 2.0)  # which nothing reaches
-    monkeypatch.setattr(sys.modules["jaxq.verify"], "TYPICAL_STEPS", -1.0)
-    assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz"), "-q"]) == 3
+def test_verify_of_a_runtime_that_does_not_agree_is_exit_code_3(digits, quantized, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.import_module("jaxq.verdict"), "LARGEST_STEPS", -1.0)  # which nothing reaches
+    assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz")]) == 3
+    assert "does not agree: of " in capsys.readouterr().out
+
+
+def test_verify_with_the_float_model_says_what_quantization_costs(digits, quantized, capsys):
+    arguments = ["verify", str(quantized), "--data", str(digits / "few.npz"), "--float", str(digits / "digits.onnx")]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "agrees: the runtime computes what the file says" in out
+    assert "quantization costs at 'logits': signal to noise" in out
+    assert "against the float model, the same class for" in out
+    assert cli.main([*arguments, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["costs"][0]["snr"] > 20
 
 
 def test_the_version_is_printed(capsys):

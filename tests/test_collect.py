@@ -309,6 +309,11 @@ def test_shapes_are_found_without_running(model):
     assert largest_tensor(model, FrozenDict(), {"image": FEEDS[0]["image"]}) == 4 * 8 * 8 * 8
 
 
+def test_a_large_batch_is_full(model):
+    found = [batch.real for _, batch in batches(model, FEEDS * 50, 300)]
+    assert [(len(real), int(real.sum())) for real in found] == [(300, 300), (300, 50 * len(FEEDS) - 300)]
+
+
 def test_a_batch_is_data_to_jax():
     assert len(jax.tree.leaves(Batch({"x": np.zeros(1)}, np.zeros(1), np.zeros(1)))) == 3
 

@@ -1,12 +1,16 @@
 """Weight-only compression: which weights, in how many bits, and what ONNX Runtime makes of the file."""
 
+import json
+import re
+import warnings
+
 import numpy as np
 import onnx
 import pytest
 from models import residual_network, run_onnx, smooth, transformer_block, written
 
 from jaxq.compress import compress_weights, compression_sites, largest_group
-from jaxq.errors import ConfigError, ModelError
+from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError
 from jaxq.matmul_nbits import to_matmul_nbits
 from jaxq.onnx_export import save, to_proto
 from jaxq.onnx_import import load
@@ -139,6 +143,119 @@ def test_a_tied_embedding_is_compressed_once():
     assert model.encodings["w"].scale.shape == (6, 1)
     feed = {"ids": np.array([0, 5, 2])}
     np.testing.assert_allclose(run_onnx(to_proto(model), feed)["y"], model(feed)["y"], rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------- kinds of weights, and what is said
+
+
+KINDS = {  # text, shape of w, shape of x, shape of the scales in groups of 32
+    "a stack of matrices": (
+        "(float[N, 3, 2, 64] x) => (float[N, 3, 2, 8] y) { y = MatMul (x, w) }",
+        (3, 64, 8),
+        (2, 3, 2, 64),
+        (3, 2, 8),
+    ),
+    "transposed data": (
+        "(float[64, N] x) => (float[N, 8] y) { y = Gemm <transA = 1> (x, w) }",
+        (64, 8),
+        (64, 3),
+        (2, 8),
+    ),
+    "both transposed": (
+        "(float[64, N] x) => (float[N, 8] y) { y = Gemm <transA = 1, transB = 1> (x, w) }",
+        (8, 64),
+        (64, 3),
+        (8, 2),
+    ),
+    "an embedding in columns": (
+        "(int64[N] x) => (float[64, N] y) { y = Gather <axis = -1> (w, x) }",
+        (64, 8),
+        (3,),
+        (2, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["int8_sym", "int8_asym", "int4_sym", "int4_asym"])
+@pytest.mark.parametrize("text, shape, data, scales", KINDS.values(), ids=KINDS.keys())
+def test_every_kind_of_weight_is_compressed_as_the_runtime_reads_it(text, shape, data, scales, mode, tmp_path):
+    random = np.random.default_rng(0)
+    proto = written(text, w=random.normal(size=shape).astype(np.float32))
+    options = {"group_size": 32, "all_layers": True} if mode.startswith("int4") else {}
+    model = compress_weights(proto, mode=mode, **options)
+    if options:
+        assert model.encodings["w"].scale.shape == scales
+    feed = {"x": np.arange(3) if "int64" in text else random.normal(size=data).astype(np.float32)}
+    steps = np.abs(model(feed)["y"] - load(proto)(feed)["y"]).max()
+    assert 0 < steps < (4 if options else 0.4)
+    save(model, tmp_path / "model.onnx")
+    np.testing.assert_allclose(
+        run_onnx(str(tmp_path / "model.onnx"), feed)["y"], model(feed)["y"], rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(load(tmp_path / "model.onnx")(feed)["y"], model(feed)["y"], rtol=1e-4, atol=1e-4)
+
+
+LEFT = {  # text, shapes, and what is said of the weight
+    "1": ("y = MatMul (x, w)  z = MatMul (x, v)", {"w": (64,)}, "'w' (its rank is 1)"),
+    "left": ("y = MatMul (w, x)  z = MatMul (x, v)", {"w": (8, 64)}, "'w' (it stands on the left in a MatMul)"),
+    "conv": (
+        "t = Unsqueeze (x, axes)  y = Conv (t, w)  z = MatMul (x, v)",
+        {"w": (3, 64, 1)},
+        "'w' (a weight of Conv;",
+    ),
+    "stacked embedding": (
+        "i = ArgMax (x)  y = Gather (w, i)  z = MatMul (x, v)",
+        {"w": (64, 4, 2)},
+        "'w' (its rank is 3, an embedding has 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize("body, shapes, said", LEFT.values(), ids=LEFT.keys())
+def test_what_stays_in_float_is_named(body, shapes, said):
+    values = {name: np.ones(shape, np.float32) for name, shape in (shapes | {"v": (64, 8)}).items()}
+    proto = written(f"(float[64, 64] x) => (float[N] y, float[64, 8] z) {{ {body} }}", axes=np.array([0]), **values)
+    with pytest.warns(JaxqWarning, match=re.escape(said)):
+        model = compress_weights(proto)
+    assert model.encodings.keys() == {"v"}
+    assert json.loads(model.metadata["jaxq.left_in_float"]).keys() == {"w"}
+
+
+def test_what_stays_in_float_as_it_was_asked_for_is_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JaxqWarning)
+        ignored = compress_weights(language_model(), ignored_scope=IgnoredScope(types=["Gather"]))
+        none = compress_weights(language_model(), mode="int4_sym", group_size=32, backup_mode="none")
+    assert json.loads(ignored.metadata["jaxq.left_in_float"]) == {"table": "ignored"}
+    assert json.loads(none.metadata["jaxq.left_in_float"]).keys() == {"table", "head"}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            {"group_size": 100, "group_size_fallback_mode": "ignore"},
+            "2 of 2 .* groups of 100: 'first', 'second' get int8_asym",
+        ),
+        (
+            {"group_size": 96, "group_size_fallback_mode": "ignore", "backup_mode": "none"},
+            "get float instead of int4_sym",
+        ),
+        ({"group_size": 100}, "no weight divides into groups of 100: groups of 64 were taken"),
+        ({"group_size": 256}, "no weight divides into groups of 256: groups of 64, 128 were taken"),
+        ({"group_size": 8}, "unpacks groups of 8 at every run"),
+    ],
+)
+def test_groups_that_do_not_fit_are_said(options, said):
+    with pytest.warns(JaxqWarning, match=said):
+        compress_weights(language_model(), mode="int4_sym", **options)
+
+
+def test_a_weight_that_is_not_finite_is_named():
+    w = np.ones((64, 8), np.float32)
+    w[3, 4] = np.nan
+    with pytest.raises(CalibrationError, match="weight 'w' has 1 value"):
+        compress_weights(written("(float[N, 64] x) => (float[N, 8] y) { y = MatMul (x, w) }", w=w))
 
 
 def test_the_file_says_how_it_was_made():

@@ -21,22 +21,23 @@ FLOOR = {
     "errors": 0, "checks": 0, "version": 0, "mapped": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
-    "activation_ranges": 1, "biases": 1, "metrics": 1,
+    "activation_ranges": 1, "biases": 1, "metrics": 1, "distance": 1, "outliers": 1, "outputs": 1,
     "graph": 1,
     # what each ONNX operator means
     "ops": 2,
     # running and rewriting
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "fusion": 3, "opsets": 3, "split": 3,
-    "layer_errors": 3, "traces": 3,
+    "layer_errors": 3, "traces": 3, "indices": 3, "layerwise": 3, "classes": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "plan": 4, "saturation": 4, "places": 4, "placement": 4,
+    "own_biases": 4,
     # what to change
     "algorithms": 5,
     # files and foreign formats
     "onnx_import": 6, "onnx_check": 6, "onnx_export": 6, "external_data": 6, "qdq": 6, "flax_module": 6, "matmul_nbits": 6,
-    "data": 6, "options": 6,
+    "dequantizers": 6, "compressible": 6, "data": 6, "options": 6,
     "config": 6,
-    "formats": 6, "verify": 6,
+    "formats": 6, "verify": 6, "verdict": 6, "runtime": 6,
     "analysis": 6, "report": 6, "devices": 6, "files": 6, "progress": 6, "summary": 6,
     "lint": 6,
     # wires everything
@@ -56,16 +57,26 @@ NUMBERS, STRUCTURE = (
         "activation_ranges",
         "biases",
         "metrics",
+        "outputs",
     },
     {"graph"},
 )
 
 # Foreign package -> the modules of jaxq that may import it. What is not named here (jax, numpy, optax) is free.
 EDGE = {
-    "onnx": {"onnx_import", "onnx_check", "onnx_export", "external_data", "quantize", "verify", "backend", "config"},
-    "onnx_ir": {"onnx_import", "onnx_check", "onnx_export", "external_data", "quantize", "verify", "backend", "config"},
+    "onnx": {"onnx_import", "onnx_check", "onnx_export", "external_data", "quantize", "runtime", "backend", "config"},
+    "onnx_ir": {
+        "onnx_import",
+        "onnx_check",
+        "onnx_export",
+        "external_data",
+        "quantize",
+        "runtime",
+        "backend",
+        "config",
+    },
     "google": {"onnx_import", "onnx_export"},  # protobuf
-    "onnxruntime": {"verify", "backend"},
+    "onnxruntime": {"runtime", "backend"},
     "flax": {"flax_module"},
     "pydantic": {"config", "formats", "batch"},
     "yaml": {"config", "batch"},

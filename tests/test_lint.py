@@ -104,12 +104,32 @@ def test_weights_alone_in_integers_are_not_called_slow():
     assert found(**several) == [(REFUSED, "dw")]
 
 
-def test_float8_is_refused_where_the_runtime_takes_it_for_integers():
+def lint_float8(monkeypatch, version, target=ONNXRUNTIME, **more):
+    monkeypatch.setattr("jaxq.lint.operators.installed_version", lambda _: version)
     float8 = np.zeros((), ml_dtypes.float8_e4m3fn)
     text = f"{QX} {DW} [conv] c = Conv (xd, wd)  [relu] a = Relu (c) {QY}"
     values = {"zx": float8, "zy": float8, "w": np.ones((4, 4, 1, 1), float8.dtype), "zw": np.zeros(4, float8.dtype)}
-    assert (REFUSED, "conv") in found(text, opset=19, **values)
-    assert REFUSED not in {severity for severity, _ in found(text, opset=19, target=OPENVINO, **values)}
+    return found(text, opset=19, target=target, **values)
+
+
+@pytest.mark.parametrize("version, wrong", [("1.23.2", True), ("1.31.1", True), ("1.32.0", False), (None, True)])
+def test_float8_is_wrong_in_versions_that_take_it_for_integers(monkeypatch, version, wrong):
+    assert ((WRONG, "conv") in lint_float8(monkeypatch, version)) is wrong
+    assert (WRONG, "conv") not in lint_float8(monkeypatch, version, OPENVINO)
+
+
+def test_a_relu_before_float8_with_a_zero_point_is_wrong_where_the_runtime_drops_it(monkeypatch):
+    assert (WRONG, "relu") in lint_float8(monkeypatch, "1.32.0")
+    assert (WRONG, "relu") not in lint_float8(monkeypatch, "1.32.0", OPENVINO)
+
+
+@pytest.mark.parametrize("bias, wrong", [(2.0**32, True), (2.0**30, False)])
+def test_a_float_bias_that_int32_does_not_hold_is_wrong_where_the_runtime_rounds_it(bias, wrong):
+    text = f"{QX} {DW} [conv] c = Conv (xd, wd, b)  [relu] a = Relu (c) {QY}"
+    units = GOOD["sx"] * GOOD["sw"].max()
+    values = {"b": np.float32([0, 0, 0, -bias * units])}
+    assert ((WRONG, "conv") in found(text, **values)) is wrong
+    assert (WRONG, "conv") not in found(text, target=OPENVINO, **values)
 
 
 def test_a_kernel_without_a_quantized_output_is_slow_where_it_needs_one():

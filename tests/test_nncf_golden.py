@@ -113,7 +113,9 @@ def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: 
         np.testing.assert_allclose(scale, np.reshape(each["scale"], -1), rtol=1e-4, err_msg=name)
         ours, theirs = params[groups[name]], np.reshape(each["zero_point"], -1)
         lowest = {"uint8": 0, "int8": -128}[each["type"]]
-        if (theirs == lowest).all():  # nothing below zero, or too little for a step: unsigned here, and in most files of NNCF
+        if (
+            theirs == lowest
+        ).all():  # nothing below zero, or too little for a step: unsigned here, and in most files of NNCF
             lowest, theirs = 0, np.array([0])
         assert int(ours.qmin) == lowest, name
         assert set(np.unique(ours.zero_point)) == set(theirs), name  # the files list which there are

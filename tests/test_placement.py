@@ -23,9 +23,10 @@ from jaxq.fusion import fuse
 from jaxq.model import Model, split_static
 from jaxq.onnx_import import load
 from jaxq.placement import IgnoredScope, Plan, is_transformer, place_quantizers
+from jaxq.plan import BiasForm
 from jaxq.quantizer import IntType, PerAxis, PerTensor
-from jaxq.schemes import Override, QuantizationParameters
-from jaxq.targets import ASCEND, ONNXRUNTIME, OPENVINO, QNN, TENSORRT, Target
+from jaxq.schemes import FP8QuantizationParameters, Override, QuantizationParameters
+from jaxq.targets import ASCEND, ONNXRUNTIME, OPENVINO, PORTABLE, QNN, TENSORRT, Target
 
 
 def fused(proto: onnx.ModelProto) -> Model:
@@ -60,7 +61,8 @@ def table(plan: Plan) -> str:
     for weight in plan.weights:
         axis = weight.scheme.granularity.axis if isinstance(weight.scheme.granularity, PerAxis) else "all"
         lines.append(f"{weight.name} / {axis}")
-    lines.extend(f"{bias.name} in {bias.activation} * {bias.weight}" for bias in plan.biases)
+    integer = [bias for bias in plan.biases if bias.form is BiasForm.PRODUCTS]
+    lines.extend(f"{bias.name} in {bias.activation} * {bias.weight}" for bias in integer)
     return "\n".join(lines)
 
 
@@ -458,6 +460,41 @@ def test_a_transformer_is_known_by_its_attention(proto, found):
     assert is_transformer(load(proto).graph) is found
 
 
+# ------------------------------------------------------------------------------------------------- how biases are kept
+
+VECTOR, MATRIX = np.ones(4, np.float32), np.eye(4, dtype=np.float32)
+GEMM = "(float[N, 4] x) => (float[N, 4] y) { y = Gemm (x, w, b) }"
+PRODUCTS, OWN, FLOAT = BiasForm
+
+
+@pytest.mark.parametrize(
+    "text, numbers, options, expected",
+    [
+        (GEMM, {}, {}, PRODUCTS),
+        (GEMM, {}, {"weights": QuantizationParameters(mode="asymmetric")}, PRODUCTS),
+        (GEMM, {}, {"weights": QuantizationParameters(per_channel=False)}, PRODUCTS),
+        (GEMM, {}, {"weights": QuantizationParameters(num_bits=4)}, PRODUCTS),
+        (GEMM, {}, {"weights": QuantizationParameters(num_bits=16)}, OWN),
+        (GEMM, {}, {"activations": QuantizationParameters(num_bits=16)}, OWN),
+        (GEMM, {}, {"activations": FP8QuantizationParameters()}, OWN),
+        (GEMM, {}, {"target": OPENVINO}, FLOAT),
+        (GEMM, {}, {"target": TENSORRT}, FLOAT),
+        (GEMM, {}, {"target": PORTABLE}, FLOAT),
+        (GEMM, {"b": VECTOR[:1]}, {}, FLOAT),
+        (GEMM, {"b": VECTOR[None]}, {}, FLOAT),
+        ("(float[N, 4] x) => (float[N, 4] y) { y = Gemm <beta = 2.0> (x, w, b) }", {}, {}, FLOAT),
+        ("(float[N, 4] x, float[4, 4] z) => (float[N, 4] y) { y = Gemm (x, z, b) }", {}, {}, FLOAT),
+        ("(float[N, 3, 4] x) => (float[N, 3, 4] y) { t = MatMul (x, w)  y = Add (b, t) }", {}, {"target": PORTABLE}, FLOAT),
+        ("(float[N, 4, 8, 8] x) => (float[N, 4, 16, 16] y) { y = ConvTranspose <strides = [2, 2]> (x, w, b) }",
+         {"w": np.ones((4, 4, 2, 2), np.float32)}, {}, FLOAT),
+    ],
+)  # fmt: skip
+def test_a_bias_is_kept_as_the_products_want_it(text, numbers, options, expected):
+    plan = plan_of(written(text, **{"w": MATRIX, "b": VECTOR, **numbers}), **options)
+    assert [(bias.name, bias.form) for bias in plan.biases] == [("b", expected)]
+    assert plan.biases[0].activation in plan.activations
+
+
 # ----------------------------------------------------------------------------------------------------- what is ignored
 
 GRAPH = load(residual_network()).graph
@@ -605,7 +642,7 @@ def test_a_weight_shared_with_an_ignored_node_stays_exact_for_that_one():
 def test_recurrent_layers_have_weights_for_each_gate():
     model = written("(float[5, N, 3] x) => (float[5, 1, N, 4] y) { y = LSTM <hidden_size = 4> (x, w, r) }",
                     w=np.ones((1, 16, 3), np.float32), r=np.ones((1, 16, 4), np.float32))  # fmt: skip
-    plan = plan_of(model, target=OPENVINO)
+    plan = plan_of(model, target=ASCEND)
     assert [(weight.name, weight.scheme.granularity) for weight in plan.weights] == [
         ("w", PerAxis(1)),
         ("r", PerAxis(1)),
@@ -623,7 +660,7 @@ def test_a_table_of_embeddings_is_a_weight():
     ]
 
 
-def test_products_of_activations_are_symmetric_in_transformers():
+def test_products_of_activations_are_symmetric_for_openvino():
     plan = plan_of(transformer_block(), target=OPENVINO)
     assert plan.schemes["query"].symmetric
     assert not plan.schemes["norm"].symmetric
@@ -633,7 +670,8 @@ def test_products_of_activations_are_symmetric_in_transformers():
 def test_a_transposed_convolution_has_its_channels_on_axis_one_whatever_its_groups():
     model = written("(float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) { y = ConvTranspose <group = 2> (x, w) }",
                     w=np.ones((4, 3, 1, 1), np.float32))  # fmt: skip
-    for target in (ONNXRUNTIME, TENSORRT, OPENVINO):
+    assert not plan_of(model, target=OPENVINO).weights, "its integer kernel has no groups"
+    for target in (ONNXRUNTIME, TENSORRT):
         (weight,) = plan_of(model, target=target).weights
         assert weight.scheme.granularity == PerAxis(1)
         assert weight.scheme.grid in (IntType(8, narrow=True), IntType(7))

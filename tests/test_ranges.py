@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, StatisticsCollectorParameters
-from jaxq.quantizer import IntType, Scheme
+from jaxq.quantizer import SMALLEST_SCALE, IntType, Scheme, fake_quantize_array
 from jaxq.ranges import (
     Range,
     activation_params,
@@ -17,6 +17,7 @@ from jaxq.ranges import (
     asymmetric_params,
     bias_params,
     clipped,
+    own_bias_params,
     symmetric_params,
     symmetric_weight_params,
     widen_zero_channels,
@@ -237,3 +238,13 @@ def test_a_bias_has_the_scale_of_the_products():
     params = bias_params(np.full((1, 1, 1, 1), 0.5, np.float32), np.array([0.1, 0.2], np.float32))
     np.testing.assert_allclose(params.scale, [0.05, 0.1], rtol=1e-7)
     assert (params.qmin, params.qmax) == (-(2**31), 2**31 - 1)
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=5))
+def test_a_bias_with_a_scale_of_its_own_loses_less_than_float32_keeps(values):
+    bias, room = np.float32(values), 2.0**30
+    params = own_bias_params(bias, room)
+    assert np.frexp(params.scale[0])[0] == 0.5 or params.scale[0] == SMALLEST_SCALE
+    largest = np.abs(bias).max()
+    assert largest <= room * params.scale[0]
+    assert np.abs(fake_quantize_array(bias, params) - bias).max() <= max(largest * 2.0**-30, SMALLEST_SCALE)

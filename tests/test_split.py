@@ -10,10 +10,12 @@ from models import Network, smooth, written
 import jaxq
 from jaxq.errors import DynamicShapeError, JaxqWarning
 from jaxq.model import split_static
+from jaxq.outputs import compare_rows
 from jaxq.placement import IgnoredScope
+from jaxq.runtime import session
 from jaxq.split import may_have_tail, split
 from jaxq.summary import ON_HOST, summarize
-from jaxq.verify import SAME_ROWS, compare_rows, session
+from jaxq.verdict import SAME_ROWS
 
 IDIOMS = {
     "torch: x[x > 0]": idiom(

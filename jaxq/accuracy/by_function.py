@@ -16,11 +16,11 @@ from jaxq.accuracy.validation import (
     Runnable,
     Scores,
     check_count,
-    distances,
     filled,
 )
 from jaxq.collect import split_samples
 from jaxq.data import Dataset
+from jaxq.distance import output_distances
 from jaxq.errors import ConfigError, JaxqError
 from jaxq.metrics import Score, as_score
 
@@ -128,10 +128,10 @@ class FunctionValidation:
             same = _digest(feed) == _digest(other)
             rows = watched[0].samples(feed)
             if same and len(rows) > 1 and all(value.shape[:1] == (len(rows),) for value in before.values()):
-                moved.extend(distances(after, before))
+                moved.extend(output_distances(before, after))
             else:
-                whole = [{name: value[None] for name, value in each.items()} for each in (after, before)]
-                moved.extend(np.repeat(distances(*whole) if same else 0.0, len(rows)))
+                whole = [{name: value[None] for name, value in each.items()} for each in (before, after)]
+                moved.extend(np.repeat(output_distances(*whole) if same else 0.0, len(rows)))
             feeds.extend(rows)
         if not feeds:
             raise ConfigError("validation_fn never called the model that it was given; it has to evaluate that model")

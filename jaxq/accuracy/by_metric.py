@@ -16,7 +16,6 @@ from jaxq.accuracy.validation import (
     Runnable,
     Scores,
     check_count,
-    distances,
     filled,
     run_samples,
     single_feeds,
@@ -24,8 +23,10 @@ from jaxq.accuracy.validation import (
 from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
+from jaxq.distance import output_distances
 from jaxq.errors import ConfigError, InputError
 from jaxq.graph import FrozenDict, Literal
+from jaxq.indices import refuse_out_of_range
 from jaxq.metrics import Metric, Outputs
 from jaxq.model import Model
 
@@ -88,7 +89,7 @@ class MetricValidation:
                     for metric, wanted in zip(self.metrics, targets[number], strict=True)
                 ]
                 if role == QUANTIZED and number in self._exact:
-                    self._moved[number] = float(distances(_stacked(outputs), _stacked(self._exact[number]))[0])
+                    self._moved[number] = float(output_distances(_stacked(self._exact[number]), _stacked(outputs))[0])
         ordered = [records[number] for number in sorted(records)]
         scores = {
             metric.name: metric.combine([each[place] for each in ordered]) for place, metric in enumerate(self.metrics)
@@ -157,6 +158,7 @@ class MetricValidation:
             for number, (feed, target) in enumerate(self.items()):
                 for name, value in feed.items():
                     refuse_not_finite(name, np.asarray(value), number, "validation")
+                refuse_out_of_range(self.model.index_bounds, feed, f" of validation sample {number} (counted from 0)")
                 targets.append(target)
                 yield feed
 

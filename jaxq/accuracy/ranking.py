@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxq.accuracy.space import Setting, Space
 from jaxq.accuracy.stages import Walk, walk
-from jaxq.accuracy.validation import MOST_BYTES, distances, run_batch
+from jaxq.accuracy.validation import MOST_BYTES, run_batch
 from jaxq.collect import Batch, batches, compiled_part, largest_tensor
+from jaxq.distance import TINY, difference, output_distances
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import split_static
@@ -88,6 +89,8 @@ class Ranker:
         over the quantizers that go with it. The first `confirm` layers are then measured by themselves, and put in order.
         """
         slopes = self._slopes(setting)
+        if not np.isfinite(list(slopes.values())).all():  # the outputs are no numbers there, and no slope tells why
+            return self.alone(setting)
         now = self.space.parts(setting).changed
         gains = {
             layer: sum(slopes[name] for name in now - self.space.parts({**setting, layer: self.step}).changed)
@@ -113,7 +116,7 @@ class Ranker:
         for layer in track(layers, "ranking", len(layers)):
             less = {name: step for name, step in setting.items() if name != layer}
             less |= {layer: start[layer]} if layer in start else {}
-            found.append(Ranked(layer, self.divergence(less, corrected=False) - before, True))
+            found.append(Ranked(layer, difference(self.divergence(less, corrected=False), before), True))
         return sorted(found, key=lambda each: each.gain)
 
     def _left(self, setting: Setting) -> list[str]:
@@ -125,7 +128,7 @@ class Ranker:
             return []
         before = self.divergence(setting, corrected=False, remember=True)
         gains = [
-            before - self.divergence({**setting, layer: self.step}, corrected=False)
+            difference(before, self.divergence({**setting, layer: self.step}, corrected=False))
             for layer in track(layers, "ranking", len(layers))
         ]
         order = np.argsort(-np.asarray(gains), kind="stable")
@@ -146,7 +149,7 @@ class Ranker:
             if room > 0:
                 self._walks.append(done)
             real = np.asarray(batch.real)
-            total += float(distances(jax.device_get(done.outputs), reference)[real].sum())
+            total += float(output_distances(reference, jax.device_get(done.outputs))[real].sum())
             count += int(real.sum())
         return total / count
 
@@ -172,7 +175,7 @@ class Ranker:
             head = compiled_part(graph, params, static, batch)
             slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
             for name, slope in jax.device_get(slopes).items():
-                total[name] += float(np.nan_to_num(slope, nan=0.0, posinf=1e30, neginf=-1e30))
+                total[name] += float(slope)
             count += int(np.asarray(batch.real).sum())
         return {name: slope / count for name, slope in total.items()}
 
@@ -228,17 +231,20 @@ def _gradient(
 
         def one(sample: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
             outputs = execute(graph, params, {**sample, **fixed}, tap=tap)[0]
-            parts = [
-                jnp.sum((outputs[name] - value) ** 2) / jnp.maximum(jnp.sum(value**2), 1e-30)
-                for name, value in wanted.items()
-                if jnp.issubdtype(value.dtype, jnp.floating)
-            ]
-            return jnp.asarray(sum(parts), jnp.float32)
+            floats = {name: value for name, value in wanted.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+            return jnp.asarray(sum(_distance(value, outputs[name]) for name, value in floats.items()), jnp.float32)
 
         each = jax.vmap(one)(dict(batch.inputs), dict(reference))
         return jnp.where(batch.real, each, 0.0).sum()
 
     return jax.grad(total)(dict(alpha))
+
+
+def _distance(expected: Any, found: Any) -> Any:
+    """`jaxq.distance`, with a gradient; NaN or infinity that is found where a number was expected makes it none."""
+    known = jnp.isfinite(expected)
+    expected, found = (jnp.where(known, each, 0) for each in (expected, found))
+    return jnp.sum((found - expected) ** 2) / jnp.maximum(jnp.sum(expected**2), TINY)
 
 
 def _always(value: Any, encoding: QuantParams) -> Any:

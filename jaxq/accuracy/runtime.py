@@ -15,7 +15,7 @@ class File:
     """A written model in ONNX Runtime, to be called as a `Model` is."""
 
     def __init__(self, model: Model, path: Path):
-        from jaxq.verify import session
+        from jaxq.runtime import session
 
         self.inputs, self.outputs, self.graph = model.inputs, model.outputs, model.graph
         self._run = session(path, optimized=path.with_name("optimized.onnx"))

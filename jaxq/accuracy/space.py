@@ -25,7 +25,7 @@ from jaxq.estimators import (
 )
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
-from jaxq.plan import Plan
+from jaxq.plan import BiasForm, Plan
 from jaxq.quantizer import IntType, QuantParams, fake_quantize_array
 from jaxq.ranges import Range, asymmetric_params
 
@@ -149,9 +149,12 @@ class Space:
         weights = {weight.name for weight in plan.weights} | kept
         encodings = {**activations, **{name: self.base.weights[name] for name in weights if name in self.base.weights}}
         own = self.switches.tensors_of(plan)
-        biases = [replace(bias, activation=own.get(bias.activation, "")) for bias in plan.biases]
-        # 16 bits make the unit of a bias so small that int32 would not hold it: such a bias stays in float.
-        biases = [bias for bias in biases if bias.activation in activations and bias.activation not in wide]
+        biases = [
+            replace(bias, activation=own.get(bias.activation, ""), weight=own.get(bias.weight, bias.weight))
+            for bias in plan.biases
+        ]
+        # 16 bits make the unit of the products so small that int32 would not hold a bias: it gets one of its own.
+        biases = [replace(bias, form=BiasForm.OWN) if bias.activation in wide else bias for bias in biases]
         encodings = with_biases(encodings, params, tuple(biases))
         rounded = frozenset(name for name in encodings if name in params)
         # What no sample ever made has no range.

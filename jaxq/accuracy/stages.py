@@ -119,7 +119,9 @@ def run_stage(
     def one(sample: Mapping[str, Any], read: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         # The arrays that enter and leave a program are in the order of their axes. That of convolutions spares turning them.
         there = {name: jnp.moveaxis(value, -1, 1) if is_image(value) else value for name, value in read.items()}
-        found = execute(stage.graph, params, {**sample, **there, **fixed}, tap=quantizing(encodings))[0]
+        found = execute(
+            stage.graph, params, {**sample, **there, **fixed}, tap=quantizing(encodings) if encodings else None
+        )[0]
         handed_on = {name: found[name] for name in stage.handed_on}
         turned = {name: jnp.moveaxis(value, 1, -1) if is_image(value) else value for name, value in handed_on.items()}
         return {name: found[name] for name in stage.outputs}, turned

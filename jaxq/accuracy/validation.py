@@ -93,27 +93,6 @@ def single_feeds(model: Runnable, static: FrozenDict[str, Literal], batch: Batch
     return [{name: value[row] for name, value in wide.items()} | fixed for row in np.flatnonzero(batch.real)]
 
 
-def distances(found: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
-    """How far the outputs of each sample are from the reference: float64 [B].
-
-    sum over float outputs of |found - reference|^2 / |reference|^2; infinite where an output whose shape depends on the data
-    (`jaxq.split`) has another one
-    """
-    total: Any = 0.0
-    for name, wanted in reference.items():
-        wanted = np.asarray(wanted)
-        if wanted.dtype.kind != "f":
-            continue
-        value = np.asarray(found[name], np.float64)
-        if value.shape != wanted.shape:
-            return np.full(len(wanted), np.inf)
-        wanted, value = (each.reshape(len(wanted), -1).astype(np.float64) for each in (wanted, value))
-        with np.errstate(all="ignore"):
-            part = ((value - wanted) ** 2).sum(1) / np.maximum((wanted**2).sum(1), 1e-30)
-        total = total + np.nan_to_num(part, nan=np.inf)
-    return np.asarray(total, np.float64).reshape(-1)
-
-
 def check_count(first: int | None, count: int, what: str) -> int:
     """The number of items or samples in a pass over the data, which is that of the first pass.
 

@@ -12,12 +12,14 @@ from typing import Any, Protocol
 from jaxq.collect import collect
 from jaxq.model import Model
 from jaxq.observers import Observer
+from jaxq.outliers import Outliers
 
 
 class Algorithm(Protocol):
     """One step of quantizing a model.
 
-    One that looks at the first so many samples only says so in a field `samples`.
+    One that looks at the first so many samples only says so in a field `samples`; one that can tell samples that reach values far
+    beyond those of the others has a method `outlying(stats) -> {tensor name: Outliers}`.
     """
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
@@ -43,7 +45,10 @@ def run_pipeline(
     A tuple of algorithms is one step: what all of them need is gathered in the same pass, on the model as it is before the first.
     With `one_program` each pass watches what any of the steps needs, so that one compiled program serves all passes; that is for
     steps that leave the graph as it is.
+
+    Where samples turn out to be outlying, and can be left out (`jaxq.data.samples`), all steps begin anew without them.
     """
+    start = model
     groups = [step if isinstance(step, tuple) else (step,) for step in steps]
     everything = [algorithm.needs(model) for group in groups for algorithm in group] if one_program else []
     for group in groups:
@@ -54,6 +59,20 @@ def run_pipeline(
         first = itertools.islice(samples, max(known)) if known and len(known) == len(limits) else samples
         found = iter(collect(model, watched, first, batch_size=batch_size, beside=everything) if watched else [])
         stats = [next(found) if need else {} for need in needs]
+        if watched and _left_out(group, stats, samples):
+            return run_pipeline(groups, start, samples, batch_size, one_program=one_program)
         for algorithm, each in zip(group, stats, strict=True):
             model = algorithm.apply(model, each, samples)
     return model
+
+
+def _left_out(group: Iterable[Algorithm], stats: Iterable[Mapping[str, Any]], samples: object) -> bool:
+    """Whether samples are left out from now on, for what they hold or for what the network makes of them."""
+    leave_out = getattr(samples, "leave_out", None)
+    if leave_out is None:
+        return False
+    found: dict[str, Outliers] = {}
+    for algorithm, each in zip(group, stats, strict=True):
+        found |= algorithm.outlying(each) if hasattr(algorithm, "outlying") else {}
+    left: bool = leave_out(found)
+    return left

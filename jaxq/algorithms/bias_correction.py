@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxq.biases import moved_biases
 from jaxq.collect import Batch, batches, compiled_part
+from jaxq.distance import distance, is_float
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
@@ -201,14 +202,9 @@ def batch_key(static: FrozenDict[str, Literal], batch: Batch) -> BatchKey:
 
 
 def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:
-    """The sum over all float outputs of |found - wanted|^2 / |wanted|^2, taken over the samples that are real."""
-    noise = 0.0
-    for name, each in wanted.items():
-        if np.issubdtype(each.dtype, np.floating):
-            x, y = np.asarray(each[real], np.float64), np.asarray(found[name][real], np.float64)
-            known = np.isfinite(x) & np.isfinite(y)
-            noise += float(np.sum((x - y)[known] ** 2) / max(np.sum(x[known] ** 2), 1e-30))
-    return noise
+    """The sum of the distances of all float outputs (`jaxq.distance`), taken over the samples that are real."""
+    floats = {name: each for name, each in wanted.items() if is_float(each)}
+    return sum(distance(each[real], found[name][real]) for name, each in floats.items())
 
 
 def rounded_params(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.activation_ranges import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
+from jaxq.distance import worst_if_nan
 from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
 from jaxq.errors import CalibrationError
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
@@ -27,9 +28,10 @@ from jaxq.observers import (
     histogram,
     sample_statistics,
 )
-from jaxq.placement import Bias, Plan
+from jaxq.outliers import Outliers, outliers
+from jaxq.plan import Bias, BiasForm, Plan
 from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme
-from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped
+from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped, own_bias_params
 from jaxq.weight_ranges import weight_params
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
@@ -107,6 +109,14 @@ class Calibration:
             )
             forget_pages(value)
         return model.replace(encodings=encodings)
+
+    def outlying(self, stats: Mapping[str, Any]) -> dict[str, Outliers]:
+        """The tensors in which some samples reach values far beyond those of the others."""
+        found = {}
+        for name, each in stats.items():
+            seen: Any = each[0] if isinstance(each[0], tuple) else each
+            found[name] = outliers(np.maximum(seen.high, -seen.low))
+        return {name: each for name, each in found.items() if each is not None}
 
     def activation_encodings(self, model: Model, found: Mapping[str, Range]) -> dict[str, QuantParams]:
         """The quantizer of each tensor, from the ranges of the groups."""
@@ -192,7 +202,8 @@ class Calibration:
         if judged:
             errors = self._errors(steps, model, judged, LayerErrors.of(model, groups, first[0]), first)
             for group in set(groups.values()):
-                choice[group] = int(np.sum([errors[name] for name in judged if groups[name] == group], axis=0).argmin())
+                total = np.sum([errors[name] for name in judged if groups[name] == group], axis=0)
+                choice[group] = int(worst_if_nan(total).argmin())
         found: dict[str, Range] = {}
         for row, step in enumerate(steps):
             mine = {name: each for name, each in stats.items() if choice[self.plan.activations[name]] == row}
@@ -298,7 +309,7 @@ def _nodes(graph: Graph) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class IntegerBiases:
-    """Encodes the biases of the plan as int32, in units of input_scale * weight_scale; after every step that moves them."""
+    """Encodes the biases of the plan as their form says; after every step that moves them."""
 
     plan: Plan
 
@@ -314,21 +325,32 @@ def with_biases(
 ) -> dict[str, QuantParams]:
     """The encodings with those of the biases added, and weight scales raised where an int32 bias would overflow.
 
-    A bias is kept in units of input_scale * weight_scale. Where a channel's weights are tiny and its bias is not, that would
-    need more than int32: the channel's weight scale is raised until the bias fits, which costs only unused precision.
+    A bias in units of input_scale * weight_scale needs more than int32 where a channel's weights are tiny and it is not: the
+    channel's weight scale is raised until the bias fits, which costs only unused precision. So it is for one that stays in
+    float, of which a runtime may make int32 by itself.
     """
     done = dict(encodings)
-    biases = tuple(bias for bias in biases if bias.activation in done)
+    biases = tuple(bias for bias in biases if bias.activation in done and bias.weight in done)
     for bias in biases:  # all of them first: biases may share a weight
-        value = np.abs(np.asarray(params[bias.name], np.float64))
-        activation, weight = done[bias.activation], done[bias.weight]
-        needed = value / (np.float64(np.asarray(activation.scale).reshape(())) * INT32_ROOM)
-        flat = np.asarray(weight.scale).reshape(-1)
-        if flat.size != value.size:
-            needed = np.full(flat.shape, needed.max(initial=0.0))
-        raised = np.maximum(flat, needed.astype(np.float32)).reshape(weight.scale.shape)
-        done[bias.weight] = replace(weight, scale=raised)
+        if bias.form is not BiasForm.OWN:
+            weight, value = done[bias.weight], np.asarray(params[bias.name], np.float64)
+            done[bias.weight] = with_room(weight, done[bias.activation].scale, value)
     for bias in biases:
-        flat = np.asarray(done[bias.weight].scale).reshape(-1)
-        done[bias.name] = bias_params(done[bias.activation].scale, np.broadcast_to(flat, np.shape(params[bias.name])))
+        value = np.asarray(params[bias.name])
+        if bias.form is BiasForm.PRODUCTS:
+            flat = np.asarray(done[bias.weight].scale).reshape(-1)
+            done[bias.name] = bias_params(done[bias.activation].scale, np.resize(flat, value.shape))
+        elif bias.form is BiasForm.OWN:
+            done[bias.name] = own_bias_params(value, INT32_ROOM)
     return done
+
+
+def with_room(weight: QuantParams, input_scale: Any, bias: np.ndarray) -> QuantParams:
+    """The encoding of a weight, its scales raised until |bias| <= INT32_ROOM * input_scale * scale.
+
+    There are as many scales as output channels, or one for all, or one for those at the same place of each group.
+    """
+    scale = np.asarray(weight.scale)
+    needed = np.abs(bias).reshape(-1) / (np.float64(np.asarray(input_scale).reshape(())) * INT32_ROOM)
+    of_scale = np.resize(needed, (-(-needed.size // scale.size), scale.size)).max(0, initial=0.0)
+    return replace(weight, scale=np.maximum(scale, of_scale.astype(np.float32).reshape(scale.shape)))

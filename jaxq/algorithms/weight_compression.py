@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.distance import TINY, worst_if_nan
 from jaxq.errors import CalibrationError
 from jaxq.model import Model
 from jaxq.observers import Observer
@@ -200,6 +201,7 @@ def output_error(weight: np.ndarray, scheme: Scheme, axis: int, moment: np.ndarr
     params = rounding_params(weight, scheme)
     rounded = np.asarray(dequantize(quantize(jnp.asarray(weight), params), params))
     exact, wrong = (np.moveaxis(value, axis, 0).reshape(weight.shape[axis], -1) for value in (weight, weight - rounded))
-    if moment is None:
-        return float((wrong**2).sum() / max((exact**2).sum(), 1e-30))
-    return float((wrong * (moment @ wrong)).sum() / max((exact * (moment @ exact)).sum(), 1e-30))
+    with np.errstate(all="ignore"):  # of moments that no float32 holds
+        parts = [each if moment is None else moment @ each for each in (wrong, exact)]
+        found = (wrong * parts[0]).sum() / np.maximum((exact * parts[1]).sum(), TINY)
+    return float(worst_if_nan(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -147,7 +148,8 @@ def compress(
     if not quiet and json_path != "-":
         sizes = "{float_bytes:,} -> {compressed_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
         print(f"{written_files(result)}: {sizes}")
-        print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result))
+        print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result), end="")
+        print(f", {len(result['left_in_float'])} in float" if result["left_in_float"] else "")
 
 
 def described(path: Path, model: Model, output: Path, compressed: Model, seconds: float) -> dict[str, Any]:
@@ -162,6 +164,7 @@ def described(path: Path, model: Model, output: Path, compressed: Model, seconds
         "compressed_bytes": bytes_of(output, load(output).params),
         "weights_in_4_bits": sum(each <= 4 for each in bits),
         "weights_in_8_bits": sum(each > 4 for each in bits),
+        "left_in_float": json.loads(compressed.metadata["jaxq.left_in_float"]),
         "seconds": round(seconds, 3),
         "metadata": dict(compressed.metadata),
     }

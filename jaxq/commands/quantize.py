@@ -262,4 +262,5 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
         print(found.table())
     sizes = "{float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
     print(f"{written_files(result)}: {sizes}")
-    print("now check it: jaxq verify {} --data {}".format(*map(shlex.quote, (result["output"], data))))
+    words = map(shlex.quote, (result["output"], data, result["model"]))
+    print("now check it: jaxq verify {} --data {} --float {}".format(*words))

@@ -1,7 +1,8 @@
-"""`jaxq verify`: the written file in its runtime against the simulation."""
+"""`jaxq verify`: the written file in its runtime against the simulation, and against the float model."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,12 @@ from jaxq.commands.session import TARGET_MISSED, check_outputs, session, write_j
 def verify(
     model: QuantizedPath,
     data: Data,
+    float_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--float", metavar="MODEL", help="What the file was quantized from: measures what quantization costs."
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(metavar="COUNT", min=1, max=LARGEST_COUNT, help="How many samples to compare.")
     ] = 100,
@@ -44,11 +51,12 @@ def verify(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a quantized file with jaxq's simulation.
+    """Say whether ONNX Runtime computes what a quantized file says.
 
-    It runs in ONNX Runtime, with graph optimizations off and on. The exit code is 3 if the two do not agree.
+    It runs with graph optimizations off and on, and is compared with jaxq's simulation layer by layer; with --float also with
+    the float model: only that shows a file whose numbers are wrong. The exit code is 3 if runtime and simulation do not agree.
     """
-    check_outputs({"--json": json_path}, {"QUANTIZED": model, "--data": data})
+    check_outputs({"--json": json_path}, {"QUANTIZED": model, "--data": data, "--float": float_model})
     with session(device=device, quiet=quiet, verbose=verbose):
         from jaxq import load
         from jaxq.data import open_data
@@ -56,9 +64,9 @@ def verify(
 
         how = reading(resize, crop, mean, std, layout, color, batch_axis)
         opened = open_data(data, load(model), limit=samples, **how)
-        found = verify(model, opened, samples=samples)
+        found = verify(model, opened, samples=samples, float_model=float_model)
     write_json(found.to_dict(), json_path)
     if not quiet and json_path != "-":
         print(found.table())
-    if not found.ok:
+    if not found.agrees:
         raise typer.Exit(TARGET_MISSED)

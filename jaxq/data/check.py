@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import CalibrationError
+from jaxq.outliers import Outliers, outliers
 
 NOISE_SAMPLES, NOISE_PAIRS = 32, 100_000  # looked at for noise, at least; after that there is no more to learn
 FEWEST_PAIRS = 1000  # of neighbouring pixels, to tell noise at all
@@ -34,6 +35,7 @@ class DataCheck:
         # An input with one value in each sample -> the lowest and the highest of them.
         self._flat: dict[str, tuple[float, float]] = {}
         self._noise: dict[str, _Neighbours] = {}
+        self._magnitudes: dict[str, list[float]] = {}  # of each sample, for the inputs in floating point
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         for feed in self._samples:
@@ -44,7 +46,21 @@ class DataCheck:
             self._count += 1
             yield feed
 
+    @property
+    def count(self) -> int:
+        """Samples that have been passed through."""
+        return self._count
+
+    def outlying(self) -> dict[str, Outliers]:
+        """The inputs in which some samples reach values far beyond those of the others."""
+        found = {name: outliers(np.asarray(sizes)) for name, sizes in self._magnitudes.items()}
+        return {name: each for name, each in found.items() if each is not None}
+
     def _watch(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            if _is_float(array):
+                size = float(max(array.max(), -array.min())) if array.size else 0.0
+                self._magnitudes.setdefault(name, []).append(size)
         if self._count == 0:
             self._first = {name: array.copy() for name, array in arrays.items()}
             self._flat = {
@@ -77,7 +93,7 @@ class DataCheck:
                 "ranges from such data mean nothing"
             )
         for name, neighbours in self._noise.items():
-            if name not in self._flat and neighbours.is_noise():
+            if name not in self._flat and name not in self.outlying() and neighbours.is_noise():
                 found.append(
                     f"input {name!r} looks like random noise: neighbouring pixels of the calibration samples are "
                     f"unrelated (correlation {neighbours.correlation:.2f}); calibrate with real data"

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxq.collect import split_samples
 from jaxq.errors import ConfigError, InputError
+from jaxq.indices import refuse_out_of_range
 from jaxq.model import Model
 
 
@@ -102,10 +103,13 @@ class Dataset:
         """The samples as feeds of `model`, {input name: array}: each item split along the batch axis.
 
         Raises:
-          InputError: an item does not fit the model's inputs.
+          InputError: an item does not fit the model's inputs, or picks rows that a table of the model does not have.
         """
         try:
-            yield from split_samples(model.inputs, self, model.graph.static_inputs, self.batch_axis)
+            samples = split_samples(model.inputs, self, model.graph.static_inputs, self.batch_axis)
+            for number, feed in enumerate(samples):
+                refuse_out_of_range(model.index_bounds, feed, f" of sample {number} (counted from 0)")
+                yield feed
         except InputError as error:
             raise InputError(f"{error}{self._hint()}") from None
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxq.graph import Node
 from jaxq.model import Model
+from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
 from jaxq.plan import constants
 from jaxq.schemes import rule_for
@@ -80,7 +81,8 @@ class Network:
         elif behind_q and before is not None:
             kind = self.read(before).type
         elif node.op == "QuantizeLinear":
-            kind = "uint8"  # as the standard has it
+            declared = int(node.attributes.get("output_dtype", 0))
+            kind = element_dtype(declared).name if declared else "uint8"  # as the standard has it
         role: Role = "activation"
         if constant:
             places = [index for _, index in self.readers.get(node.outputs[0], [])]
@@ -98,7 +100,7 @@ class Network:
         weight = node.inputs[1] if len(node.inputs) > 1 else ""
         shapes = {weight: self.values.get(self.producer[weight].inputs[0]) if weight in self.producer else None}
         known = {name: value for name, value in shapes.items() if value is not None}
-        return rule_for(self.target, node.op, depthwise=is_depthwise(node, known))
+        return rule_for(self.target, node, depthwise=is_depthwise(node, known))
 
     def is_quantized(self, name: str) -> bool:
         return name in self.seen and self.seen[name].node.op == "DequantizeLinear"

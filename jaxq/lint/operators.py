@@ -10,6 +10,9 @@ from jaxq.graph import Node
 from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.network import Network, same_numbers
 from jaxq.targets import Rule
+from jaxq.targets.installed import installed_version, limits_of
+
+WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def operator(network: Network, node: Node) -> Iterator[Finding]:
@@ -34,13 +37,10 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
         return  # the kernel before makes that one
     if not network.quantizes_activations:
         return  # weights only: they are turned into floats, as is meant
-    types = {network.seen[node.inputs[index]].type for index in present if index not in missing}
-    refused = types & network.target.unoptimized
-    if not missing and refused and not types & (network.target.storage_types - network.target.unoptimized):
-        problem = f"with graph optimizations on, this runtime merges {min(map(str, refused))} into an integer kernel"
-        advice = "load it with optimizations off or basic (ONNX Runtime: ORT_ENABLE_BASIC), or quantize to integers"
-        yield finding(Severity.REFUSED, node, problem, advice)
-    elif missing and len(missing) < len(present):
+    yield from limits(network, node)
+    yield from float_bias(network, node)
+    yield from float_weights(network, node, rule)
+    if missing and len(missing) < len(present):
         words = ", ".join(f"{index} ({node.inputs[index]!r})" for index in missing)
         problem = f"input {words} is not quantized, others are: it runs in float"
         yield finding(Severity.SLOW, node, problem, "quantize all of its inputs, or none")
@@ -51,6 +51,47 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
         problem = f"its result {node.outputs[0]!r} is not quantized: without that it runs in float"
         advice = "put a pair of quantizers behind it, or accept it where the result is an output of the model"
         yield finding(Severity.SLOW, node, problem, advice)
+
+
+def limits(network: Network, node: Node) -> Iterator[Finding]:
+    """Whether the version of the runtime that is installed takes these types as they are."""
+    version = installed_version(network.target)
+    seen = [network.seen[name] for name in node.inputs if network.is_quantized(name)]
+    kinds, others = ([each.type or "" for each in seen if each.role == role] for role in ("activation", "weight"))
+    for limit in limits_of(network.target, version):
+        if limit.meets(node.op, kinds, others):
+            yield finding(Severity.WRONG, node, f"its inputs are {kinds[0]}: {limit.effect}", limit.remedy)
+
+
+def float_weights(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
+    """Whether the weights are of a type that the kernel in integers does not have."""
+    for index in rule.weights if rule.activations else ():
+        each = network.seen.get(node.inputs[index]) if index < len(node.inputs) else None
+        if each is None or each.role != "weight" or not network.target.float_weights:
+            continue
+        shifted = each.zero_point is not None and np.any(each.zero_point)
+        if each.type in network.target.float_weights or shifted:
+            problem = f"its weights are {each.type}{' with a zero point' if shifted else ''}: it runs in float"
+            yield finding(Severity.SLOW, node, problem, "quantize them to int8, symmetrically")
+
+
+def float_bias(network: Network, node: Node) -> Iterator[Finding]:
+    """Whether a bias that was left in float fits into the int32 that the runtime makes of it."""
+    bias = network.values.get(node.inputs[2]) if node.op in WITH_BIAS and len(node.inputs) > 2 else None
+    data, weight = (network.seen.get(name) for name in node.inputs[:2])
+    if not network.target.rounds_biases or bias is None or np.ndim(bias) != 1 or data is None or weight is None:
+        return
+    if (
+        data.scale is None
+        or weight.scale is None
+        or np.size(data.scale) != 1
+        or not has_quantized_output(network, node)
+    ):
+        return
+    units = np.float64(np.reshape(data.scale, ())) * np.asarray(weight.scale, np.float64).reshape(-1)
+    if units.size in (1, np.size(bias)) and (np.abs(np.float64(bias)) > units * 2.0**31).any():
+        problem = "the runtime keeps its bias in int32, in units of input scale * weight scale, which does not hold it"
+        yield finding(Severity.WRONG, node, problem, "raise the scale of the weight until the bias fits")
 
 
 def has_quantized_output(network: Network, node: Node) -> bool:
@@ -83,6 +124,12 @@ def activation_function(network: Network, node: Node) -> Iterator[Finding]:
             if each is None or each.zero_point is None or each.type is None or not network.rule(before):
                 continue
             lowest = {"int8": -128, "int16": -32768}.get(each.type, 0)
+            if node.op == "Relu" and each.type.startswith("float8"):
+                problem = (
+                    f"the runtime takes the zero point of {each.type} behind it for the lowest value, and drops it"
+                )
+                yield finding(Severity.WRONG, node, problem, "leave the zero point out (output_dtype, opset 21)")
+                continue
             if node.op == "Relu" and np.any(np.asarray(each.zero_point, np.int64) != lowest):
                 problem = f"the quantizer behind it has zero point {np.ravel(each.zero_point)[0]}, and not {lowest}"
                 advice = (

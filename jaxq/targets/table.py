@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from jaxq.quantizer import IntType
@@ -17,10 +17,12 @@ class Rule:
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
       weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
+      only: attribute -> the value, which is also the standard's default, that a node must have: the kernel is for these alone.
       centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
       bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
       output: the kernel is used only if the output is quantized too.
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
+      stored: the runtime computes it in float: with quantized weights the file is smaller, and nothing faster.
       skip_only: of an addition, the summand that a kernel with weights makes last stays as it is: that kernel adds the others,
         which are quantized.
     """
@@ -30,10 +32,40 @@ class Rule:
     weight_axis: int | None = 0
     activation_axis: int | None = None
     centered: tuple[int, ...] = ()
+    only: Mapping[str, str | int] = field(default_factory=dict)
     bias: int | None = None
     output: bool = True
     body_only: bool = False
+    stored: bool = False
     skip_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What some versions of a runtime do to what is quantized to certain types, unless they are told not to.
+
+    Attributes:
+      activations, weights, operators: types by name, and kinds of nodes, that it is about; None for any.
+      since, before: versions, as in (1, 32): from the first one on, below the second one.
+      effect: which versions do what, in words.
+      remedy: the option of the runtime with which they do not.
+    """
+
+    activations: frozenset[str]
+    weights: frozenset[str] | None = None
+    operators: frozenset[str] | None = None
+    since: tuple[int, ...] = ()
+    before: tuple[int, ...] | None = None
+    effect: str
+    remedy: str
+
+    def meets(self, op: str, activations: Collection[str], weights: Collection[str]) -> bool:
+        """Whether it is about a node of that kind, whose inputs and weights have these types."""
+        return (
+            not self.activations.isdisjoint(activations)
+            and (self.weights is None or not self.weights.isdisjoint(weights))
+            and (self.operators is None or op in self.operators)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +77,8 @@ class Target:
 
     Attributes:
       name: as in `target=...`.
-      title: the runtime and the version that the table is about, in words.
+      title: the runtime, in words.
+      evidence: how it is known that the runtime does what the table says: by which tests, or from which documents alone.
       rules: operator -> how its integer kernel takes it. `DepthwiseConv` is a Conv with one filter for each channel, where
         that differs from other convolutions.
       other: the rule for operators on floats that stand in no table; None leaves them in float.
@@ -64,8 +97,11 @@ class Target:
       activation_types, weight_types: what the kernels read, by name.
       activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
       storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
-      unoptimized: types of storage that make the runtime's own graph optimizations fail: it loads such a file only without them.
+      float_weights: types of weights, beside `storage_types`, that make even a kernel with quantized activations one in floats.
+      limits: what some versions of the runtime do not take as it is written.
+      packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
+      rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
         unsigned; where a type is asked for, that counts.
@@ -83,6 +119,7 @@ class Target:
 
     name: str
     title: str
+    evidence: str
     rules: Mapping[str, Rule]
     other: Rule | None = None
     same_scale: frozenset[str]
@@ -101,8 +138,11 @@ class Target:
     activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
     weight_modes: frozenset[str] = frozenset({"symmetric"})
     storage_types: frozenset[str] = frozenset()
-    unoptimized: frozenset[str] = frozenset()
+    float_weights: frozenset[str] = frozenset()
+    limits: tuple[Limit, ...] = ()
+    packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
+    rounds_biases: bool = False
     centered: bool = False
     signed_below_zero: bool = False
     per_channel: bool = True

@@ -100,6 +100,13 @@ def test_several_metrics_take_the_float_model_as_their_reference(planted):
     assert [each.layer for each in reports[-1].kept] == [BAD]
 
 
+def test_a_gradient_that_is_no_number_does_not_rank(monkeypatch):
+    space = Space(ruined(base_of(chain(), images(12)), BAD))
+    ranker = Ranker(space, [{"image": each} for each in images(2, 50)], FLOAT)
+    monkeypatch.setattr(Ranker, "_slopes", lambda *_: {"x": float("nan")})
+    assert ranker.by_gradient({}) == ranker.alone({})
+
+
 def test_gradient_and_exact_ranking_name_the_same_worst_layer():
     space = Space(ruined(base_of(chain(), images(12)), BAD))
     ranker = Ranker(space, [{"image": each} for each in images(8, 50)], FLOAT)

@@ -15,6 +15,7 @@ from jaxq.algorithms.bias_correction import (
     Site,
     bias_sites,
     mean_of_channels,
+    relative_noise,
     rounded,
     switched_off,
 )
@@ -52,6 +53,13 @@ def model() -> Model:
 
 def sites_of(model: Model) -> tuple[Site, ...]:
     return bias_sites(model.graph, model.params, [node.name for node in model.graph.nodes])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_are_the_worst(bad):
+    wanted, found = {"y": np.ones((2, 3), np.float32)}, {"y": np.float32([[1, 1, bad], [1, 1, 1]])}
+    assert relative_noise(wanted, found, np.array([True, True])) == np.inf
+    assert relative_noise(wanted, found, np.array([False, True])) == 0
 
 
 def channel_means(model: Model, name: str, axis: int = 1) -> np.ndarray:

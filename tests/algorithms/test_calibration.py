@@ -23,9 +23,9 @@ from jaxq.model import Model
 from jaxq.observers import ROOM, Extremes, Histogram, Observer
 from jaxq.onnx_import import load
 from jaxq.options import AdvancedQuantizationParameters
-from jaxq.placement import Bias, Plan, Weight
+from jaxq.plan import Bias, BiasForm, Plan, Weight
 from jaxq.quantize import quantize
-from jaxq.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize
+from jaxq.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize, fake_quantize_array
 from jaxq.ranges import Range, aggregate, asymmetric_params, symmetric_params, symmetric_weight_params
 
 FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
@@ -230,6 +230,31 @@ def test_a_bias_that_would_overflow_raises_the_scale_of_its_weight(weight_scale)
         assert after["w"].scale[0] == before["w"].scale[0]  # its bias fits
     assert (after["w"].scale.reshape(-1)[-1] > before["w"].scale.reshape(-1)[-1]).all()
     np.testing.assert_array_equal(before["w"].scale, weight_scale.astype(np.float32))
+
+
+def test_a_bias_in_float_raises_the_scale_of_its_weight_and_stays():
+    bias = Bias("b", "node", "x", "w", BiasForm.FLOAT)
+    after = with_biases({"x": encoding(1e-5), "w": encoding([[1e-5, 1e-5]])}, {"b": np.float32([0, 30])}, (bias,))
+    assert "b" not in after
+    assert after["w"].scale[0, 0] == np.float32(1e-5)
+    np.testing.assert_allclose(30 / (1e-5 * after["w"].scale[0, 1]), INT32_ROOM, rtol=1e-6)
+
+
+def test_a_bias_with_a_scale_of_its_own_is_exact_and_leaves_its_weight_alone():
+    bias, before = Bias("b", "node", "x", "w", BiasForm.OWN), {"x": encoding(1e-9), "w": encoding([[1e-9, 1e-9]])}
+    params = {"b": np.float32([0.1, -3])}
+    after = with_biases(before, params, (bias,))
+    np.testing.assert_array_equal(fake_quantize_array(params["b"], after["b"]), params["b"])
+    assert after["w"] is before["w"]
+    assert after["b"].qmax == 2**31 - 1
+
+
+def test_scales_for_the_places_in_each_group_hold_the_biases_of_all_groups():
+    """As of a ConvTranspose: output channel 2 * group + place has the scale of its place."""
+    bias, params = Bias("b", "node", "x", "w"), {"b": np.float32([1, 300, 2, -400])}
+    after = with_biases({"x": encoding(1e-3), "w": encoding([[1e-9, 1e-9]])}, params, (bias,))
+    np.testing.assert_allclose(after["w"].scale, np.float32([[2, 400]]) / 1e-3 / INT32_ROOM, rtol=1e-6)
+    np.testing.assert_allclose(after["b"].scale, np.tile(after["w"].scale[0] * 1e-3, 2), rtol=1e-6)
 
 
 def test_a_bias_that_fits_changes_no_weight_scale():

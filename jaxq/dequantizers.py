@@ -1,0 +1,245 @@
+"""Puts each DequantizeLinear where ONNX Runtime merges it with its reader; elsewhere it is computed anew at every run.
+
+What merges was tried in ONNX Runtime 1.32 (`tests/test_dequantizers.py` asks the one that is installed):
+
+* with a quantized operator: if the DequantizeLinear stands in the reader's own graph, a branch or a body; its constants may be
+  those of an outer graph.
+* weights alone, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody else, with one scale for each of N
+  or blocks along K, and its integers and scales are constants of that graph which nobody else reads. With those of an outer graph
+  the file would not even load.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jaxq.graph import FrozenDict, Graph, Node, map_nodes, unused_name
+
+SMALLEST_BLOCK = 16  # that MatMulNBits takes; blocks are powers of two
+
+
+def beside_readers(graph: Graph, params: Mapping[str, Any], taken: set[str]) -> tuple[Graph, dict[str, Any]]:
+    """The graph with DequantizeLinear where its readers can be merged with it, and the params that it needs.
+
+    `taken` are the names of all tensors and nodes; new ones are added.
+    """
+    if any(node.op == "QuantizeLinear" for _, node in graph.walk()):
+        return without_unread(into_subgraphs(graph, {}, taken)), dict(params)
+    return _Products(graph, params, taken).rewrite()
+
+
+def without_unread(graph: Graph) -> Graph:
+    """The graph without the DequantizeLinear nodes that nobody reads any more."""
+    readers = reader_counts(graph)
+    return map_nodes(
+        graph, lambda _, node: (node,) if node.op != "DequantizeLinear" or readers[node.outputs[0]] else ()
+    )
+
+
+# ------------------------------------------------------------------------------------------------ quantized activations
+
+
+def into_subgraphs(graph: Graph, outer: Mapping[str, Node], taken: set[str]) -> Graph:
+    """Each graph reads what `outer`, the DequantizeLinear nodes around it, make through copies of its own.
+
+    A node whose first input is in float keeps the one outside: it is no integer kernel, and a product of floats with a quantized
+    weight would be taken for a MatMulNBits without constants.
+    """
+    known = {**outer, **{node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear"}}
+    copies: dict[str, Node] = {}
+    nodes = []
+    for node in graph.nodes:
+        if node.inputs and node.inputs[0] in known:
+            for name in node.inputs:
+                if name in outer and name not in copies:
+                    copies[name] = copied(outer[name], taken)
+            inputs = tuple(copies[name].outputs[0] if name in copies else name for name in node.inputs)
+            node = replace(node, inputs=inputs)
+        attributes = {
+            key: into_subgraphs(value, known, taken) if isinstance(value, Graph) else value
+            for key, value in node.attributes.items()
+        }
+        nodes.append(replace(node, attributes=FrozenDict(attributes)) if node.subgraphs else node)
+    return replace(graph, nodes=(*copies.values(), *nodes)) if nodes != list(graph.nodes) else graph
+
+
+# ---------------------------------------------------------------------------------------------------------- weights alone
+
+
+@dataclass
+class _Weight:
+    """A weight that products read: the node that makes it, and who reads it.
+
+    Attributes:
+      axis: what the products sum over.
+      products: id of a graph -> how many of its nodes are products with the weight.
+      others: how many other readers there are.
+    """
+
+    dequantize: Node
+    axis: int
+    products: Counter[int]
+    others: int = 0
+
+    def first(self) -> int:
+        """The number of the copy that the first product reads; 0 is for the others, if they read [K, N]."""
+        return int(self.others > 0 and self.axis == 0)
+
+    def is_shared(self, copy: int) -> bool:
+        """Whether several graphs, or others beside the products, read that copy; each product then transposes it for itself."""
+        readers = sum(count > copy - self.first() for count in self.products.values())
+        return readers + (copy == 0 and self.others > 0) > 1
+
+
+class _Products:
+    """Gives each MatMul and Gemm that can become a MatMulNBits a DequantizeLinear right before it, with constants of its own.
+
+    Integers that several graphs read (the two branches of a merged decoder) are in the file once, as [N, K]: each product has a
+    Transpose, which the runtime computes when it loads the file. Of two in one graph it would see that they are the same;
+    there each has its own copy.
+    """
+
+    def __init__(self, graph: Graph, params: Mapping[str, Any], taken: set[str]):
+        self.graph, self.params, self.taken = graph, params, taken
+        self.numbers = dict(params)  # of the changed graph
+        self.made = {
+            node.outputs[0]: node
+            for node in graph.nodes
+            if node.op == "DequantizeLinear" and all(name in params for name in node.inputs)
+        }
+        self.weights: dict[str, _Weight] = {}
+        for each, node in graph.walk():
+            if self.merges(node):
+                found = _Weight(self.made[node.inputs[1]], summed_axis(node), Counter())
+                self.weights.setdefault(node.inputs[1], found).products[id(each)] += 1
+        readers = reader_counts(graph)
+        for name, weight in self.weights.items():
+            weight.others = readers[name] - weight.products.total()
+        self.served: Counter[tuple[str, int]] = Counter()  # (weight, id of a graph) -> products that have theirs
+        self.copies: dict[tuple[str, int], tuple[str, ...]] = {}  # (weight, number) -> integers, scales, zero points
+
+    def merges(self, node: Node) -> bool:
+        """Whether MatMulNBits can stand for this product and the DequantizeLinear of its weight."""
+        dequantize = self.made.get(node.inputs[1]) if is_product(node) else None
+        if dequantize is None:
+            return False
+        axis, shape, known = (
+            summed_axis(node),
+            np.shape(self.params[dequantize.inputs[0]]),
+            self.weights.get(node.inputs[1]),
+        )
+        same = known is None or known.axis == axis
+        return same and len(shape) == 2 and takes_blocks(dequantize, axis) and self.is_plain(node, shape[1 - axis])
+
+    def is_plain(self, node: Node, width: int) -> bool:
+        """Whether the node computes x @ w + b with b [N], or without, but for the order of the axes of w."""
+        bias = node.inputs[2] if len(node.inputs) > 2 else ""
+        shape = np.shape(self.params[bias]) if bias in self.params else (width,)
+        factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0) if bias else 1.0)
+        return factors == (1.0, 1.0) and not node.attributes.get("transA", 0) and shape == (width,)
+
+    def rewrite(self) -> tuple[Graph, dict[str, Any]]:
+        """The graph with all products changed, and its params; what else reads a weight still reads it as before."""
+        return map_nodes(self.graph, self.change), self.numbers
+
+    def change(self, graph: Graph, node: Node) -> tuple[Node, ...]:
+        """The node, behind a DequantizeLinear of its own if the two can be merged."""
+        if self.made.get(node.outputs[0]) is node and node.outputs[0] in self.weights:
+            return (node,) if self.weights[node.outputs[0]].others else ()
+        if not self.merges(node):
+            return (node,)
+        name = node.inputs[1]
+        weight, number = self.weights[name], self.weights[name].first() + self.served[name, id(graph)]
+        self.served[name, id(graph)] += 1
+        operands, before = self.constants(name, number), list[Node]()
+        if weight.is_shared(number):
+            operands, before = self.transposed(operands)
+        attributes = weight.dequantize.attributes
+        if weight.axis == 1 and "axis" in attributes:
+            attributes = attributes | {"axis": 1 - int(attributes["axis"])}
+        first = not number and not weight.is_shared(number)
+        own = weight.dequantize if first else copied(weight.dequantize, self.taken)
+        own = replace(own, inputs=operands, attributes=attributes)
+        attributes = FrozenDict({key: value for key, value in node.attributes.items() if key != "transB"})
+        product = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
+        return (*before, own, product)
+
+    def constants(self, name: str, number: int) -> tuple[str, ...]:
+        """The names of the integers, scales and zero points of that copy of a weight, which are put into the params."""
+        if (name, number) not in self.copies:
+            weight = self.weights[name]
+            given = weight.dequantize.inputs
+            self.copies[name, number] = given if not number else tuple(unused_name(each, self.taken) for each in given)
+            turn = (weight.axis == 0) == weight.is_shared(number)  # [K, N] for one reader, [N, K] for several
+            for source, operand in zip(given, self.copies[name, number], strict=True):
+                value = self.params[source]
+                self.numbers[operand] = (
+                    np.ascontiguousarray(np.transpose(value)) if turn and np.ndim(value) == 2 else value
+                )
+        return self.copies[name, number]
+
+    def transposed(self, operands: tuple[str, ...]) -> tuple[tuple[str, ...], list[Node]]:
+        """The operands behind a Transpose of each matrix, and these nodes; of vectors and scalars, copies."""
+        nodes, own = list[Node](), []
+        for name in operands:
+            own.append(unused_name(name, self.taken))
+            if np.ndim(self.numbers[name]) == 2:
+                turn, title = FrozenDict({"perm": (1, 0)}), unused_name(f"{own[-1]}_Transpose", self.taken)
+                nodes.append(Node("Transpose", (name,), (own[-1],), turn, title, version=self.graph.opsets.get("", 13)))
+            else:
+                self.numbers[own[-1]] = self.numbers[name]
+        return tuple(own), nodes
+
+
+def local_constants(graph: Graph, constants: Mapping[str, Any]) -> dict[int, tuple[str, ...]]:
+    """id of a subgraph -> those `constants` of the outermost graph that must be written into it, to be found by its products.
+
+    They are those of a DequantizeLinear that makes the weight of a product of floats there, and that nothing else reads.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    readers = reader_counts(graph)
+    for each, node in graph.walk():
+        maker = each.producers.get(node.inputs[1]) if each is not graph and is_product(node) else None
+        floats = each.producers.get(node.inputs[0])
+        if maker is not None and maker.op == "DequantizeLinear" and not (floats and floats.op == "DequantizeLinear"):
+            alone = tuple(name for name in maker.inputs if name in constants and readers[name] == 1)
+            found[id(each)] = found.get(id(each), ()) + alone
+    return found
+
+
+def is_product(node: Node) -> bool:
+    """Whether the node is a MatMul or Gemm."""
+    return node.op in ("MatMul", "Gemm") and not node.domain
+
+
+def summed_axis(node: Node) -> int:
+    """The axis of the weight that a MatMul or Gemm sums over."""
+    return int(bool(node.attributes.get("transB", 0)))
+
+
+def takes_blocks(dequantize: Node, axis: int) -> bool:
+    """Whether the scales are in blocks along the summed axis that MatMulNBits takes, or one for each of the other axis."""
+    given, size = dequantize.attributes.get("axis"), int(dequantize.attributes.get("block_size", 0))
+    if size:
+        return given == axis and size >= SMALLEST_BLOCK and size & (size - 1) == 0
+    return given in (None, 1 - axis)
+
+
+def copied(node: Node, taken: set[str]) -> Node:
+    """The same node with a name of its own, and one for its output."""
+    return replace(node, name=unused_name(node.name, taken), outputs=(unused_name(node.outputs[0], taken),))
+
+
+def reader_counts(graph: Graph) -> Counter[str]:
+    """How many inputs of nodes, and outputs of graphs, each tensor is."""
+    counts = Counter(graph.outputs)
+    for _, node in graph.walk():
+        counts.update(filter(None, node.inputs))
+        for sub in node.subgraphs:
+            counts.update(sub.outputs)
+    return counts

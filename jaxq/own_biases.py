@@ -1,0 +1,49 @@
+"""Gives each layer with weights a bias of its own: it is moved by itself, and kept in units of the layer's own products."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxq.graph import Graph, Node, tensor_names, unused_name
+from jaxq.plan import read_copies
+
+
+def own_biases(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[str, Any]]:
+    """Copies each bias that something else reads too, or that is an output: as many copies as layers that add it.
+
+    Where only layers add it, the first of them keeps it.
+    """
+    walked = list(graph.walk())
+    places = list(bias_places([node for _, node in walked], params))
+    others = Counter(name for _, node in walked for name in node.inputs)
+    others.subtract(node.inputs[index] for node, index in places)
+    others.update(
+        name for each in (graph, *(sub for _, node in walked for sub in node.subgraphs)) for name in each.outputs
+    )
+    kept, taken = {name for name, count in others.items() if count}, {*tensor_names(graph), *params}
+    edges: dict[tuple[str, int], str] = {}
+    numbers: dict[str, Any] = dict(params)
+    for node, index in places:
+        name = node.inputs[index]
+        if name in kept:
+            edges[node.name, index] = copy = unused_name(f"{name}@{node.name}", taken)
+            numbers[copy] = np.array(params[name])
+        kept.add(name)
+    return (read_copies(graph, edges, {}), numbers) if edges else (graph, params)
+
+
+def bias_places(nodes: list[Node], params: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
+    """Where a param is added to the products of a layer: the third input, or that of an Add behind a MatMul."""
+    products = {name for node in nodes if node.op == "MatMul" for name in node.outputs}
+    for node in nodes:
+        if node.op in ("Conv", "ConvTranspose", "Gemm") and not node.domain:
+            indices: tuple[int, ...] = (2,)
+        elif node.op == "Add" and not products.isdisjoint(node.inputs):
+            indices = (0, 1)
+        else:
+            continue
+        yield from ((node, index) for index in indices if index < len(node.inputs) and node.inputs[index] in params)
