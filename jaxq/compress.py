@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from jaxq.algorithms import Algorithm, run_pipeline
-from jaxq.algorithms.weight_compression import GPTQ, CompressionSite, WeightRounding, output_error, second_moment
+from jaxq.algorithms.weight_compression import (
+    GPTQ,
+    CompressionSite,
+    WeightRounding,
+    moment_groups,
+    output_error,
+    second_moment,
+)
 from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
@@ -22,6 +29,7 @@ from jaxq.dequantizers import SMALLEST_BLOCK
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.passes import keep_outputs_exact
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
@@ -107,7 +115,8 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
-    model = plain_products(model)
+    graph, params = keep_outputs_exact(model.graph, model.params)
+    model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
     refuse_empty(model, sites, ignored)
     samples = () if dataset is None else Samples(model, dataset, subset_size)
@@ -120,8 +129,8 @@ def compress_weights(
         final |= {s.param: per_channel(model, s, spare) for s in sites if s.param not in final}
     steps: list[Algorithm] = [WeightRounding(final)]
     if gptq:
-        matrices = [site for site in sites if site.data and site.param in final and site.axis < 2]
-        steps.append(GPTQ(tuple(matrices), final))
+        matrices = [site for site in sites if site.data and site.param in final and is_matrix(model, site)]
+        steps += [GPTQ(group, final) for group in moment_groups(model.params, matrices)]
     done = run_pipeline(steps, model, samples, batch_size)
     for doubt in samples.outlier_warnings() if isinstance(samples, Samples) else ():
         warnings.warn(doubt, JaxqWarning, stacklevel=2)
@@ -284,6 +293,11 @@ def scheme_of(
     return replace(plain, granularity=PerBlock(site.axis, smaller))
 
 
+def is_matrix(model: Model, site: CompressionSite) -> bool:
+    """Whether the weight is one matrix, and not a stack of them."""
+    return model.params[site.param].ndim == 2
+
+
 def largest_group(length: int, limit: int) -> int | None:
     """The largest power of two below `limit`, and not below 32, that divides `length`."""
     sizes = [1 << power for power in range(limit.bit_length(), 0, -1) if SMALLEST_GROUP <= 1 << power < limit]
@@ -302,14 +316,17 @@ def insensitive(
     usable = [(site, scheme) for site in sites if (scheme := schemes[site.param]) is not None]
     if ratio == 1:
         return {site.param for site, _ in usable}
-    needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site, _ in usable}
-    moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples else {}
-    # There are none of what the host runs, or a loop's body.
-    moments = {name: each for name, each in moments.items() if np.any(each)}
-    errors = {
-        site.param: output_error(np.asarray(model.params[site.param]), scheme, site.axis, moments.get(site.data))
-        for site, scheme in usable
-    }
+    schemes_of = {site.param: scheme for site, scheme in usable}
+    errors: dict[str, float] = {}
+    for group in moment_groups(model.params, [site for site, _ in usable]):
+        needs = {site.data: second_moment(model.params[site.param].shape[site.axis]) for site in group if site.data}
+        moments = collect(model, [needs], samples, batch_size=batch_size)[0] if samples and needs else {}
+        for site in group:
+            moment = moments.get(site.data)
+            if moment is not None and not np.any(moment):
+                moment = None  # there is none of what the host runs, or a loop's body
+            value = np.asarray(model.params[site.param])
+            errors[site.param] = output_error(value, schemes_of[site.param], site.axis, moment)
     room = ratio * sum(model.params[site.param].size for site in sites)
     chosen: set[str] = set()
     for name in sorted(errors, key=lambda each: (errors[each], each)):

@@ -1,214 +1,261 @@
-"""Passes that merge arithmetic with constants into the weights before it, so that fewer float operations stay.
+"""Passes that merge arithmetic with constants into the layers before it, so that these are what integer kernels take.
 
-Each leaves the function of the model unchanged up to float rounding; the merging itself is computed in float64.
+Each leaves the function of the model unchanged up to float rounding; the merging itself is computed in float64. Weights that
+others read, too, are copied first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node, map_nodes, tensor_names, unused_name
+from jaxq.clamps import write_clips
+from jaxq.graph import FrozenDict, Graph, Node, map_graphs, map_nodes, node_names, tensor_names, unused_name
+from jaxq.linear_layers import BIASED, LINEAR, Numbers, along_output, channel_count, output_rank
 from jaxq.passes import Params, clean, until_stable
 
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+UNEVEN = 4.0  # how many times the smallest row of a constant the largest must be to get a scale of its own
+Affine = tuple[np.ndarray, np.ndarray]  # factor [C], shift [C] of each channel
 
-def fold_batch_normalization(graph: Graph, params: Params) -> tuple[Graph, Params]:
-    """Merges BatchNormalization into the Conv, ConvTranspose or Gemm before it.
 
-        y = (conv(x, W) + b - mean) * f + beta,  f = gamma / sqrt(variance + epsilon)
-          = conv(x, W * f) + (b - mean) * f + beta
+def simplify_gemm(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Gives each Gemm alpha = beta = 1 and a bias [N] of its own, or none.
 
-    Left alone: a BatchNormalization in training form, one whose producer has other readers, and shared weights.
+        alpha * A @ B + beta * C = A @ (alpha * B) + (beta * C broadcast to [N])
+
+    A C that differs from row to row, or is computed, becomes an Add behind the product.
     """
+    numbers, names = Numbers(graph, params), node_names(graph)
+    taken = {*tensor_names(graph), *params}
 
-    def merge(before: Node, node: Node, numbers: dict[str, Any]) -> Node | None:
-        if len(node.inputs) != 5 or any(name not in numbers for name in node.inputs[1:]):
-            return None
-        if node.attributes.get("training_mode", 0) or len([name for name in node.outputs if name]) > 1:
-            return None
-        gamma, beta, mean, variance = (np.asarray(numbers[name], np.float64) for name in node.inputs[1:])
-        factor = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-        return scale_and_shift(graph, before, node, factor, beta - mean * factor, numbers)
+    def change(_: Graph, node: Node) -> tuple[Node, ...]:
+        if node.op != "Gemm" or node.domain:
+            return (node,)
+        node = _without_alpha(node, numbers)
+        if len(node.inputs) < 3 or not node.inputs[2]:
+            return (_with(node, beta=1.0),)
+        return _with_plain_bias(node, numbers, names, taken)
 
-    return _merge_into_producer(graph, params, "BatchNormalization", merge)
+    changed = map_nodes(graph, change)
+    return numbers.result(changed)
 
 
-def fold_bias_add(graph: Graph, params: Params) -> tuple[Graph, Params]:
-    """Merges the Add of a per-channel constant into the bias of the Conv or ConvTranspose before it.
+def _without_alpha(node: Node, numbers: Numbers) -> Node:
+    """The Gemm with alpha in one of its factors, if one is constant."""
+    alpha = node.attributes.get("alpha", 1.0)
+    for index in (1, 0) if alpha != 1.0 else ():
+        name = node.inputs[index]
+        if name in numbers.params:
+            factor = np.asarray(numbers.params[name], np.float64) * alpha
+            new = numbers.put(name, factor, f"{node.outputs[0]}.weight", numbers.params[name].dtype)
+            return _with(node, index, new, alpha=1.0)
+    return node
 
-    The constant must have one value for each channel of the convolution's output, [C, 1, 1] or [1, C, 1, 1].
+
+def _with_plain_bias(node: Node, numbers: Numbers, names: set[str], taken: set[str]) -> tuple[Node, ...]:
+    """The Gemm with a bias [N] that it alone reads; or the product, and an Add of what is no such bias."""
+    beta, name = node.attributes.get("beta", 1.0), node.inputs[2]
+    bias, weight = numbers.get(name), numbers.params.get(node.inputs[1])
+    if bias is not None and weight is not None and weight.ndim == 2:
+        count = channel_count(node, weight.shape)
+        if bias.size == (bias.shape or (1,))[-1] and bias.size in (1, count):
+            if beta == 1.0 and bias.shape == (count,) and name in numbers.params:
+                return (node,)
+            own = numbers.own(name, np.full(count, beta) * bias.reshape(-1), f"{node.outputs[0]}.bias", weight.dtype)
+            return (_with(node, 2, own, beta=1.0),)
+    if bias is None and beta != 1.0:
+        return (node,)  # a computed bias and a factor: rare enough to stay
+    made = unused_name(f"{node.outputs[0]}.product", taken)
+    if bias is not None and beta != 1.0:
+        dtype = numbers.params[name].dtype if name in numbers.params else np.float32
+        name = numbers.put(name, bias * beta, f"{node.outputs[0]}.bias", dtype)
+    product = replace(_with(node, beta=1.0), inputs=node.inputs[:2], outputs=(made,))
+    added = unused_name(f"{node.name}.bias", names)
+    return product, Node("Add", (made, name), node.outputs, name=added, version=node.version)
+
+
+def _with(node: Node, index: int | None = None, name: str = "", **attributes: Any) -> Node:
+    """The node with another tensor at one input and with these attributes, the same object if that is what it has."""
+    inputs = tuple(name if place == index else each for place, each in enumerate(node.inputs))
+    merged = node.attributes | attributes if attributes.keys() & node.attributes.keys() else node.attributes
+    same = inputs == node.inputs and merged == node.attributes
+    return node if same else replace(node, inputs=inputs, attributes=FrozenDict(merged))
+
+
+def fold_affine(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Merges a BatchNormalization, and arithmetic with one constant a channel, into the linear layer before it.
+
+        y = (conv(x, W) + b) * factor + shift = conv(x, W * factor) + b * factor + shift
+
+    For BatchNormalization, factor = gamma / sqrt(variance + epsilon) and shift = beta - mean * factor. A MatMul between
+    matrices that gets a bias becomes a Gemm, as in ONNX Runtime, which would miss its integer kernel otherwise. Left alone: a
+    BatchNormalization in training form, and a layer whose result is read elsewhere, too.
     """
-
-    def merge(before: Node, node: Node, numbers: dict[str, Any]) -> Node | None:
-        constant = next((name for name in node.inputs if name in numbers), None)
-        if constant is None or before.op == "Gemm":
-            return None
-        shift, weight = np.asarray(numbers[constant], np.float64), numbers[before.inputs[1]]
-        channels, rank = channel_count(before, weight.shape), weight.ndim
-        per_channel = (channels, *([1] * (rank - 2)))
-        if shift.shape not in (per_channel, (1, *per_channel)):
-            return None
-        return scale_and_shift(graph, before, node, np.ones(channels), shift.reshape(-1), numbers)
-
-    return _merge_into_producer(graph, params, "Add", merge)
+    numbers = Numbers(graph, params)
+    changed = map_graphs(graph, lambda inner: _fold_affine_once(inner, numbers))
+    return numbers.result(changed)
 
 
-def merge_matrix_bias(graph: Graph, params: Params) -> tuple[Graph, Params]:
-    """MatMul by a matrix, then Add of a vector, where the input is known to have rank 2: one Gemm.
-
-    ONNX Runtime does the same before it looks for integer kernels, and then misses them: quantizers were put around a MatMul.
-    """
-    numbers, merged, dropped = dict(params), {}, set()
-    for add in graph.nodes if graph.opsets.get("", 17) >= 7 else ():  # older ones do not broadcast by themselves
-        product = next((graph.producers[name] for name in add.inputs if name in graph.producers), None)
-        if add.op != "Add" or add.domain or product is None or product.op != "MatMul" or product.domain:
+def _fold_affine_once(graph: Graph, numbers: Numbers) -> Graph:
+    """One step of arithmetic behind each linear layer of a graph."""
+    merged: dict[str, Node] = {}  # name of the linear layer -> what it becomes
+    dropped: set[str] = set()
+    for node in graph.nodes:
+        if node.domain or node.op not in ARITHMETIC | {"BatchNormalization"}:
             continue
-        matrix, made = product.inputs[1], product.outputs[0]
-        vector = next((name for name in add.inputs if name != made), made)
-        if not (
-            owned(graph, params, matrix) and owned(graph, params, vector) and has_rank_two(graph, product.inputs[0])
-        ):
-            continue
-        shape, width = np.shape(params[vector]), np.shape(params[matrix])[-1:]
-        if len(graph.consumers[made]) > 1 or made in graph.outputs or np.ndim(params[matrix]) != 2:
-            continue
-        if shape not in (width, (1, *width)):
-            continue
-        numbers[vector] = np.asarray(params[vector]).reshape(width)
-        operands = (product.inputs[0], matrix, vector)
-        merged[add.name] = Node("Gemm", operands, add.outputs, name=product.name, version=product.version)
-        dropped.add(product.name)
+        for index, name in enumerate(node.inputs[: 1 if node.op == "BatchNormalization" else 2]):
+            before = graph.producers.get(name)
+            if before is None or before.domain or before.op not in LINEAR or before.name in merged:
+                continue
+            if before.name in dropped or len(graph.consumers[name]) != 1 or name in graph.outputs:
+                continue
+            found = _merged(graph, before, node, index, numbers)
+            if found is not None:
+                merged[before.name] = found
+                dropped.add(node.name)
     if not merged:
-        return graph, params
+        return graph
     nodes = tuple(merged.get(node.name, node) for node in graph.nodes if node.name not in dropped)
-    return replace(graph, nodes=nodes), numbers
+    return replace(graph, nodes=nodes)
 
 
-def has_rank_two(graph: Graph, name: str) -> bool:
-    """Whether the tensor is known to be a matrix: declared, flattened or reshaped so, or made by a Gemm, or pointwise of one."""
-    declared = graph.types.get(name)
-    if declared is not None and declared.shape is not None:
-        return len(declared.shape) == 2
-    node = graph.producers.get(name)
-    if node is None or node.domain:
-        return False
-    if node.op in ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Dropout", "Identity"):
-        return has_rank_two(graph, node.inputs[0])
-    if node.op == "Reshape":
-        sizes = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
-        return sizes is not None and sizes.array.size == 2
-    return node.op in ("Flatten", "Gemm")
-
-
-def scale_and_shift(
-    graph: Graph, before: Node, node: Node, factor: np.ndarray, shift: np.ndarray, numbers: dict[str, Any]
-) -> Node | None:
-    """`before`, changed to give what `node` gives: its output times factor [C] plus shift [C]. Writes into `numbers`."""
-    name = before.inputs[1]
-    weight = np.asarray(numbers[name], np.float64)
-    has_bias = len(before.inputs) > 2 and before.inputs[2]
-    bias = np.asarray(numbers[before.inputs[2]], np.float64) if has_bias else np.zeros(len(factor))
-    if bias.shape != factor.shape or channel_count(before, weight.shape) != len(factor):
+def _merged(graph: Graph, before: Node, node: Node, index: int, numbers: Numbers) -> Node | None:
+    """The linear layer that gives what `node`, which reads it at input `index`, gives; None if there is none."""
+    weight = numbers.params.get(before.inputs[1])
+    plain = all(before.attributes.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
+    if weight is None or not plain or weight.ndim < 2 or weight.dtype.kind in "iub":
         return None
-    bias_name = before.inputs[2] if has_bias else new_bias_name(graph, node, numbers)
-    numbers[name] = (weight * _along_output(before, weight, factor)).astype(numbers[name].dtype)
-    numbers[bias_name] = (bias * factor + shift).astype(numbers[name].dtype)
-    return replace(before, inputs=(*before.inputs[:2], bias_name), outputs=node.outputs)
+    ranks, count = output_rank(graph, before, numbers), channel_count(before, weight.shape)
+    with np.errstate(all="ignore"):
+        affine = (
+            _normalization(node, ranks, numbers)
+            if node.op == "BatchNormalization"
+            else _arithmetic(node, index, before, ranks, count, numbers)
+        )
+        if affine is None or affine[0].shape != (count,) or affine[1].shape != (count,):
+            return None
+        return _scaled(before, node, affine, ranks, numbers)
 
 
-def scale_output(node: Node, numbers: dict[str, Any], factor: np.ndarray) -> None:
-    """Multiplies each output channel of a linear node by its factor [C], in its weight and bias. Writes into `numbers`."""
-    for position, name in enumerate(node.inputs[1:3], start=1):
-        if name:
-            value = np.asarray(numbers[name], np.float64)
-            spread = _along_output(node, value, factor) if position == 1 else factor
-            numbers[name] = (value * spread).astype(numbers[name].dtype)
+def _normalization(node: Node, ranks: int | None, numbers: Numbers) -> Affine | None:
+    """Factor and shift of a BatchNormalization, which has its channels on axis 1."""
+    operands = [numbers.get(name) for name in node.inputs[1:]]
+    if ranks is None or len(operands) != 4 or any(each is None or each.ndim != 1 for each in operands):
+        return None
+    if node.attributes.get("training_mode", 0) or len([name for name in node.outputs if name]) > 1:
+        return None
+    gamma, beta, mean, variance = operands
+    factor = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+    return factor, beta - mean * factor
 
 
-def channel_count(node: Node, weight_shape: tuple[int, ...]) -> int:
-    """Output channels of a Conv, ConvTranspose or Gemm with that weight."""
-    if node.op == "ConvTranspose":
-        return weight_shape[1] * int(node.attributes.get("group", 1))
-    return weight_shape[0] if node.op == "Conv" or node.attributes.get("transB", 0) else weight_shape[1]
+def _arithmetic(node: Node, index: int, before: Node, ranks: int | None, count: int, numbers: Numbers) -> Affine | None:
+    """Factor and shift of an Add, Sub, Mul or Div whose other operand is constant, with one value a channel or for all."""
+    value = numbers.get(node.inputs[1 - index])
+    if value is None or node.version < 7:  # older ones do not broadcast by themselves
+        return None
+    if ranks is None and value.ndim > 1:
+        return None  # it might add an axis
+    axis = 1 if before.op in ("Conv", "ConvTranspose") else -1
+    shape = (1,) * ((ranks or 1) - value.ndim) + value.shape
+    if len(shape) != (ranks or 1) or shape[axis] not in (1, count) or value.size != shape[axis]:
+        return None
+    vector = np.broadcast_to(value.reshape(-1), (count,))
+    ones, zeros = np.ones(count), np.zeros(count)
+    forms: Mapping[tuple[str, int], Callable[[], Affine | None]] = {
+        ("Add", 0): lambda: (ones, vector),
+        ("Add", 1): lambda: (ones, vector),
+        ("Sub", 0): lambda: (ones, -vector),
+        ("Sub", 1): lambda: (-ones, vector),
+        ("Mul", 0): lambda: (vector, zeros),
+        ("Mul", 1): lambda: (vector, zeros),
+        ("Div", 0): lambda: (1 / vector, zeros),
+        ("Div", 1): lambda: None,  # one over the result
+    }
+    return forms[node.op, index]()
 
 
-def _along_output(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """factor [C] in a shape that multiplies each output channel of the weight."""
-    if node.op == "Conv":
-        return factor.reshape(-1, *([1] * (weight.ndim - 1)))
-    if node.op == "Gemm":
-        return factor[:, None] if node.attributes.get("transB", 0) else factor[None, :]
-    groups = int(node.attributes.get("group", 1))  # ConvTranspose: [in, out / groups, ...]
-    spread = np.repeat(factor.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1).reshape(weight.shape[:2])
-    return spread.reshape(*weight.shape[:2], *([1] * (weight.ndim - 2)))
+def _scaled(before: Node, node: Node, affine: Affine, ranks: int | None, numbers: Numbers) -> Node | None:
+    """The layer with its output times factor plus shift; None where its numbers do not fit their type, or it takes no bias."""
+    factor, shift = affine
+    name, weight = before.inputs[1], numbers.params[before.inputs[1]]
+    has_bias = len(before.inputs) > 2 and bool(before.inputs[2])
+    if before.op == "MatMul" and shift.any() and (ranks != 2 or weight.ndim != 2):
+        return None
+    bias_name = before.inputs[2] if has_bias else ""
+    bias = numbers.get(bias_name) if has_bias else np.zeros(len(factor))
+    if bias is None or bias.shape != factor.shape:
+        return None
+    value = np.asarray(weight, np.float64)
+    scaled, moved = value * along_output(before, value, factor), bias * factor + shift
+    largest = np.finfo(weight.dtype).max if weight.dtype.kind == "f" else np.inf
+    if max(np.abs(scaled).max(initial=0.0), np.abs(moved).max(initial=0.0)) <= largest:  # NaN is not
+        if (factor != 1).any():
+            name = numbers.put(name, scaled, f"{node.outputs[0]}.weight", weight.dtype)
+        operands = [before.inputs[0], name]
+        if has_bias or (before.op in BIASED and node.op in ("Add", "Sub", "BatchNormalization")) or shift.any():
+            operands.append(_bias(before, node, bias_name, moved, numbers, weight.dtype))
+        op = "Gemm" if before.op == "MatMul" and len(operands) > 2 else before.op
+        return replace(before, op=op, inputs=tuple(operands), outputs=node.outputs)
+    return None
 
 
-def new_bias_name(graph: Graph, node: Node, numbers: Mapping[str, Any]) -> str:
-    """`<output>.bias`, or that with a number where another tensor has the name."""
-    return unused_name(f"{node.outputs[0]}.bias", {*numbers, *tensor_names(graph)})
+def _bias(before: Node, node: Node, name: str, value: np.ndarray, numbers: Numbers, dtype: Any) -> str:
+    """The name of the merged bias: of that of the layer, or of the constant that was added to a MatMul."""
+    if not name and before.op == "MatMul":
+        name = next((each for each in node.inputs if numbers.is_own(each)), "")
+    return numbers.own(name, value, f"{node.outputs[0]}.bias", dtype)
+
+
+def even_rows(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """MatMul of a constant and data, rows of very different size: the constant's rows become alike, and a Mul behind scales them.
+
+        W @ x = r * ((W / r) @ x),   r [M, 1]: the largest absolute value of each row
+
+    The kernels take one scale for what stands on the left, and one scale would make zeros of the small rows.
+    """
+    numbers, taken = Numbers(graph, params), {*tensor_names(graph), *params}
+    names = node_names(graph)
+
+    def change(_: Graph, node: Node) -> tuple[Node, ...]:
+        weight = numbers.params.get(node.inputs[0]) if node.op == "MatMul" and not node.domain else None
+        if weight is None or weight.ndim < 2 or weight.dtype.kind != "f" or numbers.get(node.inputs[1]) is not None:
+            return (node,)
+        value = np.asarray(weight, np.float64)
+        sizes = np.abs(value).max(axis=-1, keepdims=True, initial=0.0)
+        if not np.isfinite(sizes).all() or not (sizes[sizes > 0] * UNEVEN < sizes.max(initial=0.0)).any():
+            return (node,)
+        sizes = np.where(sizes > 0, sizes, 1.0)
+        left = numbers.put(node.inputs[0], value / sizes, f"{node.outputs[0]}.weight", weight.dtype)
+        rows = numbers.put("", sizes, f"{node.outputs[0]}.rows", weight.dtype)
+        made = unused_name(f"{node.outputs[0]}.even", taken)
+        scaled = unused_name(f"{node.name}.rows", names)
+        product = replace(node, inputs=(left, node.inputs[1]), outputs=(made,))
+        return product, Node("Mul", (made, rows), node.outputs, name=scaled, version=node.version)
+
+    changed = map_nodes(graph, change)
+    return numbers.result(changed)
 
 
 def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """Gives each Conv, ConvTranspose and Gemm with its weight in the params a bias of zeros where it has none."""
-    numbers = dict(params)
+    numbers = Numbers(graph, params)
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
         absent = len(node.inputs) < 3 or not node.inputs[2]
-        if (
-            node.op not in ("Conv", "ConvTranspose", "Gemm")
-            or node.domain
-            or not absent
-            or node.inputs[1] not in params
-        ):
+        if node.op not in BIASED or node.domain or not absent or node.inputs[1] not in params:
             return (node,)
         weight = params[node.inputs[1]]
-        name = new_bias_name(graph, node, numbers)
-        numbers[name] = np.zeros(channel_count(node, weight.shape), weight.dtype)
+        zeros = np.zeros(channel_count(node, weight.shape))
+        name = numbers.own("", zeros, f"{node.outputs[0]}.bias", weight.dtype)
         return (replace(node, inputs=(*node.inputs[:2], name)),)
 
     changed = map_nodes(graph, change)
-    return (graph, params) if changed is graph else (changed, numbers)
+    return numbers.result(changed)
 
 
-def _merge_into_producer(graph: Graph, params: Params, op: str, merge: Any) -> tuple[Graph, Params]:
-    """Applies `merge(before, node, numbers) -> new node or None` wherever `op` follows a linear operator all by itself."""
-    numbers = dict(params)
-    replaced: dict[str, Node] = {}  # name of the node before -> its successor
-    dropped: set[str] = set()
-    for before, node in _pairs(graph, op, numbers):
-        if before.name in replaced or before.name in dropped:
-            continue
-        merged = merge(before, node, numbers)
-        if merged is not None:
-            replaced[before.name] = merged
-            dropped.add(node.name)
-    if not dropped:
-        return graph, params
-    nodes = tuple(replaced.get(node.name, node) for node in graph.nodes if node.name not in dropped)
-    return replace(graph, nodes=nodes), numbers
-
-
-def _pairs(graph: Graph, op: str, numbers: Mapping[str, Any]) -> Iterator[tuple[Node, Node]]:
-    """(linear node, the `op` node that alone reads its output), where the weights are params of this one linear node."""
-    for node in graph.nodes:
-        for name in node.inputs[: 2 if op == "Add" else 1]:
-            before = graph.producers.get(name)
-            if node.op != op or before is None or before.op not in ("Conv", "ConvTranspose", "Gemm") or before.domain:
-                continue
-            own = all(owned(graph, numbers, each) for each in before.inputs[1:] if each)
-            plain = (
-                before.op != "Gemm" or before.attributes.get("alpha", 1.0) == before.attributes.get("beta", 1.0) == 1.0
-            )
-            if own and plain and len(graph.consumers[name]) == 1 and name not in graph.outputs:
-                yield before, node
-
-
-def owned(graph: Graph, params: Mapping[str, Any], name: str) -> bool:
-    """Whether the tensor is a param that one node alone reads, so that it may be changed with this node."""
-    return name in params and len(graph.consumers[name]) == 1 and name not in graph.outputs
-
-
-fuse = until_stable(fold_batch_normalization, fold_bias_add, merge_matrix_bias, clean)
+fuse = until_stable(simplify_gemm, fold_affine, even_rows, write_clips, clean)

@@ -8,7 +8,7 @@ structure (axes, target shapes, clip bounds) are part of the structure and live 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -183,6 +183,19 @@ def captures(node: Node) -> frozenset[str]:
     return frozenset(outside)
 
 
+def graphs(graph: Graph) -> Iterator[Graph]:
+    """The graph and those of its branches and loops."""
+    yield graph
+    for node in graph.nodes:
+        for sub in node.subgraphs:
+            yield from graphs(sub)
+
+
+def constants(graph: Graph) -> dict[str, np.ndarray]:
+    """Every constant of the graph, its branches and loops, as arrays."""
+    return {name: literal.array for inner in graphs(graph) for name, literal in inner.constants.items()}
+
+
 def tensor_names(graph: Graph) -> set[str]:
     """Every tensor name that the graph and its subgraphs use."""
     names = {*graph.inputs, *graph.outputs, *graph.constants}
@@ -204,6 +217,22 @@ def unused_name(name: str, taken: set[str]) -> str:
         free = f"{name}#{number}"
     taken.add(free)
     return free
+
+
+def map_graphs(graph: Graph, change: Callable[[Graph], Graph]) -> Graph:
+    """The graph with `change` applied to it, and before that to those of its branches and loops; the same if nothing changed."""
+
+    def inside(node: Node) -> Node:
+        attributes = {
+            key: map_graphs(value, change) if isinstance(value, Graph) else value
+            for key, value in node.attributes.items()
+        }
+        same = all(attributes[key] is value for key, value in node.attributes.items())
+        return node if same else replace(node, attributes=FrozenDict(attributes))
+
+    nodes = tuple(inside(node) for node in graph.nodes)
+    same = all(new is old for new, old in zip(nodes, graph.nodes, strict=True))
+    return change(graph if same else replace(graph, nodes=nodes))
 
 
 def map_nodes(graph: Graph, change: Any) -> Graph:

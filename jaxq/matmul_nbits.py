@@ -1,7 +1,8 @@
 """Matrix products with weights in groups of few bits, as ONNX Runtime's own operator MatMulNBits.
 
-The standard form, a blocked DequantizeLinear before a MatMul, says the same; ONNX Runtime merges it when it loads the file. This
-form is for runtimes and versions that do not.
+The standard form, a blocked DequantizeLinear before a MatMul, says the same; ONNX Runtime merges it when it loads the file, and
+rounds the inputs of the product to 8 bits. This form is for runtimes and versions that do not, and computes in float32. Weights
+of 8 bits stay in the standard form: for them the operator has no kernel in float32 (1.32), and takes a hundred times as long.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from jaxq.model import Model
 from jaxq.quantizer import QuantParams, quantize
 
 MICROSOFT = "com.microsoft"
+BITS = 4
 SMALLEST_BLOCK = 16  # that the operator takes; blocks are powers of two
 
 
 def to_matmul_nbits(model: Model) -> Model:
-    """The model with every MatMul and Gemm that has a weight in blocks turned into com.microsoft's MatMulNBits.
+    """The model with every MatMul and Gemm that has a weight of 4 bits in blocks turned into com.microsoft's MatMulNBits.
 
     Source: ONNX Runtime, ContribOperators.md, com.microsoft.MatMulNBits.
 
     Raises:
-      ModelError: no weight has blocks that the operator takes (16 or a larger power of two, 4 or 8 bits).
+      ModelError: no weight has blocks that the operator takes (16 or a larger power of two, of 4 bits).
     """
     readers: dict[str, int] = {}
     for _, node in model.graph.walk():
@@ -53,8 +55,8 @@ def to_matmul_nbits(model: Model) -> Model:
     graph = map_nodes(model.graph, change)
     if not packed:
         raise ModelError(
-            "no weight can be written as MatMulNBits, which takes blocks of 16, 32, 64 ... along the summed axis; compress the "
-            "model first, e.g. compress_weights(model, mode='int4_sym', group_size=32)"
+            "no weight can be written as MatMulNBits, which takes 4 bits in blocks of 16, 32, 64 ... along the summed axis; "
+            "compress the model first, e.g. compress_weights(model, mode='int4_sym', group_size=32)"
         )
     left = {name for _, node in graph.walk() for name in node.inputs}
     for name in packed.keys() - left:
@@ -71,7 +73,7 @@ def packs(node: Node, shape: tuple[int, ...], each: QuantParams) -> bool:
     count = np.shape(each.scale)[summed] if len(shape) == 2 else 0
     size = shape[summed] // count if count else 0
     power = size >= SMALLEST_BLOCK and size & (size - 1) == 0
-    return plain and power and np.shape(each.scale)[1 - summed] == shape[1 - summed] and bits_of(each) in (4, 8)
+    return plain and power and np.shape(each.scale)[1 - summed] == shape[1 - summed] and bits_of(each) == BITS
 
 
 def bits_of(each: QuantParams) -> int:
@@ -79,31 +81,28 @@ def bits_of(each: QuantParams) -> int:
     return (int(each.qmax) - int(each.qmin)).bit_length()
 
 
-def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Integers [N, K], scales [N, blocks] and zero points [N, blocks], all unsigned, and the bits."""
-    bits = bits_of(each)
-    shift = 1 << (bits - 1) if int(each.qmin) < 0 else 0
+def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integers [N, K], scales [N, blocks] and zero points [N, blocks], all unsigned."""
+    shift = 1 << (BITS - 1) if int(each.qmin) < 0 else 0
     q = np.asarray(quantize(jnp.asarray(weight, jnp.float32), each)).astype(np.int32) + shift
     scale, zero = np.asarray(each.scale), np.broadcast_to(np.asarray(each.zero_point) + shift, np.shape(each.scale))
     turn = (lambda x: x) if node.attributes.get("transB", 0) else np.transpose
-    return turn(q), turn(scale), turn(zero), bits
+    return turn(q), turn(scale), turn(zero)
 
 
-def pack(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> dict[str, np.ndarray]:
-    """The operands: bytes [N, blocks, block * bits / 8], scales [N * blocks], zero points in bytes; lowest bits first."""
-    q, scale, zero, bits = rows
+def pack(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """The operands: bytes [N, blocks, block / 2], scales [N * blocks], zero points in bytes; lowest bits first."""
+    q, scale, zero = rows
     blocks = q.reshape(len(q), scale.shape[1], -1)
     return {
-        "packed": packed_bytes(blocks, bits),
+        "packed": packed_bytes(blocks),
         "scales": np.ascontiguousarray(scale, np.float32).reshape(-1),
-        "zero_points": packed_bytes(zero, bits).reshape(-1),
+        "zero_points": packed_bytes(zero).reshape(-1),
     }
 
 
-def packed_bytes(values: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers of 4 or 8 bits along the last axis as bytes; an odd number of halves is filled up with zero."""
-    if bits == 8:
-        return values.astype(np.uint8)
+def packed_bytes(values: np.ndarray) -> np.ndarray:
+    """Numbers of 4 bits along the last axis as bytes; an odd number of halves is filled up with zero."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), values.dtype)], -1)
     return (values[..., 0::2] | values[..., 1::2] << 4).astype(np.uint8)
@@ -115,7 +114,7 @@ def nbits_node(node: Node, shape: tuple[int, ...], each: QuantParams, operands: 
     attributes: Mapping[str, Any] = {
         "K": shape[summed],
         "N": shape[1 - summed],
-        "bits": bits_of(each),
+        "bits": BITS,
         "block_size": shape[summed] // np.shape(each.scale)[summed],
     }
     bias = ("", node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else ()

@@ -64,10 +64,12 @@ def extremes(capacity: int = ROOM) -> Observer:
         return Extremes(*(np.full((count, min(capacity, ROOM)), np.nan, np.float32) for _ in range(2)))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Extremes:
-        # Zero stands in for an empty tensor.
         rows = [_rows(x) if x.size else jnp.zeros((x.shape[0], 1), jnp.float32) for x in tensors]
+        empty = np.array([[x.size == 0] for x in tensors])  # nothing of them is seen
         low, high = (_decoded(jnp.stack(each)) for each in zip(*map(_ends, rows), strict=True))
-        return Extremes(low, high)
+        return Extremes(
+            *(jnp.where(empty, np.float32(np.nan), end) for end in (low, high)) if empty.any() else (low, high)
+        )
 
     def update(state: Extremes, measured: Extremes, index: jax.Array) -> Extremes:
         return Extremes(

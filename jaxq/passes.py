@@ -14,7 +14,7 @@ import numpy as np
 from jaxq.bounds import Budget
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes
+from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes, tensor_names, unused_name
 from jaxq.ops import MOST_BYTES, TooLarge, find
 
 Params = Mapping[str, Any]
@@ -273,6 +273,44 @@ def drop_unused(graph: Graph, params: Params) -> tuple[Graph, Params]:
     if len(nodes) == len(graph.nodes) and len(kept) == len(params) and len(constants) == len(graph.constants):
         return graph, params
     return replace(graph, nodes=tuple(reversed(nodes)), constants=FrozenDict(constants)), kept
+
+
+# These give what they get in another shape or order.
+MOVES_VALUES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
+
+
+def keep_outputs_exact(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """Gives the readers of a param that is an output too, of the model or a branch, as it is or moved, a param of their own.
+
+    Whatever becomes of that one, the output keeps its values. Both are the same array.
+    """
+    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    pending = [*graph.outputs, *(name for _, node in graph.walk() for sub in node.subgraphs for name in sub.outputs)]
+    exact, moving = set(pending), set[str]()
+    while pending:
+        maker = producers.get(pending.pop())
+        if maker is not None and maker.op in MOVES_VALUES and not maker.domain:
+            moving.add(maker.name)
+            pending.append(maker.inputs[0])
+            exact.add(maker.inputs[0])
+    shared = {
+        name
+        for _, node in graph.walk()
+        if node.name not in moving
+        for name in node.inputs
+        if name in exact and name in params
+    }
+    if not shared:
+        return graph, params
+    taken = {*tensor_names(graph), *params}
+    own = {name: unused_name(f"{name}@read", taken) for name in sorted(shared)}
+
+    def change(_: Graph, node: Node) -> tuple[Node, ...]:
+        if node.name in moving or shared.isdisjoint(node.inputs):
+            return (node,)
+        return (replace(node, inputs=tuple(own.get(name, name) for name in node.inputs)),)
+
+    return map_nodes(graph, change), {**params, **{own[name]: params[name] for name in own}}
 
 
 clean = until_stable(fold_constants, drop_identity, drop_unused)

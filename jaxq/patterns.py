@@ -6,13 +6,14 @@ which name patterns of `PATTERNS`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node
+from jaxq.graph import Graph, Node, constants
+from jaxq.recurrent import Cells
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
@@ -133,12 +134,13 @@ class Matcher:
     def __init__(self, graph: Graph, params: Mapping[str, Any]):
         self.nodes = [node for _, node in graph.walk()]
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
-        self.constants = {*params, *(name for inner in graphs(graph) for name in inner.constants)}
+        self.graph, self.values = graph, {**params, **constants(graph)}
+        self.constants = self.values.keys()
 
     def find(self, name: str) -> frozenset[str]:
         """The names of all nodes in groups of that name."""
-        if name == "input preprocessing":
-            return frozenset(self.preprocessing())
+        if name in DETECTORS:
+            return DETECTORS[name](self)
         found: set[str] = set()
         for tree in PATTERNS[name]:
             ops = roots(tree)
@@ -200,19 +202,18 @@ class Matcher:
                     yield node.name
 
 
+# Groups that no tree describes.
+DETECTORS: Mapping[str, Callable[[Matcher], frozenset[str]]] = {
+    "input preprocessing": lambda matcher: frozenset(matcher.preprocessing()),
+    "recurrent cell": lambda matcher: Cells(matcher.graph, matcher.values).nodes(),
+}
+
+
 def roots(tree: Pattern) -> frozenset[str]:
     """The operators that the last node of a match can have."""
     if isinstance(tree, Maybe):
         return frozenset(tree.ops.split("|")) | roots(tree.below)
     return frozenset(tree.ops.split("|")) if isinstance(tree, Is) else frozenset()
-
-
-def graphs(graph: Graph) -> Iterator[Graph]:
-    """The graph and those of its branches and loops."""
-    yield graph
-    for node in graph.nodes:
-        for sub in node.subgraphs:
-            yield from graphs(sub)
 
 
 def is_depthwise(node: Node, params: Mapping[str, Any]) -> bool:

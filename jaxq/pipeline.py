@@ -20,6 +20,7 @@ from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.graph import Graph, Node
 from jaxq.model import Model
@@ -27,17 +28,20 @@ from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
 from jaxq.options import Preset, QuantizeOptions
 from jaxq.own_biases import own_biases
+from jaxq.passes import keep_outputs_exact
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.places import DOUBLES
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.targets import Target
 from jaxq.targets.installed import in_words, installed_version, limits_of
-from jaxq.traces import traces, untaken_nodes, variants
+from jaxq.traces import Traces, Variant, traces, untaken_nodes, variants
 from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
+IN_FLOAT32 = "jaxq.in_float32"  # in the metadata: the types in whose place the model computes in float32
 
 
 @dataclass(frozen=True)
@@ -168,13 +172,8 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     refuse_quantized(model)
     scope = options.ignored_scope
     ignored = scope.select(model.graph, model.folded)
-    graph, params = fuse(model.graph, model.params)
-    scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
     advanced = options.advanced_parameters
-    if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
-        graph, params = add_missing_biases(graph, params)
-    graph, params = own_biases(graph, params)
-    model = model.replace(graph=graph, params=params)
+    model = float32_inside(model)
     samples = Samples(
         model,
         data,
@@ -182,19 +181,64 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
         whole_items=advanced.batchwise_statistics is False,
         keep_all=advanced.activations_range_estimator_params not in (None, ACTIVATIONS),
     )
-    kinds = variants(model, samples.unseen())  # before any work
-    on_host = traces(model, kinds).on_host
+    if IN_FLOAT32 in model.metadata:
+        model = model.replace(graph=without_needless_casts(model.graph, traced(model, samples)[1].dtypes))
+    graph, params = fuse(*keep_outputs_exact(model.graph, model.params))
+    scope.warn_of_folded(ignored, {**model.folded, **stand_ins(model.graph, graph)})
+    if not (advanced.disable_bias_correction and advanced.disable_channel_alignment):
+        graph, params = add_missing_biases(graph, params)
+    graph, params = own_biases(graph, params)
+    model = model.replace(graph=graph, params=params)
+    kinds, found = traced(model, samples)  # before any work
+    on_host = found.on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
-    found = traces(model, kinds)
+    with as_declared(model):
+        found = traces(model, kinds)
     untaken = untaken_nodes(model.graph, found)
     on_host |= {node.name for node in untaken}
     plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
     refuse_empty(plan, model.graph, options, ignored)
+    warn_of_double(plan)
     warn_of_limits(plan, options.target)
+    prepared = plan.prepare(model)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
-        refuse_not_finite(weight.name, np.asarray(model.params[weight.name]))
+        refuse_not_finite(weight.name, np.asarray(prepared.params[weight.name]))
     layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
-    return Prepared(plan.prepare(model), model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
+    return Prepared(prepared, model.graph, plan, found.dtypes, samples, options, ignored, on_host, layers)
+
+
+def float32_inside(model: Model) -> Model:
+    """The model in float32, as far as that is as good (`to_replace`), with a warning that says so; else the model itself."""
+    types = " and ".join(sorted(to_replace(model)))
+    if not types:
+        return model
+    warnings.warn(
+        f"the model computes in {types}, and integer kernels take and give float32: it is quantized and written in float32; its "
+        "inputs and outputs keep their types",
+        JaxqWarning,
+        stacklevel=4,
+    )
+    done = in_float32(model, to_replace(model))
+    return done.replace(metadata=done.metadata | {IN_FLOAT32: types})
+
+
+def traced(model: Model, samples: Samples) -> tuple[tuple[Variant, ...], Traces]:
+    """In which variants the samples come, and what the model makes in these, with the types of the file."""
+    with as_declared(model):
+        kinds = variants(model, samples.unseen())
+        return kinds, traces(model, kinds)
+
+
+def warn_of_double(plan: Plan) -> None:
+    """Warns of nodes that would be quantized if they did not compute in float64."""
+    names = [name for name, why in plan.left.items() if why == DOUBLES]
+    if names:
+        warnings.warn(
+            f"{len(names)} node(s) compute in float64, which nothing quantizes, and stay in float, first {names[0]!r}; convert "
+            "them to float32 to have them quantized",
+            JaxqWarning,
+            stacklevel=4,
+        )
 
 
 def rewriting(graph: Graph, options: QuantizeOptions, ignored: frozenset[str]) -> list[Algorithm]:
@@ -252,9 +296,11 @@ def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: It
     """Raises ModelError if the plan quantizes nothing."""
     if not plan.nodes:
         kinds = ", ".join(sorted({node.op for _, node in graph.walk()}))
+        doubles = sum(why == DOUBLES for why in plan.left.values())
+        other = f"; in float64: {doubles}, which nothing quantizes" if doubles else ""
         raise ModelError(
             f"the model has nothing that target {options.target.name!r} computes in integers (its operators: {kinds}; "
-            f"ignored nodes: {len(set(ignored))}); `jaxq inspect` says why for each operator"
+            f"ignored nodes: {len(set(ignored))}{other}); `jaxq inspect` says why for each operator"
         )
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.fusion import channel_count
 from jaxq.graph import Graph, Node, tensor_names, unused_name
+from jaxq.linear_layers import channel_count
+from jaxq.masks import lowest_that_count, softmax_inputs
 from jaxq.patterns import is_transformer
-from jaxq.places import Places
+from jaxq.places import Places, is_weight
 from jaxq.plan import Bias, BiasForm, Plan, Weight, read_copies
 from jaxq.quantizer import PerAxis, PerTensor, Scheme
 from jaxq.saturation import hold_to_seven_bits
@@ -114,6 +115,10 @@ def plan_of(places: Places) -> Plan:
     schemes = schemes_of(places, groups)
     biases = tuple(bias for node in places.nodes if (bias := bias_of(places, node, groups, schemes, weights, renamed)))
     graph, copies = copy_params(places, graph, {weight.name for weight in weights})
+    floors = softmax_inputs(graph, places.values)
+    masked = frozenset(lowest_that_count(graph, places.values, dict.fromkeys(floors, 0.0), lambda _: (0.0, 0.0)))
+    if masked.isdisjoint((*groups, *(renamed.values()), *(weight.name for weight in weights))):
+        floors, masked = {}, frozenset()  # all in float
     return Plan(
         graph=graph,
         activations={renamed.get(name, name): group for name, group in groups.items()},
@@ -122,7 +127,9 @@ def plan_of(places: Places) -> Plan:
         biases=biases,
         nodes=tuple(node.name for node in places.nodes if node.name in places.chosen),
         moved=frozenset(renamed.get(name, name) for name in groups if places.is_moved(name)),
-        unclipped=frozenset(group for name, group in groups.items() if must_not_clip(places, name)),
+        unclipped=frozenset(group for name, group in groups.items() if name in floors or must_not_clip(places, name)),
+        floors=floors,
+        masked=masked,
         copies=copies,
         left={name: why for name, why in places.left.items() if name not in places.chosen},
     )
@@ -209,11 +216,10 @@ def weights_of(places: Places, node: Node) -> Iterator[Weight]:
     positions = range(len(node.inputs)) if rule.activations is None else sorted({*rule.weights, *rule.activations})
     for position in positions:
         name = node.inputs[position] if position < len(node.inputs) else ""
-        if name not in places.params or places.params[name].dtype != "float32":
+        if not is_weight(places.params.get(name)):
             continue
-        if position not in rule.weights:
-            constant = replace(places.wish(node), granularity=PerTensor())
-            yield Weight(name, places.wishes.weight(node.name, None) if rule.weights else constant)
+        if position not in rule.weights:  # in the place of an activation, whose type the kernel wants there
+            yield Weight(name, replace(places.wish(node), granularity=PerTensor()))
             continue
         axis = weight_axis(node, rule, places.params[name].ndim)
         yield Weight(name, places.wishes.weight(node.name, axis))

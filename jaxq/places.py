@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node
-from jaxq.patterns import Matcher, graphs, is_depthwise, post_processing, tail_nodes
+from jaxq.clamps import clip_bounds, merges
+from jaxq.graph import Graph, Node, constants
+from jaxq.patterns import Matcher, is_depthwise, post_processing, tail_nodes
 from jaxq.quantizer import Scheme
 from jaxq.schemes import (
     Wishes,
@@ -19,8 +20,16 @@ from jaxq.targets import Rule, Target
 
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Reciprocal"})
 
+NEVER_NEGATIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Softplus"})
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"})
+
 IGNORED, SELECTION, BOXES = "ignored", "prepares a selection", "arithmetic behind the last layer"
-TRANSFORMER = "kept so in transformers"
+TRANSFORMER, DOUBLES = "kept so in transformers", "it computes in float64"
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a param can be quantized: float32, and not without any elements."""
+    return value is not None and value.dtype == "float32" and value.size > 0
 
 
 @dataclass
@@ -57,12 +66,21 @@ class Places:
                     self.readers.setdefault(name, []).append((node, index))
             for sub in node.subgraphs:
                 self.outputs.update(sub.outputs)
-        self.constants = {name for inner in graphs(self.graph) for name in inner.constants}
+        self.constants = constants(self.graph)
+        self.values = {**self.params, **self.constants}
         self.left = dict.fromkeys(self.ignored, IGNORED)
         self.tail = frozenset()
+        for node in self.nodes:
+            if "float64" in (self.dtypes.get(name) for name in (*node.inputs, *node.outputs)) and self.has_kernel(node):
+                self.left.setdefault(node.name, DOUBLES)
         rules = {node.name: self.rule_of(node) for node in self.nodes if self.fits(node)}
         self.tail = tail_nodes(self.graph, {name for name, rule in rules.items() if rule is not None and rule.weights})
         self.leave_in_float()
+
+    def has_kernel(self, node: Node) -> bool:
+        """Whether the target has a kernel with weights for such a node."""
+        rule = None if node.domain else self.target.rules.get(node.op)
+        return rule is not None and bool(rule.weights)
 
     def fresh(self, graph: Graph) -> Places:
         """The state before anything is decided, for another graph."""
@@ -108,7 +126,7 @@ class Places:
     def is_merged(self, node: Node) -> bool:
         """Whether the runtime merges the node into the kernel that makes its input, for it alone."""
         maker = self.producer.get(node.inputs[0]) if node.inputs else None
-        if node.op not in self.target.fused or maker is None or maker.op not in self.target.fusing:
+        if maker is None or maker.op not in self.target.fusing or not merges(node, self.target, self.values):
             return False
         return len(self.readers[node.inputs[0]]) == 1 and node.inputs[0] not in self.graph.outputs
 
@@ -181,7 +199,7 @@ class Places:
         positions = self.positions(node, rule)
         if rule.weights:
             name = node.inputs[rule.weights[0]] if rule.weights[0] < len(node.inputs) else ""
-            is_param = name in self.params and self.params[name].dtype == "float32"
+            is_param = is_weight(self.params.get(name))
             if not is_param and rule.weights[0] not in (rule.activations or ()):
                 return False
             if rule.activations == ():
@@ -234,9 +252,38 @@ class Places:
         readers = self.readers.get(name, [])
         if node.op in self.target.fusing and len(readers) == 1 and name not in self.outputs:
             reader, index = readers[0]
-            if reader.op in self.target.fused and index == 0 and reader.name not in self.ignored:
+            merged = merges(reader, self.target, self.values) and not self.is_joined_with_negative(reader.outputs[0])
+            if index == 0 and reader.name not in self.ignored and merged:
                 return reader.outputs[0]
         return name
+
+    def is_joined_with_negative(self, name: str) -> bool:
+        """Whether a Concat gives the tensor the quantizer of others that may be negative: its lowest integer is not zero then.
+
+        Asked only where a target merges an activation function into a kernel by the quantizer behind it.
+        """
+        pending, seen = [name] if self.target.merges_at_zero else [], {name}
+        while pending:
+            for reader, _ in self.readers.get(pending.pop(), []):
+                sources = self.moves(reader)
+                joined = reader.op == "Concat" and not all(self.is_never_negative(each) for each in sources)
+                if sources and joined and self.leads_to_quantized(reader.outputs[0]):
+                    return True
+                after = [each for each in reader.outputs if sources and each not in seen]
+                pending.extend(after)
+                seen.update(after)
+        return False
+
+    def is_never_negative(self, name: str) -> bool:
+        """Whether the tensor is known to hold no negative value, by the operators that make it."""
+        node = self.producer.get(name)
+        if node is None or node.domain:
+            return False
+        bounds = clip_bounds(node, self.values)
+        if node.op in NEVER_NEGATIVE or (bounds is not None and bounds[0] >= 0):
+            return True
+        sources = self.moves(node) or (list(node.inputs[:1]) if node.op in POOLS else [])
+        return bool(sources) and all(map(self.is_never_negative, sources))
 
     def leads_to_quantized(self, name: str) -> bool:
         """Whether a quantized node reads the tensor, directly or through operators that move values or work pointwise."""
@@ -338,7 +385,7 @@ class Places:
         node = self.producer.get(name)
         if node is None:
             return False
-        if node.op in self.target.fused and node.inputs[0] in self.producer:
+        if merges(node, self.target, self.values) and node.inputs[0] in self.producer:
             made_by = self.producer[node.inputs[0]]
             if made_by.name in self.chosen and self.fused_output(made_by) == name:
                 node = made_by

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from jaxq.graph import FrozenDict, Graph, Literal, Node, node_names, unused_name
+import numpy as np
+
+from jaxq.graph import FrozenDict, Graph, Node, constants, node_names, unused_name
+from jaxq.masks import LEAST, Axes
 from jaxq.model import Model
 from jaxq.quantizer import Scheme
 
@@ -55,6 +58,8 @@ class Plan:
       moved: tensors that hold nothing but values of others of their group: their ranges need not be looked at.
       unclipped: groups whose range must hold every value that was seen: scores in front of a final Sigmoid or Softmax, and
         outputs of the model.
+      floors: tensor -> the axes of the Softmax that alone reads it, where a mask may be in it (`jaxq.masks`), quantized or not.
+      masked: tensors and params of which only Softmaxes see anything: what lies too low to count must not set their ranges.
       copies: name of a new param -> the param or constant whose value it has.
       left: names of nodes that stay in float although the target has a kernel for them -> why.
     """
@@ -67,6 +72,8 @@ class Plan:
     nodes: tuple[str, ...]
     moved: frozenset[str] = frozenset()
     unclipped: frozenset[str] = frozenset()
+    floors: Mapping[str, Axes] = field(default_factory=dict)
+    masked: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,6 +81,9 @@ class Plan:
         """The model with the plan's graph and copies, for the algorithms to work on."""
         values = {**model.params, **constants(model.graph)}
         params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
+        for weight in self.weights:
+            if weight.name in self.masked:
+                params[weight.name] = np.maximum(params[weight.name], np.float32(LEAST))
         return model.replace(graph=self.graph, params=params)
 
     def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
@@ -91,14 +101,6 @@ class Plan:
             return frozenset()
         other = {name for _, node in self.graph.walk() if node.name not in unseen for name in node.inputs}
         return frozenset(weights - other)
-
-
-def constants(graph: Graph) -> dict[str, object]:
-    """Every constant of the graph, its branches and loops, as arrays."""
-    found: dict[str, Literal] = dict(graph.constants)
-    for inner, _ in graph.walk():
-        found.update(inner.constants)
-    return {name: literal.array for name, literal in found.items()}
 
 
 def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Mapping[str, str]) -> Graph:

@@ -22,6 +22,7 @@ from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
 from jaxq.pipeline import prepare
+from jaxq.summary import fates_of
 
 if TYPE_CHECKING:
     from jaxq.accuracy.report import AccuracyReport
@@ -115,6 +116,7 @@ def run_file(
         "quantized_params": len(model.encodings.keys() & model.params.keys()),
         "seconds": round(time.perf_counter() - start, 3),
         "metadata": dict(model.metadata),
+        "fates": fates_of(model),
         "job": job.to_dict(),
     }
     if search is not None:

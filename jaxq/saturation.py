@@ -38,7 +38,7 @@ def hold_to_seven_bits(plan: Plan, params: Mapping[str, Any], fix: OverflowFix) 
         schemes = [plan.schemes[plan.activations[name]] for name in node.inputs if name in plan.activations]
         applies = node.op in PRODUCTS if fix is OverflowFix.ENABLE else node.name in first
         if node.name in plan.nodes and applies and schemes and all(is_byte(scheme.grid) for scheme in schemes):
-            held.update(node.inputs)
+            held.update(node.inputs[1:])  # a constant on the left stands in the place of activations
     return tuple(
         replace(weight, scheme=replace(weight.scheme, grid=IntType(7)))
         if weight.name in held and is_byte(weight.scheme.grid) and weight.scheme.symmetric

@@ -13,32 +13,21 @@ import numpy as np
 
 from jaxq.collect import tensor_shapes
 from jaxq.errors import JaxqError
+from jaxq.fates import FOLDED, INTEGER, ON_HOST, Fates
+from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import fuse
-from jaxq.graph import FrozenDict, Literal, Node
+from jaxq.graph import FrozenDict, Literal
 from jaxq.lint import Finding, lint
 from jaxq.model import Model
-from jaxq.patterns import graphs, is_depthwise
+from jaxq.patterns import WEIGHTED
 from jaxq.placement import Plan, place_quantizers, quantized_nodes
-from jaxq.schemes import rule_for
+from jaxq.qdq import storage
+from jaxq.quantizer import QuantParams
+from jaxq.schemes import type_name
 from jaxq.split import split
-from jaxq.targets import Target, find_target
+from jaxq.targets import TARGETS, Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
-
-INTEGER = "in integers"
-STORED = "float, with weights in integers: the runtime has no kernel for more"
-FOLDED = "folded into other nodes"
-MERGED = "merged into the integer kernel before it"
-MOVES = "moves integers"
-NO_FLOATS = "shapes, integers, or a branch not taken"
-NO_KERNEL = "float: no integer kernel"
-FLOAT_AROUND = "float: what it moves stays float"
-LEFT = "float: {}"  # and why, as the plan says it
-NO_READER = "float: nothing in integers follows"
-ON_HOST = "float: on the host, since shapes depend on values"
-NO_FIT = "float: its data or weights are constant, computed, or not float32"
-
-QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
 
 
 @dataclass(frozen=True)
@@ -107,51 +96,60 @@ def stored_bytes(value: Any) -> int:
 
 
 def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
-    """Operator -> what becomes of its nodes (one of the words above) -> how many."""
-    graph, params = fuse(model.graph, model.params)
-    fused = model.replace(graph=graph, params=params)
-    dtypes, on_host = guess_run(fused)
-    plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
-    left = {node.name: node for _, node in graph.walk()}
-    producers = {name: node for node in left.values() for name in node.outputs}
+    """Operator -> what becomes of its nodes (one of the words of `jaxq.fates`) -> how many.
+
+    Of a model with encodings, what these make of it; of a float model, what `quantize` would make of it by default.
+    """
+    if model.encodings:
+        dtypes, on_host = guess_run(model)
+        kinds = {name: stored_type(each) for name, each in model.encodings.items() if bool(np.all(each.enabled))}
+        fates = Fates(model.graph, model.params, kinds, target, dtypes, {})
+        made = model.graph
+    else:
+        wide = in_float32(model, types) if (types := to_replace(model)) else model
+        with as_declared(wide):
+            graph = without_needless_casts(wide.graph, guess_run(wide)[0]) if types else model.graph
+            graph, params = fuse(graph, wide.params)
+            dtypes, on_host = guess_run(model.replace(graph=graph, params=params))
+        plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
+        fates = Fates(plan.graph, params, encoded_types(plan), target, dtypes, plan.left)
+        made = plan.graph
+    nodes = {node.name: node for _, node in made.walk()}
     found: dict[str, Counter[str]] = {}
     for _, node in model.graph.walk():
-        if node.name in on_host:
-            fate = ON_HOST
-        else:
-            fate = fate_of(left[node.name], plan, params, target, dtypes, producers) if node.name in left else FOLDED
+        if node.op == "Identity" and model.encodings:
+            continue  # a name for quantized readers
+        fate = ON_HOST if node.name in on_host else fates.of(nodes[node.name]) if node.name in nodes else FOLDED
         found.setdefault(node.op, Counter())[fate] += 1
     return {op: dict(counts.most_common()) for op, counts in found.items()}
 
 
-def fate_of(
-    node: Node,
-    plan: Plan,
-    params: Mapping[str, Any],
-    target: Target,
-    dtypes: Mapping[str, str],
-    producers: Mapping[str, Node],
-) -> str:
-    """What becomes of a node of the graph that the plan was made for."""
-    rule = rule_for(target, node, depthwise=is_depthwise(node, params)) or target.other
-    if node.name in plan.nodes:
-        return STORED if rule is not None and rule.stored else INTEGER
-    if not any(dtypes.get(name, "").startswith(("float", "bfloat")) for name in node.outputs):
-        return NO_FLOATS
-    before = producers.get(node.inputs[0]) if node.inputs else None
-    if node.op in target.fused and before is not None and before.op in target.fusing and before.name in plan.nodes:
-        made_by = rule_for(target, before)
-        return NO_KERNEL if made_by is not None and made_by.stored else MERGED
-    if node.op in target.same_scale:
-        return MOVES if all(name in plan.activations for name in node.outputs if name) else FLOAT_AROUND
-    if node.name in plan.left:
-        return LEFT.format(plan.left[node.name])
-    if rule is None:
-        return NO_KERNEL
-    constants = {*params, *(name for each in graphs(plan.graph) for name in each.constants)}
-    varying = [name for name in node.inputs if name and name not in constants]
-    needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
-    return NO_FIT if len(varying) < needed or not rule.body_only else NO_READER
+def fates_of(model: Model) -> dict[str, dict[str, int]]:
+    """What becomes of the nodes of a quantized model in the runtime that it was made for, as its metadata say."""
+    name = model.metadata.get("jaxq.target", "")
+    return count_fates(model, TARGETS[name]) if name in TARGETS else {}
+
+
+def layers_in_words(fates: Mapping[str, Mapping[str, int]]) -> str:
+    """What becomes of the layers with weights, in one line: `20 Conv in integers; 1 Conv float: its result is ...`."""
+    groups: dict[str, list[str]] = {}
+    for op, counts in sorted(fates.items()):
+        for fate, count in counts.items() if op in WEIGHTED else ():
+            groups.setdefault(fate, []).append(f"{count} {op}")
+    order = sorted(groups, key=lambda fate: fate != INTEGER)
+    return "; ".join(f"{', '.join(groups[fate])} {fate}" for fate in order)
+
+
+def encoded_types(plan: Plan) -> dict[str, str]:
+    """Name of each tensor, weight and bias that the plan quantizes -> the type that its integers are kept in."""
+    kinds = {name: type_name(plan.schemes[group].grid) for name, group in plan.activations.items()}
+    kinds |= {weight.name: type_name(weight.scheme.grid) for weight in plan.weights}
+    return kinds | {bias.name: "int32" for bias in plan.biases}
+
+
+def stored_type(params: QuantParams) -> str:
+    """The type that the numbers of an encoding are kept in."""
+    return storage(params)[0].name
 
 
 def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:

@@ -224,6 +224,19 @@ def test_inspect_of_a_quantized_model_says_so_and_who_made_it(quantized, capsys)
     assert summary["metadata"]["jaxq.calibration_samples"] == "100"
 
 
+def test_inspect_judges_a_file_for_the_target_that_it_names(digits, quantized, tmp_path, capsys):
+    made = tmp_path / "digits.qnn.onnx"
+    assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(made), "--target", "qnn", "-q"]) == 0
+    for arguments, target in (([], "qnn"), (["--target", "openvino"], "openvino")):
+        assert cli.main(["inspect", str(made), "--json", "-", *arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == target
+    for model in (quantized, digits / "digits.onnx"):
+        assert cli.main(["inspect", str(model), "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == "onnxruntime"
+    assert cli.main(["inspect", str(made)]) == 0
+    assert "for target qnn:" in capsys.readouterr().out
+
+
 def test_verify_of_a_runtime_that_does_not_agree_is_exit_code_3(digits, quantized, monkeypatch, capsys):
     monkeypatch.setattr(importlib.import_module("jaxq.verdict"), "LARGEST_STEPS", -1.0)  # which nothing reaches
     assert cli.main(["verify", str(quantized), "--data", str(digits / "few.npz")]) == 3

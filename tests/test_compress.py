@@ -9,6 +9,9 @@ import onnx
 import pytest
 from models import residual_network, run_onnx, smooth, transformer_block, written
 
+from jaxq import algorithms, compress
+from jaxq.algorithms import weight_compression
+from jaxq.collect import collect
 from jaxq.compress import compress_weights, compression_sites, largest_group
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError
 from jaxq.matmul_nbits import to_matmul_nbits
@@ -124,6 +127,24 @@ def test_gptq_is_closer_to_the_float_model_than_rounding():
         done = compress_weights(model, mode="int4_sym", group_size=32, dataset=data, gptq=gptq)
         error[gptq] = float(((done(ids(16, 99))["logits"] - exact) ** 2).mean())
     assert error[True] < 0.9 * error[False]
+
+
+@pytest.mark.parametrize("options", [{"gptq": True}, {"ratio": 0.5}], ids=["gptq", "ratio"])
+@pytest.mark.parametrize("bound, passes", [(1 << 30, 1), (4 * 64**2, 2)])
+def test_second_moments_are_held_up_to_a_bound(options, bound, passes, monkeypatch):
+    """Those of the inputs of three layers, of 64, 128 and 64 channels: the largest alone takes more than the smaller bound."""
+    held = []
+
+    def watched(model, needs, *arguments, **keywords):
+        held.append(sum(observer.init(1).nbytes for need in needs for observer in need.values()))
+        return collect(model, needs, *arguments, **keywords)
+
+    monkeypatch.setattr(weight_compression, "MOMENT_BYTES", bound)
+    for module in (algorithms, compress):
+        monkeypatch.setattr(module, "collect", watched)
+    compress_weights(language_model(), mode="int4_sym", group_size=32, dataset=[ids(8)], **options)
+    layers = [4 * 64**2, 4 * 128**2] + [4 * 64**2] * ("gptq" in options)
+    assert held == ([sum(layers)] if passes == 1 else layers)
 
 
 def test_ignored_nodes_keep_their_weights():

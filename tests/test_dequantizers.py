@@ -10,8 +10,10 @@ from models import run_onnx, smooth, written
 
 import jaxq
 from jaxq import compress_weights
+from jaxq.lint import lint
 from jaxq.onnx_export import save, to_proto
 from jaxq.onnx_import import load
+from jaxq.targets import find_target
 
 random = np.random.default_rng(0)
 SQUARE = {name: (random.normal(size=(64, 64)) / 8).astype(np.float32) for name in ("w", "v")}
@@ -49,6 +51,7 @@ def check(model, path, feeds, merged: int):
     save(model, path)
     again = load(path)
     save(again, path.with_name("again.onnx"))
+    assert lint(again, find_target("onnxruntime")) == ()
     for feed in feeds:
         expected = model(feed)
         for file in (path, path.with_name("again.onnx")):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from models import Network, branching_network, residual_network, run_onnx, smooth
+from models import Network, branching_network, residual_network, run_onnx, smooth, written
 
-from jaxq.fusion import add_missing_biases, channel_count, fold_batch_normalization, fold_bias_add, fuse, scale_output
+from jaxq.fusion import add_missing_biases, even_rows, fold_affine, fuse, simplify_gemm
+from jaxq.linear_layers import channel_count, scale_output
 from jaxq.model import Model
 from jaxq.onnx_import import load
 
@@ -70,7 +71,7 @@ def test_fusion_leaves_the_function_of_a_network_unchanged():
 
 @pytest.mark.parametrize(
     "change",
-    [fuse, fold_batch_normalization, fold_bias_add, add_missing_biases],
+    [fuse, simplify_gemm, fold_affine, even_rows, add_missing_biases],
     ids=lambda f: getattr(f, "__name__", "fuse"),
 )
 @pytest.mark.parametrize("network", [residual_network, branching_network], ids=lambda f: f.__name__)
@@ -131,16 +132,182 @@ def test_a_normalization_stays_where_its_input_is_needed(also):
     assert "BatchNormalization" in ops(fused(net.proto()))
 
 
-def test_shared_weights_are_left_alone():
+def siamese(own_kernel: bool, own_normalization: bool):
+    """Two inputs through a kernel and a BatchNormalization each, which they share or not; added."""
+    net = Network()
+    for side in "ab":
+        kernel = "kernel" if not own_kernel else f"kernel.{side}"
+        if kernel not in net.initializers:
+            net.weight(kernel, 4, 3, 3, 3)
+        x = net.node("Conv", [net.input(side, [1, 3, 6, 6]), kernel], f"c.{side}", pads=[1] * 4)
+        net.normalization(x, f"n.{side}", 4)
+    if not own_normalization:
+        net.nodes[3].input[1:] = net.nodes[1].input[1:]
+    net.node("Add", ["n.a", "n.b"], "y")
+    net.output("y", [1, 4, 6, 6])
+    return net.proto()
+
+
+@pytest.mark.parametrize("own_kernel, own_normalization", [(False, False), (False, True), (True, False)])
+def test_a_shared_kernel_is_copied_where_normalizations_change_it_differently(own_kernel, own_normalization):
+    proto = siamese(own_kernel, own_normalization)
+    model = fused(proto)
+    assert ops(model) == ["Conv", "Conv", "Add"]
+    kernels = {node.inputs[1] for node in model.graph.nodes if node.op == "Conv"}
+    assert len(kernels) == 1 + (own_kernel or own_normalization)
+    assert len({node.inputs[2] for node in model.graph.nodes if node.op == "Conv"}) == 2
+    feed = {"a": smooth(1, 3, 6, 6), "b": smooth(1, 3, 6, 6, seed=1)}
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(proto, feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_that_others_read_keeps_its_value_for_them():
     net = Network()
     x = net.convolution(net.input("x", [1, 4, 6, 6]), "c", (4, 4), bias=False)
     y = net.normalization(x, "n", 4)
     net.node("Conv", [y, "c.weight"], "y", pads=[1] * 4)
     net.output("y", [1, 4, 6, 6])
-    assert "BatchNormalization" in ops(fused(net.proto()))
+    model, feed = fused(net.proto()), smooth(1, 4, 6, 6)
+    assert ops(model) == ["Conv", "Conv"]
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 6, 6), (4, 6, 1), (6,), (1, 1, 1, 1)])
+# name -> (attributes, shape of the bias, operators that are left); the product is [5, 8], its inner size 6
+GEMMS = {
+    "row": ({}, (1, 8), ["Gemm"]),
+    "one number": ({}, (1,), ["Gemm"]),
+    "scalar": ({}, (), ["Gemm"]),
+    "one by one": ({}, (1, 1), ["Gemm"]),
+    "column": ({}, (5, 1), ["Gemm", "Add"]),
+    "matrix": ({"beta": 2.0}, (5, 8), ["Gemm", "Add"]),
+    "alpha": ({"alpha": 0.5}, (8,), ["Gemm"]),
+    "alpha, no bias": ({"alpha": 0.5}, None, ["Gemm"]),
+    "beta": ({"beta": -0.5}, (1, 8), ["Gemm"]),
+    "both, transposed": ({"alpha": 0.25, "beta": 3.0, "transA": 1, "transB": 1}, (), ["Gemm"]),
+}
+
+
+@pytest.mark.parametrize("attributes, shape, left", GEMMS.values(), ids=GEMMS)
+def test_a_gemm_has_no_factors_and_a_bias_of_its_own(attributes, shape, left):
+    net = Network()
+    weight = net.weight("w", *((8, 6) if "transB" in attributes else (6, 8)))
+    inputs = [net.input("x", [6, 5] if "transA" in attributes else [5, 6]), weight]
+    if shape is not None:
+        inputs.append(net.constant("b", net.random.normal(size=shape)))
+        net.node("Neg", ["b"], "other")
+        net.output("other", shape)
+    net.output(net.node("Gemm", inputs, "y", **attributes), [5, 8])
+    model, feed = fused(net.proto()), smooth(*((6, 5) if "transA" in attributes else (5, 6)))
+    (gemm,) = (node for node in model.graph.nodes if node.op == "Gemm")
+    assert [op for op in ops(model) if op != "Neg"] == left
+    assert {gemm.attributes.get(key, 1.0) for key in ("alpha", "beta")} == {1.0}
+    for name in gemm.inputs[2:]:
+        assert model.params[name].shape == (8,)
+        assert len(model.graph.consumers[name]) == 1
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_that_is_computed_becomes_an_addition():
+    net = Network()
+    inputs = [net.input("x", [5, 6]), net.weight("w", 6, 8), net.input("b", [8])]
+    net.output(net.node("Gemm", inputs, "y"), [5, 8])
+    model, feed = fused(net.proto()), {"x": smooth(5, 6), "b": smooth(8)}
+    assert ops(model) == ["Gemm", "Add"]
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+# arithmetic on z, the output of a layer with 6 channels: c is a constant for each channel, s one for all
+FORMS = {
+    "frozen normalization": "m = Mul (z, c)  y = Add (m, d)",
+    "of a reader": "m = Sub (z, c)  n = Div (m, d)  y = Add (s, n)",
+    "turned round": "m = Sub (c, z)  y = Mul (s, m)",
+    "one number": "y = Div (z, s)",
+}
+LAYERS = {
+    "Conv": ("z = Conv (x, w)", (2, 4, 5, 5), (6, 4, 3, 3), (6, 1, 1)),
+    "Conv with a bias": ("z = Conv (x, w, b)", (2, 4, 5, 5), (6, 4, 3, 3), (1, 6, 1, 1)),
+    "ConvTranspose": ("z = ConvTranspose <group = 2> (x, w, b)", (2, 4, 5, 5), (4, 3, 3, 3), (6, 1, 1)),
+    "Gemm": ("z = Gemm <transB = 1> (x, w, b)", (2, 4), (6, 4), (6,)),
+    "MatMul": ("z = MatMul (x, w)", (2, 4), (4, 6), (1, 6)),
+}
+
+
+@pytest.mark.parametrize("layer, shape, weight, channels", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_arithmetic_with_one_constant_a_channel_goes_into_the_layer_before(layer, shape, weight, channels, form):
+    random = np.random.default_rng(2)
+    size = ", ".join(map(str, shape))
+    numbers = {"w": weight, "b": (6,), "c": channels, "d": channels, "s": ()}
+    values = {key: random.uniform(0.5, 2.0, each).astype(np.float32) for key, each in numbers.items()}
+    used = {
+        key: value
+        for key, value in values.items()
+        if any(f" {key}{end}" in f"{layer} {form}" or f"({key}," in form for end in ",)")
+    }
+    proto, x = (
+        written(f"(float[{size}] x) => (float[{', '.join('?' * len(shape))}] y) {{ {layer}  {form} }}", **used),
+        smooth(*shape),
+    )
+    model = fused(proto)
+    assert len(ops(model)) == 1
+    np.testing.assert_allclose(model(x)["y"], run_onnx(proto, {"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_factor_behind_a_product_of_any_rank_goes_into_the_weight_and_a_shift_stays():
+    proto = written("(float[2, 3, 4] x) => (float[2, 3, 6] y) { a = MatMul (x, w)  b = Mul (a, c)  y = Add (b, c) }",
+                    w=smooth(4, 6), c=smooth(6))  # fmt: skip
+    model, x = fused(proto), smooth(2, 3, 4)
+    assert ops(model) == ["MatMul", "Add"]
+    np.testing.assert_allclose(model(x)["y"], run_onnx(proto, {"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_normalization_behind_a_product_of_matrices_goes_into_a_gemm():
+    net = Network()
+    x = net.node("Flatten", [net.input("x", [2, 3, 2])], "flat")
+    net.output(net.normalization(net.node("MatMul", [x, net.weight("w", 6, 4)], "z"), "y", 4), [2, 4])
+    model, feed = fused(net.proto()), smooth(2, 3, 2)
+    assert ops(model) == ["Flatten", "Gemm"]
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["y = Div (c, z)", "y = Mul (z, z)", "y = Mul (z, huge)", "y = Div (z, zero)"])
+def test_arithmetic_that_no_weight_can_say_stays(change):
+    proto = written(f"(float[1, 4, 5, 5] x) => (float[1, 6, 5, 5] y) {{ z = Conv (x, w)  {change} }}",
+                    w=smooth(6, 4, 1, 1) + 2, c=smooth(6, 1, 1), huge=np.full((6, 1, 1), 3e38, np.float32),
+                    zero=np.zeros((6, 1, 1), np.float32))  # fmt: skip
+    assert len(ops(fused(proto))) == 2
+
+
+def test_what_stands_in_branches_is_merged_too():
+    proto = written("""(float[1, 3, 6, 6] x, bool flag) => (float[1, 4, 6, 6] y) { y = If (flag) <
+        then_branch = g1 () => (float[1, 4, 6, 6] a) { p = Conv (x, w)  q = Mul (p, c)  a = Add (q, d) },
+        else_branch = g2 () => (float[1, 4, 6, 6] b) { r = Conv (x, w)  b = Sub (r, c) }> }""",
+        w=smooth(4, 3, 1, 1), c=smooth(4, 1, 1), d=smooth(1, 4, 1, 1, seed=1))  # fmt: skip
+    model = fused(proto)
+    assert [node.op for _, node in model.graph.walk()] == ["If", "Conv", "Conv"]
+    for flag in (True, False):
+        feed = {"x": smooth(1, 3, 6, 6), "flag": np.array(flag)}
+        np.testing.assert_allclose(model(feed)["y"], run_onnx(proto, feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_constant_on_the_left_are_made_alike():
+    w = (smooth(5, 4) + 1) * np.logspace(-2, 2, 5, dtype=np.float32)[:, None]
+    w[3] = 0
+    proto = written("(float[2, 4, 3] x) => (float[2, 5, 3] y) { y = MatMul (w, x) }", w=w)
+    model, x = fused(proto), smooth(2, 4, 3)
+    assert ops(model) == ["MatMul", "Mul"]
+    largest = np.abs(model.params[model.graph.nodes[0].inputs[0]]).max(1)
+    np.testing.assert_allclose(largest, [1, 1, 1, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(model(x)["y"], run_onnx(proto, {"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_are_alike_stay():
+    model = fused(
+        written("(float[2, 4, 3] x) => (float[2, 5, 3] y) { y = MatMul (w, x) }", w=np.ones((5, 4), np.float32))
+    )
+    assert ops(model) == ["MatMul"]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6, 6), (4, 6, 1), (6,), (1, 1, 1, 1, 1)])
 def test_an_addition_that_is_not_per_channel_stays(shape):
     net = Network()
     x = net.convolution(net.input("x", [1, 3, 6, 6]), "c", (3, 4))

@@ -6,10 +6,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from models import written
+from models import quantized, written
 
 from jaxq.lint import Severity, describe, lint
 from jaxq.onnx_import import load
+from jaxq.qdq import with_qdq
 from jaxq.targets import ASCEND, ONNXRUNTIME, ONNXRUNTIME_AVX2, OPENVINO, QNN, TENSORRT, Target
 
 REFUSED, WRONG, SLOW = Severity.REFUSED, Severity.WRONG, Severity.SLOW
@@ -166,6 +167,43 @@ def test_integers_without_a_dequantizer_are_refused():
     assert (REFUSED, "qx") in found(text)
 
 
+WEIGHT = {"w": np.ones((8, 4), np.int8), "s": np.full(4, 0.1, np.float32), "z": np.zeros(4, np.int8)}
+BLOCKS = WEIGHT | {"w": np.ones((48, 4), np.int8), "s": np.ones((2, 4), np.float32), "z": np.zeros((2, 4), np.int8)}
+TURNED = WEIGHT | {"w": np.ones((4, 4), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
+STACK = WEIGHT | {
+    "w": np.ones((2, 8, 4), np.int8),
+    "s": np.ones((2, 1, 4), np.float32),
+    "z": np.zeros((2, 1, 4), np.int8),
+}
+ALONE = {  # what reads a weight whose activations are floats, and what is said of that
+    "a product": ("y = MatMul (x, d)", WEIGHT, ""),
+    "a transposed product": ("y = Gemm <transB = 1> (x, d)", TURNED, "Gemm 'read' transposes it"),
+    "two": ("h = MatMul (x, d)  y = MatMul (h, d)", WEIGHT, "2 nodes read it"),
+    "an embedding": ("i = Cast <to = 7> (x)  [read] y = Gather (d, i)", WEIGHT, "Gather 'read' reads it"),
+    "the first factor": ("y = MatMul (d, x)", WEIGHT, "not the second factor"),
+    "a stack": ("y = MatMul (x, d)", STACK, "its rank is 3"),
+    "alpha": ("y = Gemm <alpha = 0.5> (x, d)", WEIGHT, "more than x @ w + b"),
+    "groups of 24": ("y = MatMul (x, d)", BLOCKS, "its groups are of 24"),
+}
+
+
+@pytest.mark.parametrize("body, weight, said", ALONE.values(), ids=ALONE.keys())
+def test_weights_alone_that_no_kernel_unpacks_are_slow(body, weight, said):
+    axis = (
+        "axis = 0, block_size = 24"
+        if weight is BLOCKS
+        else "axis = 1, block_size = 8"
+        if weight is STACK
+        else "axis = 1"
+    )
+    text = f"(float[N, K] x) => (float y) {{ d = DequantizeLinear <{axis}> (w, s, z)  [read] {body.removeprefix('[read] ')} }}"
+    model = load(written(text.replace("[read] i =", "i =").replace("[read] h =", "h ="), opset=21, **weight))
+    found = lint(model, ONNXRUNTIME)
+    assert [each.severity for each in found] == [SLOW] * bool(said)
+    assert all(said in each.problem and "unpacked at every run" in each.problem for each in found)
+    assert lint(model, OPENVINO) == ()
+
+
 def test_operators_on_integers_are_for_those_who_have_them():
     text = f"{QX} [q] q = QLinearConv (xi, sx, zx, w, sw, zw, sy, zy)  [dy] y = DequantizeLinear (q, sy, zy)"
     assert found(text) == []
@@ -187,3 +225,8 @@ def test_findings_are_told_together_and_the_worst_first():
     one = lint(model, ONNXRUNTIME)[0]
     many = describe(tuple(replace(one, node=f"conv{number}") for number in range(9)))
     assert "conv0, conv1, conv2, conv3 and 5 more" in many[0]
+
+
+def test_every_network_of_the_tests_is_read_whatever_its_operators():
+    for name in ("residual", "transformer", "free size"):  # with operators of one input, of two, and without weights
+        assert not [each for each in lint(with_qdq(quantized(name)), ONNXRUNTIME) if each.severity is not SLOW]

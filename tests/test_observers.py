@@ -131,10 +131,11 @@ def test_a_value_that_is_not_finite_shows_in_the_extremes(bad):
     assert not np.isnan(state.low).any()
 
 
-def test_an_empty_tensor_counts_as_zero():
+def test_of_an_empty_tensor_nothing_is_seen():
     observer = extremes(2)
-    measured = observer.measure([jnp.zeros((2, 0, 3))], jnp.ones(2, bool))
-    np.testing.assert_array_equal(measured.low, [[0, 0]])
+    measured = observer.measure([jnp.zeros((2, 0, 3)), jnp.full((2, 1, 3), 5.0)], jnp.ones(2, bool))
+    np.testing.assert_array_equal(measured.low, [[np.nan, np.nan], [5, 5]])
+    np.testing.assert_array_equal(measured.high, measured.low)
 
 
 @shared_fixture

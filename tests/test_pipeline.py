@@ -56,25 +56,53 @@ def test_overflow_fix_holds_weights_to_seven_bits():
     [(FP8, FP8), (FP8, None), (None, FP8), (QuantizationParameters(num_bits=16), QuantizationParameters(num_bits=16))],
     ids=["float8", "float8 activations", "float8 weights", "16 bits"],
 )
-def test_biases_stay_in_float_where_nothing_is_added_in_integers(activations, weights):
+def test_biases_have_scales_of_their_own_where_nothing_is_added_in_integers(activations, weights):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", JaxqWarning)
         found = made(activations_quantization_params=activations, weights_quantization_params=weights)
     assert STEM in found.encodings
-    assert not [name for name, each in found.encodings.items() if int(each.qmax) == 2**31 - 1]
+    biases = [each for each in found.encodings.values() if int(each.qmax) == 2**31 - 1]
+    assert len(biases) == 4
+    assert all(each.scale.size == 1 and np.frexp(each.scale.item())[0] == 0.5 for each in biases)  # powers of two
 
 
-@pytest.mark.parametrize("activations, weights", [(FP8, FP8), (FP8, None), (None, FP8)])
-def test_types_that_the_runtime_cannot_optimize_are_warned_of(activations, weights):
-    with pytest.warns(JaxqWarning, match="loads a file with float8_e4m3fn only with its graph optimizations off"):
-        made(activations_quantization_params=activations, weights_quantization_params=weights)
+BITS16 = QuantizationParameters(num_bits=16)
+OLD, NEW = "1.31.1", "1.32.0"
 
 
-def test_float8_weights_beside_16_bits_are_nothing_to_warn_of():
+@pytest.mark.parametrize(
+    "activations, weights, version, kind",
+    [
+        (FP8, FP8, OLD, "float8"),
+        (FP8, None, OLD, "float8"),
+        (None, FP8, OLD, "float8"),
+        (FP8, FP8, None, "float8"),
+        (BITS16, None, None, "rounds the inputs"),
+        (BITS16, None, NEW, "rounds the inputs"),
+        (FP8, FP8, NEW, ""),
+        (None, FP8, NEW, ""),
+        (BITS16, None, OLD, ""),
+        (BITS16, FP8, OLD, ""),
+        (BITS16, BITS16, NEW, ""),
+        (None, None, None, ""),
+    ],
+)
+def test_what_the_installed_runtime_does_not_take_is_warned_of_with_the_option(
+    activations, weights, version, kind, monkeypatch
+):
+    monkeypatch.setattr("jaxq.pipeline.installed_version", lambda _: version)
+    advanced = AdvancedQuantizationParameters(
+        activations_quantization_params=activations, weights_quantization_params=weights
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made(activations_quantization_params=QuantizationParameters(num_bits=16), weights_quantization_params=FP8)
-    assert not [each for each in caught if "float8" in str(each.message)]
+        prepare(NETWORKS["residual"][0](), samples("residual", 12), QuantizeOptions(advanced_parameters=advanced))
+    found = [str(each.message) for each in caught if "ONNX Runtime" in str(each.message)]
+    assert len(found) == bool(kind)
+    if kind:
+        assert kind in found[0]
+        assert ("ORT_DISABLE_ALL" if kind == "float8" else "session.qdq_matmulnbits_accuracy_level") in found[0]
+        assert version is None or f"({version} is installed)" in found[0]
 
 
 def test_quantize_outputs_gives_the_outputs_quantizers():

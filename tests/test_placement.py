@@ -290,7 +290,7 @@ CASES = {
     ),
     "a constant that is added or multiplied is no second input": Case(
         model=convolutions("(float[N, 4, 8, 8] y) {"
-                           " a = Conv (x, w1)  b = Mul (a, half)  c = Add (half, b)"
+                           " p = Conv (x, w1)  a = Relu (p)  b = Mul (a, half)  c = Add (half, b)"
                            "  y = Conv (c, w2) }", half=SMALL),
         table="""
             x
@@ -329,6 +329,14 @@ CASES = {
             v / 0
             w / 1
             b in x * v
+            c in a * w
+        """,
+    ),
+    "a constant on the left has the type of activations": Case(
+        model=written("(float[2, 4, 5] x) => (float[2, 3, 5] y) { y = MatMul (w, x) }", w=np.ones((3, 4), np.float32)),
+        table="""
+            x
+            w / all
         """,
     ),
     "a stack of matrices has one scale": Case(
@@ -480,10 +488,9 @@ PRODUCTS, OWN, FLOAT = BiasForm
         (GEMM, {}, {"target": OPENVINO}, FLOAT),
         (GEMM, {}, {"target": TENSORRT}, FLOAT),
         (GEMM, {}, {"target": PORTABLE}, FLOAT),
-        (GEMM, {"b": VECTOR[:1]}, {}, FLOAT),
-        (GEMM, {"b": VECTOR[None]}, {}, FLOAT),
-        ("(float[N, 4] x) => (float[N, 4] y) { y = Gemm <beta = 2.0> (x, w, b) }", {}, {}, FLOAT),
-        ("(float[N, 4] x, float[4, 4] z) => (float[N, 4] y) { y = Gemm (x, z, b) }", {}, {}, FLOAT),
+        (GEMM, {"b": VECTOR[:1]}, {}, PRODUCTS),
+        (GEMM, {"b": VECTOR[None]}, {}, PRODUCTS),
+        ("(float[N, 4] x) => (float[N, 4] y) { y = Gemm <beta = 2.0> (x, w, b) }", {}, {}, PRODUCTS),
         ("(float[N, 3, 4] x) => (float[N, 3, 4] y) { t = MatMul (x, w)  y = Add (b, t) }", {}, {"target": PORTABLE}, FLOAT),
         ("(float[N, 4, 8, 8] x) => (float[N, 4, 16, 16] y) { y = ConvTranspose <strides = [2, 2]> (x, w, b) }",
          {"w": np.ones((4, 4, 2, 2), np.float32)}, {}, FLOAT),

@@ -86,7 +86,7 @@ def check(source, simulated: jaxq.Model, feeds, folder) -> None:
     exact, expected = (gathered(map(model, feeds)) for model in (jaxq.load(source), simulated))
     types = {np.dtype(storage(each)[0]).name for each in simulated.encodings.values()}
     limits = list(limits_of(ONNXRUNTIME, installed_version(ONNXRUNTIME)))
-    plain_only = FLOAT8 in limits and not FLOAT8.activations.isdisjoint(types)
+    plain_only = FLOAT8 in limits and not FLOAT8.activations.isdisjoint(types)  # float8 weights, too
     config = {"session.qdq_matmulnbits_accuracy_level": "1"} if WIDE_INPUTS in limits else {}
     for level in LEVELS[:1] if plain_only else LEVELS:
         for name, value in gathered(run_at(file, level, feeds, config)).items():

@@ -12,9 +12,10 @@ import pytest
 from models import written
 
 import jaxq
+from jaxq.fates import INTEGER, STORED
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
-from jaxq.summary import INTEGER, STORED, summarize
+from jaxq.summary import summarize
 from jaxq.targets import OPENVINO
 
 ov = pytest.importorskip("openvino", reason="needs openvino, which runs the files of target 'openvino'")

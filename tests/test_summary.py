@@ -7,8 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxq.errors import ConfigError
+from jaxq.fates import FOLDED, INTEGER, MERGED, MOVES, NO_FIT, NO_KERNEL, NO_READER, NOT_TAKEN
 from jaxq.onnx_import import load
-from jaxq.summary import FOLDED, INTEGER, MERGED, MOVES, NO_FIT, NO_KERNEL, NO_READER, Summary, stored_bytes, summarize
+from jaxq.summary import Summary, stored_bytes, summarize
 
 
 def summary_of(
@@ -50,7 +51,7 @@ def test_each_node_has_a_fate():
         weight=WEIGHT, other=WEIGHT, one=np.ones(1), **norm,
     )  # fmt: skip
     assert summary.fates == {
-        "Conv": {INTEGER: 2},
+        "Conv": {INTEGER: 1, NOT_TAKEN.format("Sigmoid"): 1},
         "BatchNormalization": {FOLDED: 1},
         "Relu": {MERGED: 1},
         "MaxPool": {MOVES: 1},

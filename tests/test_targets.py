@@ -7,10 +7,10 @@ import pytest
 
 from jaxq.ops import table
 from jaxq.options import Preset
-from jaxq.patterns import PATTERNS
+from jaxq.patterns import DETECTORS, PATTERNS
 from jaxq.quantizer import IntType
 from jaxq.schemes import OverflowFix, type_name
-from jaxq.targets import ASCEND, ONNXRUNTIME, PORTABLE, QNN, TARGETS
+from jaxq.targets import ASCEND, ONNXRUNTIME, PORTABLE, QNN, TARGETS, named_target
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "target_tables.py"
 EVERY = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -19,6 +19,16 @@ EVERY = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @EVERY
 def test_a_target_is_found_by_its_name(target):
     assert TARGETS[target.name] is target
+
+
+@EVERY
+def test_a_file_names_the_target_that_it_was_made_for(target):
+    assert named_target({"jaxq.target": target.name}) == target.name
+
+
+@pytest.mark.parametrize("metadata", [{}, {"jaxq.target": "of a later version"}])
+def test_a_file_that_names_no_target_is_for_onnx_runtime(metadata):
+    assert named_target(metadata) == "onnxruntime"
 
 
 @EVERY
@@ -77,7 +87,7 @@ def test_the_defaults_are_among_what_is_allowed(target):
     assert {"performance": "symmetric", "mixed": "asymmetric"}[target.default_preset] in target.activation_modes
     assert target.overflow_fix in list(OverflowFix)
     assert target.storage_types <= target.activation_types | target.weight_types
-    assert {*target.patterns, *target.transformer_patterns} <= {*PATTERNS, "input preprocessing"}
+    assert {*target.patterns, *target.transformer_patterns} <= {*PATTERNS, *DETECTORS}
 
 
 def test_what_any_runtime_takes_is_taken_by_all():

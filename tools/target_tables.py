@@ -70,10 +70,10 @@ def in_words(rule: Rule) -> str:
     if rule.body_only:
         parts.append("only where something quantized follows")
     parts += [f"only with {key} = {value}" for key, value in rule.only.items()]
-    if rule.stored:
-        parts.append("computed in float: a smaller file")
     if rule.skip_only:
         parts.append("but not the summand that a kernel makes for it")
+    if rule.stored:
+        parts.append("but computed in float: a smaller file")
     return ", ".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,12 @@ import numpy as np
 from jaxq.biases import moved_biases
 from jaxq.collect import Batch, batches, compiled_part
 from jaxq.distance import distance, is_float
-from jaxq.execute import execute
+from jaxq.execute import execute, shared
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import Model
 from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
+from jaxq.programs import compiled
 from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
 
@@ -128,10 +128,12 @@ class FloatNetwork:
     Attributes:
       sums: at the sites, of the batches from which the shifts are found.
       outputs: of the few on which they are checked; those of all batches would take memory that nobody needs.
+      rounded: its params, each with the encoding by which it was rounded last.
     """
 
     sums: dict[BatchKey, Sums] = field(default_factory=dict)
     outputs: dict[BatchKey, Outputs] = field(default_factory=dict)
+    rounded: dict[str, tuple[bytes, jax.Array]] = field(default_factory=dict)
 
 
 class Walks:
@@ -140,7 +142,7 @@ class Walks:
     def __init__(self, step: BiasCorrection, model: Model, known: FloatNetwork):
         self.known = known
         self.graph, self.params, encodings = model.program
-        self.weights, self.encodings = rounded_params(self.params, encodings)
+        self.weights, self.encodings = rounded_params(self.params, encodings, known.rounded)
         self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
         # Targets that move nothing.
@@ -208,13 +210,19 @@ def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np
 
 
 def rounded_params(
-    params: Mapping[str, jax.Array], encodings: Mapping[str, QuantParams]
+    params: Mapping[str, jax.Array], encodings: Mapping[str, QuantParams], known: dict[str, tuple[bytes, jax.Array]]
 ) -> tuple[dict[str, jax.Array], dict[str, QuantParams]]:
-    """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled."""
+    """The params after rounding, and how activations are rounded. Rounding params once keeps that out of what is compiled.
+
+    Those in `known` that were rounded in the same way are taken from there, the others put in.
+    """
     weights, others = dict(params), {}
     for name, each in encodings.items():
         if name in params:
-            weights[name] = jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+            how = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(each))
+            if name not in known or known[name][0] != how:
+                known[name] = how, jax.device_put(fake_quantize_array(np.asarray(params[name]), each))
+            weights[name] = known[name][1]
         elif each.mantissa is not None:
             others[name] = each
         else:
@@ -236,7 +244,7 @@ def switched_off(params: QuantParams) -> QuantParams:
     return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, np.float32(-np.inf), np.float32(np.inf))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@compiled(static=3)
 def _walk(
     graph: Graph,
     static: FrozenDict[str, Literal],
@@ -250,6 +258,7 @@ def _walk(
     """Runs one batch: the means over its samples [C] at the sites, before each is moved by target - share * mean; the outputs."""
     fixed = {name: literal.array for name, literal in static.items()}
     axes = {site.output: site.axis for site in sites}
+    stored = shared(graph)
     weights = batch.real.astype(jnp.float32) / batch.real.sum().astype(jnp.float32)
 
     def one(inputs: Mapping[str, jax.Array], weight: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -257,7 +266,7 @@ def _walk(
 
         def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
-                value = materialized(value)
+                value = value if name in stored else materialized(value)
                 means[name] = jax.lax.psum(mean_of_channels(value, axes[name]) * weight, "samples")
                 shift = targets[name] - share * means[name]
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)

@@ -14,9 +14,10 @@ from jaxq.distance import worst_if_nan
 from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
 from jaxq.errors import CalibrationError
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.graph import Graph
+from jaxq.graph import Graph, constants
 from jaxq.layer_errors import LayerErrors
 from jaxq.mapped import forget_pages
+from jaxq.masks import bounded, floored, lowest_that_count
 from jaxq.model import Model
 from jaxq.observers import (
     ROOM,
@@ -75,9 +76,14 @@ class Calibration:
         return replace(other, min=replace(other.min, clipping_value=low), max=replace(other.max, clipping_value=high))
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
-        return {
+        wanted = {
             name: self.observer(model, group, self.plan.schemes[group]) for name, group in self.plan.activations.items()
         }
+        wanted |= {name: extremes(self.capacity) for name in self.plan.floors if name not in wanted}
+        for name in self.plan.masked.intersection(wanted):
+            axes = self.plan.floors.get(name)
+            wanted[name] = bounded(wanted[name]) if axes is None else floored(wanted[name], axes)
+        return wanted
 
     def observer(self, model: Model, group: str, scheme: Scheme) -> Observer:
         """What is to be seen of a tensor: always its extremes, which show what is not finite, and what the estimator wants."""
@@ -97,18 +103,55 @@ class Calibration:
 
     def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> Model:
         automatic = self.activations.distribution is AggregatorType.AUTO
+        everything, stats = stats, {name: each for name, each in stats.items() if name in self.plan.activations}
         found = self.chosen_ranges(model, stats, samples) if automatic else self.group_ranges(self.ranges(stats))
+        params = model.params
+        if self.plan.masked:
+            found, params = self.without_masks(found, everything, params)
         encodings = {**model.encodings, **self.activation_encodings(model, found)}
         read = self.plan.read_in_float(encodings)
         for weight in self.plan.weights:
             if weight.name in read:
                 continue
-            value = np.asarray(model.params[weight.name])
+            value = np.asarray(params[weight.name])
             encodings[weight.name] = weight_params(
                 weight.name, value, weight.scheme, self.weights, unified_zero_point=self.unified_zero_point
             )
             forget_pages(value)
-        return model.replace(encodings=encodings)
+        return model.replace(encodings=encodings, params=params)
+
+    def without_masks(
+        self, found: Mapping[str, Range], stats: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> tuple[dict[str, Range], dict[str, Any]]:
+        """The ranges of the groups, and the params, without what lies so low in front of a Softmax that it counts for nothing."""
+        plan, ranges, numbers = self.plan, dict(found), dict(params)
+        values = {**params, **constants(plan.graph)}
+        seen: dict[str, tuple[float, float]] = {}
+        for name, each in stats.items():
+            low, high = each[0] if isinstance(each[0], tuple) else each
+            if not np.isnan(low).all():
+                seen[name] = float(np.nanmin(low)), float(np.nanmax(high))
+
+        def bounds(name: str) -> tuple[float, float] | None:
+            value = values.get(name)
+            return seen.get(name) if value is None else (float(np.min(value)), float(np.max(value)))
+
+        lows = {
+            name: float(ranges[plan.activations[name]].low) if name in plan.activations else seen[name][0]
+            for name in plan.floors
+            if name in seen
+        }
+        limits = lowest_that_count(plan.graph, values, lows, bounds)
+        for group in {plan.activations[name] for name in limits if name in plan.activations and name in seen}:
+            members = [name for name, each in plan.activations.items() if each == group and name in seen]
+            if any(seen[name][0] < limits.get(name, -np.inf) for name in members) and not np.ndim(ranges[group].low):
+                low = min(max(seen[name][0], limits.get(name, -np.inf)) for name in members)
+                high = max(seen[name][1] for name in members)
+                ranges[group] = Range(np.float32(low), np.float32(max(low, high)))
+        for weight in plan.weights:
+            if weight.name in limits:
+                numbers[weight.name] = np.maximum(params[weight.name], np.float32(limits[weight.name]))
+        return ranges, numbers
 
     def outlying(self, stats: Mapping[str, Any]) -> dict[str, Outliers]:
         """The tensors in which some samples reach values far beyond those of the others."""

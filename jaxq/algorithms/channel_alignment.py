@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.fusion import owned, scale_output
 from jaxq.graph import Graph, Node
+from jaxq.linear_layers import owned, scale_output
 from jaxq.model import Model
 from jaxq.observers import Observer
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.fusion import owned, scale_output
 from jaxq.graph import Graph, Node
+from jaxq.linear_layers import owned, scale_output
 from jaxq.model import Model
 from jaxq.observers import ChannelExtremes, Observer, channel_extremes
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.biases import moved_biases
-from jaxq.fusion import channel_count, owned
 from jaxq.graph import Graph, Node
+from jaxq.linear_layers import channel_count, owned
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 from jaxq.quantizer import fake_quantize_array

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.fusion import owned
 from jaxq.graph import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
+from jaxq.linear_layers import owned
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 
@@ -188,8 +188,9 @@ def divide(graph: Graph, params: dict[str, Any], group: Group, factor: np.ndarra
         return graph
     taken = {*tensor_names(graph), *params}
     smooth, constant = (unused_name(f"{group.tensor}.{end}", taken) for end in ("smooth", "smoothing"))
-    spread = factor.reshape(-1, *([1] * (params[group.readers[0].inputs[1]].ndim - 2))) if group.axis == 1 else factor
-    params[constant] = (1 / spread).astype(np.float32)
+    weight = params[group.readers[0].inputs[1]]
+    spread = factor.reshape(-1, *([1] * (weight.ndim - 2))) if group.axis == 1 else factor
+    params[constant] = (1 / spread).astype(weight.dtype)
     name, version = unused_name(smooth, node_names(graph)), graph.opsets.get("", 17)
     inserted = Node("Mul", (group.tensor, constant), (smooth,), FrozenDict(), name=name, version=version)
     names = {each.name for each in group.readers}

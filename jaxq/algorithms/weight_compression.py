@@ -7,7 +7,7 @@ of those that are.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jaxq.observers import Observer
 from jaxq.quantizer import PerBlock, QuantParams, Scheme, dequantize, quantize
 from jaxq.weight_ranges import scale_rows
 
+MOMENT_BYTES = 1 << 30  # of second moments that are kept at once; beyond it the samples are gone through once more
 COLUMNS = 128  # rounded by GPTQ before the rest of a weight that has no groups is updated
 
 
@@ -69,7 +70,7 @@ class GPTQ:
 
     Source: Frantar et al., arXiv:2210.17323, algorithm 1. Scales of a group are taken when its first row comes, from the
     weights as they are then. Inputs that are always zero leave their weights rounded to nearest, where the paper sets them to
-    zero. Memory: 4 K^2 bytes a layer.
+    zero. Memory: 4 K^2 bytes for each input of the sites; `moment_groups` makes several steps of many.
 
     Args:
       sites: the weights; embeddings, which have no input, are not among them.
@@ -143,6 +144,28 @@ def inverse_factor(moment: np.ndarray, damp: float) -> np.ndarray:
     diagonal[diagonal == 0] = mean
     diagonal += damp * mean
     return np.linalg.cholesky(np.linalg.inv(h)).T
+
+
+def moment_groups(params: Mapping[str, Any], sites: Iterable[CompressionSite]) -> list[tuple[CompressionSite, ...]]:
+    """The sites in order, in groups whose second moments take at most `MOMENT_BYTES` together, or are a single one.
+
+    Sites that read the same tensor share its moment and stay together.
+    """
+    by_data: dict[str, list[CompressionSite]] = {}
+    for site in sites:
+        by_data.setdefault(site.data, []).append(site)
+    groups: list[tuple[CompressionSite, ...]] = []
+    room = 0
+    for together in by_data.values():
+        first = together[0]
+        size = 4 * params[first.param].shape[first.axis] ** 2 if first.data else 0
+        if size <= room:
+            groups[-1] += tuple(together)
+        else:
+            groups.append(tuple(together))
+            room = MOMENT_BYTES
+        room -= size
+    return groups
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxq.commands.options import JsonPath, ModelPath, Quiet, Target, Verbose
+from jaxq.commands.options import JsonPath, ModelPath, Quiet, TargetOrOwn, Verbose
 from jaxq.commands.session import check_outputs, in_words, session, write_json
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: ModelPath,
-    target: Target = "onnxruntime",
+    target: TargetOrOwn = None,
     json_path: JsonPath = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -21,14 +21,18 @@ def inspect(
     """Show what a model holds.
 
     Its inputs and outputs, operators and weights, and which of its nodes a target would compute in integers; of a quantized
-    model, of any tool, what the target would refuse, compute wrongly or leave slow.
+    model, of any tool, what the target would refuse, compute wrongly or leave slow. Without --target, a file that says which
+    target it was made for is judged for that one, and any other for onnxruntime.
     """
     check_outputs({"--json": json_path}, {"MODEL": model})
     with session(quiet=quiet, verbose=verbose):
         from jaxq import load
         from jaxq.summary import summarize
+        from jaxq.targets import named_target
 
-        summary = summarize(load(model), target)
+        loaded = load(model)
+        target = target or named_target(loaded.metadata)
+        summary = summarize(loaded, target)
     write_json({"model": str(model), "target": target} | summary.to_dict(), json_path)
     if not quiet and json_path != "-":
         print_summary(summary, target)

@@ -71,6 +71,15 @@ BatchSize = Annotated[
     ),
 ]
 Target = Annotated[str, typer.Option(metavar="NAME", help="The runtime that executes the file.")]
+TargetOrOwn = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help="The runtime that executes the file.",
+        show_default="the one that the file names, else onnxruntime",
+    ),
+]
 Device = Annotated[
     Literal["cpu", "gpu", "tpu"] | None,
     typer.Option(metavar="cpu|gpu|tpu", help="Where JAX runs.", show_default="its own choice"),

@@ -172,7 +172,7 @@ def quantize(
             job = config.of_call(model, data, options, accuracy=choices.section(), **how)
             config.write_job(job, save_config)
         seconds = time.perf_counter() - started
-    result = described(model, loaded, output, quantized, found, seconds) | {"data_file": data_file(written)}
+    result = described(model, loaded, output, quantized, found, seconds, target) | {"data_file": data_file(written)}
     write_json(result, json_path)
     if report is not None:
         from jaxq.files import write_text
@@ -238,10 +238,11 @@ def quantized_model(
 
 
 def described(
-    path: Path, model: Model, output: Path, quantized: Model, found: AccuracyReport | None, seconds: float
+    path: Path, model: Model, output: Path, quantized: Model, found: AccuracyReport | None, seconds: float, target: str
 ) -> dict[str, Any]:
     """What was done, for people and for JSON."""
     from jaxq.onnx_import import load
+    from jaxq.summary import summarize
 
     result = {
         "model": str(path),
@@ -252,6 +253,7 @@ def described(
         "quantized_params": len(quantized.encodings.keys() & quantized.params.keys()),
         "seconds": round(seconds, 3),
         "metadata": dict(quantized.metadata),
+        "fates": summarize(quantized, target).fates,
     }
     return result if found is None else result | {"accuracy": found.to_dict()}
 
@@ -262,5 +264,8 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
         print(found.table())
     sizes = "{float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
     print(f"{written_files(result)}: {sizes}")
+    from jaxq.summary import layers_in_words
+
+    print(f"layers: {layers_in_words(result['fates'])}")
     words = map(shlex.quote, (result["output"], data, result["model"]))
     print("now check it: jaxq verify {} --data {} --float {}".format(*words))

@@ -11,6 +11,7 @@ from jaxq.lint.findings import Finding, Severity, describe, finding
 from jaxq.lint.network import Network
 from jaxq.lint.operators import ends, operator
 from jaxq.lint.quantizers import INTEGER_OPERATORS, quantizer
+from jaxq.lint.unpacked import unpacked
 from jaxq.model import Model
 from jaxq.targets import Target
 
@@ -26,6 +27,7 @@ def _findings(network: Network) -> Iterator[Finding]:
     for node in network.nodes:
         if node.op in ("QuantizeLinear", "DequantizeLinear"):
             yield from quantizer(network, node)
+            yield from unpacked(network, node)
         elif node.op.startswith(INTEGER_OPERATORS):
             if not network.target.integer_operators:
                 advice = "write the model with QuantizeLinear and DequantizeLinear around float operators"

@@ -8,15 +8,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxq.graph import Node
+from jaxq.graph import Node, constants
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
-from jaxq.plan import constants
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target
 
 SCALE_TOLERANCE = 1e-5
+
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+# Operators whose result has the rank of their first input; of a product with a matrix, too.
+SAME_RANK = QUANTIZERS | frozenset(
+    {"MatMul", "BatchNormalization", "LayerNormalization", "Softmax", "Cast", "Identity", "Dropout"}
+)
+SAME_RANK |= {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Elu"}
 
 Role = Literal["activation", "weight", "bias"]
 
@@ -48,6 +54,9 @@ class Network:
         self.nodes = [node for _, node in model.graph.walk()]
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.values = {**constants(model.graph), **model.params}
+        for node in self.nodes:
+            if node.op == "Transpose" and node.inputs[0] in self.values:  # in a branch, where loading does not fold it
+                self.values[node.outputs[0]] = np.transpose(self.values[node.inputs[0]], node.attributes.get("perm"))
         self.readers: dict[str, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             for index, name in enumerate(node.inputs):
@@ -92,6 +101,23 @@ class Network:
     def rank(self, node: Node) -> int:
         value = self.values.get(node.inputs[0])
         return -1 if value is None else int(np.ndim(value))
+
+    def tensor_rank(self, name: str) -> int | None:
+        """The rank of a tensor, as far as operators that keep or decide it say it."""
+        while name in self.producer:
+            node = self.producer[name]
+            if node.op in ("Gemm", "Flatten"):
+                return 2
+            if node.op == "Reshape":
+                shape = self.values.get(node.inputs[1])
+                return None if shape is None else int(np.size(shape))
+            if node.op not in SAME_RANK:
+                return None
+            name = node.inputs[0]
+        declared = self.model.graph.types.get(name)
+        if name in self.values:
+            return int(np.ndim(self.values[name]))
+        return None if declared is None or declared.shape is None else len(declared.shape)
 
     def rule(self, node: Node) -> Rule | None:
         """The target's rule for a node; None where it has no kernel in integers."""

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxq.clamps import clip_bounds
 from jaxq.graph import Node
 from jaxq.lint.findings import Finding, Severity, finding
-from jaxq.lint.network import Network, same_numbers
+from jaxq.lint.kernels import has_quantized_output, why_float
+from jaxq.lint.network import Network, Quantizer, same_numbers
 from jaxq.targets import Rule
 from jaxq.targets.installed import installed_version, limits_of
 
 WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+BOUND_TOLERANCE = 1e-3  # steps
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
 def operator(network: Network, node: Node) -> Iterator[Finding]:
@@ -39,7 +43,6 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
         return  # weights only: they are turned into floats, as is meant
     yield from limits(network, node)
     yield from float_bias(network, node)
-    yield from float_weights(network, node, rule)
     if missing and len(missing) < len(present):
         words = ", ".join(f"{index} ({node.inputs[index]!r})" for index in missing)
         problem = f"input {words} is not quantized, others are: it runs in float"
@@ -47,10 +50,8 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
     elif missing and rule.weights and rule.activations and node.inputs[rule.weights[0]] in network.values:
         problem = "it runs in float: neither its input nor its weight is quantized"
         yield finding(Severity.SLOW, node, problem, "quantize it, if it was not left out on purpose")
-    elif not missing and present and rule.output and not has_quantized_output(network, node):
-        problem = f"its result {node.outputs[0]!r} is not quantized: without that it runs in float"
-        advice = "put a pair of quantizers behind it, or accept it where the result is an output of the model"
-        yield finding(Severity.SLOW, node, problem, advice)
+    elif not missing and present and (reason := why_float(network, node, rule)):
+        yield finding(Severity.SLOW, node, f"{reason[0]}: it runs in float", reason[1])
 
 
 def limits(network: Network, node: Node) -> Iterator[Finding]:
@@ -63,23 +64,13 @@ def limits(network: Network, node: Node) -> Iterator[Finding]:
             yield finding(Severity.WRONG, node, f"its inputs are {kinds[0]}: {limit.effect}", limit.remedy)
 
 
-def float_weights(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
-    """Whether the weights are of a type that the kernel in integers does not have."""
-    for index in rule.weights if rule.activations else ():
-        each = network.seen.get(node.inputs[index]) if index < len(node.inputs) else None
-        if each is None or each.role != "weight" or not network.target.float_weights:
-            continue
-        shifted = each.zero_point is not None and np.any(each.zero_point)
-        if each.type in network.target.float_weights or shifted:
-            problem = f"its weights are {each.type}{' with a zero point' if shifted else ''}: it runs in float"
-            yield finding(Severity.SLOW, node, problem, "quantize them to int8, symmetrically")
-
-
 def float_bias(network: Network, node: Node) -> Iterator[Finding]:
     """Whether a bias that was left in float fits into the int32 that the runtime makes of it."""
-    bias = network.values.get(node.inputs[2]) if node.op in WITH_BIAS and len(node.inputs) > 2 else None
+    if not network.target.rounds_biases or node.op not in WITH_BIAS or len(node.inputs) < 3:
+        return
+    bias = network.values.get(node.inputs[2])
     data, weight = (network.seen.get(name) for name in node.inputs[:2])
-    if not network.target.rounds_biases or bias is None or np.ndim(bias) != 1 or data is None or weight is None:
+    if bias is None or np.ndim(bias) != 1 or data is None or weight is None:
         return
     if (
         data.scale is None
@@ -92,15 +83,6 @@ def float_bias(network: Network, node: Node) -> Iterator[Finding]:
     if units.size in (1, np.size(bias)) and (np.abs(np.float64(bias)) > units * 2.0**31).any():
         problem = "the runtime keeps its bias in int32, in units of input scale * weight scale, which does not hold it"
         yield finding(Severity.WRONG, node, problem, "raise the scale of the weight until the bias fits")
-
-
-def has_quantized_output(network: Network, node: Node) -> bool:
-    """Whether a QuantizeLinear reads the output, behind an activation function that is merged or not."""
-    readers = [reader for reader, _ in network.readers.get(node.outputs[0], [])]
-    if any(reader.op == "QuantizeLinear" for reader in readers):
-        return True
-    fused = len(readers) == 1 and readers[0].op in network.target.fused and node.op in network.target.fusing
-    return fused and any(each.op == "QuantizeLinear" for each, _ in network.readers.get(readers[0].outputs[0], []))
 
 
 def activation_function(network: Network, node: Node) -> Iterator[Finding]:
@@ -123,6 +105,10 @@ def activation_function(network: Network, node: Node) -> Iterator[Finding]:
             each = network.seen.get(reader.outputs[0]) if reader.op == "QuantizeLinear" else None
             if each is None or each.zero_point is None or each.type is None or not network.rule(before):
                 continue
+            if node.op == "Clip" and clips(network, node, each):
+                problem = "it clips values that the quantizer behind it could hold"
+                advice = f"end the quantizer where it clips: else {before.op} {before.name!r} before it runs in float"
+                yield finding(Severity.SLOW, node, problem, advice)
             lowest = {"int8": -128, "int16": -32768}.get(each.type, 0)
             if node.op == "Relu" and each.type.startswith("float8"):
                 problem = (
@@ -170,3 +156,16 @@ def ends(network: Network) -> Iterator[Finding]:
         if node.op != "DequantizeLinear":
             problem, advice = "this output of the model is not quantized", "quantize with quantize_outputs=True"
             yield Finding(Severity.SLOW, name, node.op, problem, advice)
+
+
+def clips(network: Network, node: Node, each: Quantizer) -> bool:
+    """Whether a Clip changes anything on the grid of the quantizer behind it, or may do so."""
+    if each.scale is None or each.type not in LIMITS or np.size(each.scale) != 1:
+        return False
+    bounds = clip_bounds(node, network.values)
+    if bounds is None:
+        return True
+    scale, zero_point = (float(np.ravel(value)[0]) for value in (each.scale, each.zero_point))
+    lowest, highest = ((limit - zero_point) * scale for limit in LIMITS[each.type])
+    tolerance = BOUND_TOLERANCE * scale
+    return bounds[0] > lowest + tolerance or bounds[1] < highest - tolerance

@@ -83,8 +83,10 @@ def conv_transpose(
             target = whole - begin - end
         crops.append(begin)
         output.append(target)
-    kernel = grouped_transpose(jnp.asarray(w), group)
-    if platform() == "cpu":
+    kernel = grouped_transpose(jnp.asarray(w), group) if w.size else w
+    if not (x.size and w.size):
+        y = jnp.zeros((x.shape[0], w.shape[1] * group, *output), x.dtype)
+    elif platform() == "cpu":
         y = phased_transpose(jnp.asarray(x), kernel, strides, dilations, crops, output, group)
     else:
         y = plain_transpose(jnp.asarray(x), kernel, strides, dilations, crops, output, group)
@@ -164,7 +166,7 @@ def check_kernel(x, shape: tuple[int, ...], window: Window, group: int) -> None:
 
 def convolve(x: jax.Array, w: jax.Array, window: Window, group: int = 1) -> jax.Array:
     """x [N, I, ...] with kernel w [O, I / group, ...], by the variant that is fast on the platform: [N, O, ...]."""
-    if platform() != "cpu":
+    if platform() != "cpu" and x.size and w.size:
         return plain_convolution(x, w, window, group)
     return cpu_convolution(x, jnp.transpose(w, (*range(2, w.ndim), 1, 0)), window, group)
 
@@ -180,6 +182,8 @@ def plain_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) ->
 
 
 def cpu_convolution(x: jax.Array, w: jax.Array, window: Window, group: int) -> jax.Array:
+    if not (x.size and w.size):  # sums of nothing, of which XLA knows no convolution
+        return jnp.zeros((x.shape[0], w.shape[-1], *window.output), x.dtype)
     # CPUs compute in no less than 32 bit; the sums of the variants are then rounded once.
     wide = wider(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     y = cpu_variant(x, w.shape[-1], window, group)(jnp.asarray(x, wide), jnp.asarray(w, wide), window, group)

@@ -30,6 +30,12 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
+def named_target(metadata: Mapping[str, str]) -> str:
+    """The name of the target that a file was made for, as its metadata say; that of ONNX Runtime where they do not."""
+    name = metadata.get("jaxq.target", "")
+    return name if name in TARGETS else ONNXRUNTIME.name
+
+
 __all__ = [
     "ASCEND",
     "ONNXRUNTIME",
@@ -43,4 +49,5 @@ __all__ = [
     "Rule",
     "Target",
     "find_target",
+    "named_target",
 ]

@@ -15,6 +15,7 @@ FLOAT8 = Limit(
     effect="ONNX Runtime before 1.32 refuses float8, or computes something else",
     remedy="load the file with graph optimizations off (GraphOptimizationLevel.ORT_DISABLE_ALL)",
 )
+FLOAT8_WEIGHTS = replace(FLOAT8, activations=frozenset({"uint8", "int8"}), weights=FLOAT8.activations)
 # As MatMulNBits, from ORT_ENABLE_EXTENDED on: what is computed is then some 50 dB above its error, and not 90.
 WIDE_INPUTS = Limit(
     activations=frozenset({"uint16", "int16"}),
@@ -49,14 +50,16 @@ ONNXRUNTIME = Target(
     fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "Add", "MatMul"}),
     pointwise=POINTWISE,
     transformer_float=frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}),
+    patterns=("recurrent cell",),
     activation=IntType(8, signed=False),
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
     weight_types=frozenset({"int8", "uint8", "int4", "uint4", "int16", "uint16", "float8_e4m3fn", "float8_e5m2"}),
     weight_modes=frozenset({"symmetric", "asymmetric"}),
     storage_types=frozenset({"uint16", "int16", "float8_e4m3fn", "float8_e5m2"}),
-    limits=(FLOAT8, WIDE_INPUTS),
+    limits=(FLOAT8, FLOAT8_WEIGHTS, WIDE_INPUTS),
     packages=("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    merges_weights=True,
     rounds_biases=True,
     merges_at_zero=True,
     domains=frozenset({"", "com.microsoft"}),

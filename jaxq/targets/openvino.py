@@ -61,6 +61,7 @@ OPENVINO = Target(
         "layer normalization",
         "L2 normalization",
         "input preprocessing",
+        "recurrent cell",
     ),
     transformer_patterns=("attention output", "rotary embedding"),
     anywhere=True,

@@ -22,9 +22,9 @@ class Rule:
       bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
       output: the kernel is used only if the output is quantized too.
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
-      stored: the runtime computes it in float: with quantized weights the file is smaller, and nothing faster.
       skip_only: of an addition, the summand that a kernel with weights makes last stays as it is: that kernel adds the others,
         which are quantized.
+      stored: the runtime has no such kernel: it makes floats of the integers, and the file gets smaller all the same.
     """
 
     activations: tuple[int, ...] | None
@@ -101,6 +101,8 @@ class Target:
       limits: what some versions of the runtime do not take as it is written.
       packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
+      merges_weights: whether a kernel of MatMul and Gemm unpacks weights alone, where it can (`jaxq.dequantizers`); where it
+        does not, they are turned into floats at every run.
       rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
       signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
@@ -142,6 +144,7 @@ class Target:
     limits: tuple[Limit, ...] = ()
     packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
+    merges_weights: bool = False
     rounds_biases: bool = False
     centered: bool = False
     signed_below_zero: bool = False
@@ -193,6 +196,8 @@ MOVES = frozenset(
     ]
 )
 
+# Not among them: what changes how far apart values lie (Exp, Log, Pow, Sqrt, Reciprocal), and what normalizes. Rounding to 256
+# even steps before it costs small values everything (a spectrum before its logarithm): the kernel in front of it stays in float.
 POINTWISE = frozenset(
     [
         "LeakyRelu",
@@ -213,5 +218,22 @@ POINTWISE = frozenset(
         "Add",
         "Div",
         "Sub",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Where",
+        "Abs",
+        "Neg",
+        "Erf",
+        "Celu",
+        "Softsign",
+        "ThresholdedRelu",
+        "Sin",
+        "Cos",
+        "Atan",
+        "Floor",
+        "Ceil",
+        "Round",
     ]
 )

@@ -26,6 +26,7 @@ TENSORRT = Target(
     fusing=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add"}),
     pointwise=POINTWISE,
     transformer_float=frozenset({"Add", "AveragePool", "GlobalAveragePool"}),
+    patterns=("recurrent cell",),
     activation=IntType(8),
     weight=IntType(8, narrow=True),
     activation_types=frozenset({"int8", "float8_e4m3fn"}),

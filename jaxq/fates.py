@@ -1,0 +1,163 @@
+"""What becomes of each node in a runtime: an integer kernel, moved integers, merged into another node, or float, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxq.clamps import merges
+from jaxq.graph import Graph, Node, constants
+from jaxq.patterns import is_depthwise
+from jaxq.schemes import rule_for
+from jaxq.targets import Rule, Target
+
+INTEGER = "in integers"
+FOLDED = "folded into other nodes"
+MERGED = "merged into the integer kernel before it"
+MOVES = "moves integers"
+NO_FLOATS = "shapes, integers, or a branch not taken"
+NO_KERNEL = "float: no integer kernel"
+STORED = "float: no integer kernel; its weight is stored in integers"
+FLOAT_AROUND = "float: what it moves stays float"
+LEFT = "float: {}"  # and why, as the plan says it
+NO_READER = "float: nothing in integers follows"
+ON_HOST = "float: on the host, since shapes depend on values"
+NO_FIT = "float: its data or weights are constant, computed, or not float32"
+NOT_QUANTIZED = "float: not quantized"
+AN_OUTPUT = "float: its result is an output of the model"
+NOT_TAKEN = "float: its result is not quantized, since {} takes it in float"
+COMPUTED_BIAS = "float: its bias is computed"
+READ_ONLY = "float: {} is read, but computed with in float"
+IN_LOOP = "float: in the body of a loop, where nothing is quantized"
+
+QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
+LOOPS = frozenset({"Loop", "Scan"})
+
+
+class Fates:
+    """What becomes of the nodes of a graph whose quantizers are known: `fates.of(node)`, one of the words above.
+
+    Args:
+      graph: in which every quantized tensor has a name of its own, as in a `Plan`.
+      params: its weights; only their names and shapes are looked at.
+      encoded: name of each quantized tensor, weight and bias -> the type that its integers are kept in.
+      target: the runtime's table.
+      dtypes: of the tensors that are made when the graph runs, as far as they are known.
+      left: node name -> why it stays in float, where that is known.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        params: Mapping[str, Any],
+        encoded: Mapping[str, str],
+        target: Target,
+        dtypes: Mapping[str, str],
+        left: Mapping[str, str],
+    ):
+        self.params, self.encoded, self.target, self.dtypes, self.left = params, encoded, target, dtypes, left
+        self.values = {**params, **constants(graph)}
+        self.looped = frozenset(in_loops(graph))
+        self.outputs = set(graph.outputs)
+        self.producers: dict[str, Node] = {}
+        self.readers: dict[str, list[Node]] = {}
+        for _, node in graph.walk():
+            self.producers.update((name, node) for name in node.outputs if name)
+            for name in filter(None, node.inputs):
+                self.readers.setdefault(name, []).append(node)
+            for sub in node.subgraphs:
+                self.outputs.update(sub.outputs)
+
+    def of(self, node: Node) -> str:
+        """What becomes of a node of the graph."""
+        rule = self.rule(node)
+        if rule is not None and self.is_quantized(node, rule):
+            return self.kernel(node, rule)
+        before = self.producers.get(node.inputs[0]) if node.inputs else None
+        if node.name in self.looped and not self.makes_floats(node):
+            return IN_LOOP
+        if not self.makes_floats(node):
+            return NO_FLOATS
+        between = before is not None and node.inputs[0] in self.encoded
+        if before is not None and not between and self.merges(before, node) and self.of(before) == INTEGER:
+            return MERGED
+        if node.op in self.target.same_scale and not node.domain:
+            return MOVES if all(name in self.encoded for name in node.outputs if name) else FLOAT_AROUND
+        if node.name in self.left:
+            return LEFT.format(self.left[node.name])
+        if rule is None:
+            return NO_KERNEL
+        return self.why_not(node, rule)
+
+    def rule(self, node: Node) -> Rule | None:
+        """The target's rule for a node; None where it has no kernel for it, or moves values."""
+        if node.domain or (
+            node.op in self.target.same_scale and not (node.op == "Gather" and node.inputs[0] in self.params)
+        ):
+            return None
+        return rule_for(self.target, node, depthwise=is_depthwise(node, self.params)) or self.target.other
+
+    def makes_floats(self, node: Node) -> bool:
+        return any(self.dtypes.get(name, "").startswith(("float", "bfloat")) for name in node.outputs)
+
+    def is_quantized(self, node: Node, rule: Rule | None) -> bool:
+        """Whether all that the rule wants quantized is: the data, but for a summand that a kernel makes, and the first weight."""
+        if rule is None:
+            return False
+        if rule.activations is None:
+            wanted = [name for name in node.inputs if name not in self.values and self.dtypes.get(name) == "float32"]
+        else:
+            wanted = [
+                node.inputs[index] for index in (*rule.activations, *rule.weights[:1]) if index < len(node.inputs)
+            ]
+        missing = [name for name in set(filter(None, wanted)) if name not in self.encoded]
+        return bool(wanted) and len(missing) <= (1 if rule.skip_only and len(wanted) > 1 else 0)
+
+    def kernel(self, node: Node, rule: Rule) -> str:
+        """Whether a quantized node gets an integer kernel, and why not."""
+        if rule.stored:
+            return STORED
+        kinds = {self.encoded[name] for name in node.inputs if name in self.encoded}
+        weights = [node.inputs[index] for index in rule.weights if rule.activations and index < len(node.inputs)]
+        kinds_of_weights = {self.encoded[name] for name in weights if name in self.params and name in self.encoded}
+        slow = (kinds & self.target.storage_types) | (kinds_of_weights & self.target.float_weights)
+        if slow:
+            return READ_ONLY.format(min(slow))
+        bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
+        if bias and bias not in self.params:
+            return COMPUTED_BIAS
+        return self.why_not_taken(node) if rule.output else INTEGER
+
+    def why_not_taken(self, node: Node) -> str:
+        """Why a kernel that makes integers is not used, since its result, or what is merged into it, is not quantized."""
+        name = node.outputs[0]
+        readers = self.readers.get(name, [])
+        if name not in self.outputs and len(readers) == 1 and self.merges(node, readers[0]):
+            name = readers[0].outputs[0]
+        if name in self.encoded:
+            return INTEGER
+        if name in self.outputs:
+            return AN_OUTPUT
+        return NOT_TAKEN.format(" and ".join(sorted({reader.op for reader in self.readers.get(name, [])})) or "nothing")
+
+    def merges(self, before: Node, node: Node) -> bool:
+        """Whether the runtime merges the node into the kernel before it."""
+        alone = len(self.readers.get(before.outputs[0], ())) == 1 and before.outputs[0] not in self.outputs
+        return alone and before.op in self.target.fusing and merges(node, self.target, self.values)
+
+    def why_not(self, node: Node, rule: Rule) -> str:
+        """Why a node that has a rule is not quantized."""
+        varying = [name for name in node.inputs if name and name not in self.values]
+        needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
+        if len(varying) < needed or (rule.weights and not rule.body_only):
+            return NO_FIT
+        return NO_READER if rule.body_only else NOT_QUANTIZED
+
+
+def in_loops(graph: Graph, inside: bool = False) -> Iterator[str]:
+    """The names of the nodes that stand in bodies of loops, and in branches there."""
+    for node in graph.nodes:
+        if inside:
+            yield node.name
+        for sub in node.subgraphs:
+            yield from in_loops(sub, inside or node.op in LOOPS)
