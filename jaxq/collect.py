@@ -267,7 +267,10 @@ def _traced_tensors(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch, hidden=hidden)[0], params, inputs)
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:  # outputs may be strings, which JAX has not
+        execute(head, params, {**inputs, **fixed}, tap=watch, hidden=hidden)
+
+    jax.eval_shape(run, params, inputs)
     return FrozenDict(shapes), frozenset(hidden)
 
 

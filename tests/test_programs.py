@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from compilations import compilations
-from models import Network, smooth
+from models import Network, samples, smooth, transformer_block
 
 import jaxq
 from jaxq import programs
@@ -155,6 +155,17 @@ def test_a_model_that_was_called_can_be_copied(store):
     wanted = model(x)
     for name, value in copy.deepcopy(model)(x).items():
         np.testing.assert_array_equal(value, wanted[name])
+
+
+@pytest.mark.parametrize(
+    "options", [{"fast_bias_correction": True}, {"model_type": "transformer"}], ids=["fast", "transformer"]
+)
+def test_nothing_is_compiled_that_is_not_let_go_of(options, monkeypatch):
+    """What runs outside of a program (`jnp.zeros`) would have one of its own, which JAX keeps for every shape."""
+    monkeypatch.setattr(programs, "PROGRAMS", Programs(1000))
+    with compilations() as seen:
+        jaxq.quantize(transformer_block(), samples("transformer", 9), **options)
+    assert 0 < len(seen) == len(programs.PROGRAMS)
 
 
 def mappings():

@@ -19,7 +19,7 @@ from jaxq.distance import TINY, worst_if_nan
 from jaxq.errors import CalibrationError
 from jaxq.model import Model
 from jaxq.observers import Observer
-from jaxq.quantizer import PerBlock, QuantParams, Scheme, dequantize, quantize
+from jaxq.quantizer import PerBlock, QuantParams, Scheme, fake_quantize_array
 from jaxq.weight_ranges import scale_rows
 
 MOMENT_BYTES = 1 << 30  # of second moments that are kept at once; beyond it the samples are gone through once more
@@ -221,8 +221,7 @@ def output_error(weight: np.ndarray, scheme: Scheme, axis: int, moment: np.ndarr
 
     tr(D^T H D) / tr(W^T H W) with D the rounding error of W [K, N];  H = identity without data
     """
-    params = rounding_params(weight, scheme)
-    rounded = np.asarray(dequantize(quantize(jnp.asarray(weight), params), params))
+    rounded = fake_quantize_array(weight, rounding_params(weight, scheme))
     exact, wrong = (np.moveaxis(value, axis, 0).reshape(weight.shape[axis], -1) for value in (weight, weight - rounded))
     with np.errstate(all="ignore"):  # of moments that no float32 holds
         parts = [each if moment is None else moment @ each for each in (wrong, exact)]
