@@ -118,12 +118,14 @@ class Scheme:
       symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
       granularity: one scale for the tensor, one for each index of an axis, or one for each block.
       centered: symmetric, with zero in the middle even where nothing is negative.
+      signed_below_zero: the integers of a range that goes below zero are signed, whatever `grid` says; its steps stay the same.
     """
 
     grid: Grid
     symmetric: bool = True
     granularity: Granularity = PerTensor()
     centered: bool = False
+    signed_below_zero: bool = False
 
 
 @jax.tree_util.register_dataclass
