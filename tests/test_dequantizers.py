@@ -189,3 +189,8 @@ def test_a_branch_computes_in_integers_what_it_reads_from_outside(text, count, t
         outputs, found = optimized(tmp_path / "model.onnx", feed)
         assert not {"MatMul", "Gemm"} & found.keys(), found
         np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.02)
+
+
+def test_nodes_without_inputs_are_written():
+    model = load(written("(float[N] x) => (float[N] y) { r = RandomNormal <shape = [1]> () y = Add (x, r) }"))
+    assert [node.op_type for node in to_proto(model).graph.node] == ["RandomNormal", "Add"]

@@ -92,7 +92,7 @@ def test_a_shared_quantizer_stays_for_the_other_reader():
 
 
 def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_of_the_base():
-    space = Space(base_of(chain(), images(12)))
+    space = Space(base_of(chain(), images(24)))
     with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
     assert moved.moved
@@ -132,7 +132,7 @@ def test_candidates_upload_what_differs_from_those_before(monkeypatch):
 
 
 def test_a_reverted_layer_has_its_own_bias_again():
-    space = chain_space()
+    space = Space(base_of(chain(), images(24)))
     moved = next(bias for bias, node in space._biases.items() if node == "Conv_conv1")
     assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
