@@ -23,6 +23,7 @@ from jaxq.graph import FrozenDict, Literal
 from jaxq.model import Model, run
 from jaxq.onnx_check import NEWEST_OPSET
 from jaxq.onnx_import import load
+from jaxq.programs import Held, holding
 from jaxq.split import run_tail, split
 
 PLATFORMS = {"CPU": "cpu", "CUDA": "gpu", "ROCM": "gpu", "TPU": "tpu"}
@@ -33,6 +34,7 @@ class JaxqRep(BackendRep):
 
     def __init__(self, model: Model, device: jax.Device):
         self.model, self.device = model, device
+        self.compiled = Held()
         with jax.enable_x64(True):
             self.params = jax.device_put({name: np.asarray(value) for name, value in model.params.items()}, device)
 
@@ -48,7 +50,8 @@ class JaxqRep(BackendRep):
             else:
                 key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
                 parts = split(graph, self.params, key, traced)
-                outputs = run(parts.head, key, self.params, {}, traced)
+                with holding(self.compiled):
+                    outputs = run(parts.head, key, self.params, {}, traced)
                 if parts.tail is not None:
                     outputs = run_tail(parts, self.params, {}, feed, outputs)
             return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)

@@ -15,20 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import CalibrationError
-from jaxq.execute import chain, execute, quantizing, runs_in_32_bit
+from jaxq.execute import SUMS, chain, execute, quantizing, runs_in_32_bit, shared
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.model import Model, check_feed, split_static, warn_of_many_shapes
 from jaxq.observers import Observer
 from jaxq.ops import platform
 from jaxq.ops.cpu_memory import materialized
+from jaxq.programs import compiled
 from jaxq.quantizer import QuantParams
 from jaxq.split import Split, split
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
 LARGEST_BATCH = 64
-# What XLA sums on CPU must not be stored first: the order of the sum then depends on the batch, and results must not.
-SUMS = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
 INT32_MAX = np.iinfo(np.int32).max
 
 Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
@@ -65,7 +64,12 @@ def split_samples(
 
 
 def _is_free(wanted: TensorType, axis: int) -> bool:
-    return wanted.shape is not None and len(wanted.shape) > axis and not isinstance(wanted.shape[axis], int)
+    return (
+        not wanted.within
+        and wanted.shape is not None
+        and len(wanted.shape) > axis
+        and not isinstance(wanted.shape[axis], int)
+    )
 
 
 def collect(
@@ -132,7 +136,7 @@ def _requests(needs: Sequence[Mapping[str, Observer]]) -> Requests:
     return FrozenDict({observer: tuple(each) for observer, each in names.items()})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+@compiled(static=3, donated=[0])
 def _step(
     graph: Graph,
     static: FrozenDict[str, Literal],
@@ -146,6 +150,7 @@ def _step(
     fixed = {name: literal.array for name, literal in static.items()}
 
     watched = frozenset(name for names in requests.values() for name in names)
+    stored = shared(graph)
     summed = frozenset(name for node in graph.nodes if node.op in SUMS for name in node.inputs)
 
     branches: dict[str, int] = {}  # tensor of a branch on which the data decide -> its condition's place
@@ -156,7 +161,7 @@ def _step(
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
-                seen[name] = materialized(value)
+                seen[name] = value if name in stored else materialized(value)
                 value = value if name in summed else seen[name]
             return value, carry
 
@@ -267,7 +272,10 @@ def _traced_tensors(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch, hidden=hidden)[0], params, inputs)
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:  # outputs may be strings, which JAX has not
+        execute(head, params, {**inputs, **fixed}, tap=watch, hidden=hidden)
+
+    jax.eval_shape(run, params, inputs)
     return FrozenDict(shapes), frozenset(hidden)
 
 

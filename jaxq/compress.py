@@ -27,6 +27,7 @@ from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain
 from jaxq.data.samples import Samples
 from jaxq.dequantizers import SMALLEST_BLOCK
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
+from jaxq.fusion import simplify_gemm
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.passes import keep_outputs_exact
@@ -115,7 +116,7 @@ def compress_weights(
     model = load(model)
     refuse_quantized(model)
     ignored = (ignored_scope or IgnoredScope()).select(model.graph)
-    graph, params = keep_outputs_exact(model.graph, model.params)
+    graph, params = simplify_gemm(*keep_outputs_exact(model.graph, model.params))
     model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
     refuse_empty(model, sites, ignored)
@@ -192,7 +193,7 @@ def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterab
     if not sites:
         left = listed(left_in_float(model, (), ignored))
         raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 or float16 weight that is not ignored"
             + (f"; it has {left}" if left else "")
         )
     for site in sites:

@@ -205,7 +205,7 @@ def local_constants(graph: Graph, constants: Mapping[str, Any]) -> dict[int, tup
     readers = reader_counts(graph)
     for each, node in graph.walk():
         maker = each.producers.get(node.inputs[1]) if each is not graph and is_product(node) else None
-        floats = each.producers.get(node.inputs[0])
+        floats = each.producers.get(node.inputs[0]) if node.inputs else None
         if maker is not None and maker.op == "DequantizeLinear" and not (floats and floats.op == "DequantizeLinear"):
             alone = tuple(name for name in maker.inputs if name in constants and readers[name] == 1)
             found[id(each)] = found.get(id(each), ()) + alone

@@ -18,13 +18,17 @@ from jaxq.errors import DynamicShapeError, JaxqError, ModelError
 from jaxq.graph import Graph, Node, TensorType, captures
 from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
-from jaxq.ops.cpu_memory import channels_last, is_image
+from jaxq.ops.cpu_memory import channels_last, is_image, materialized
 from jaxq.quantizer import QuantParams, fake_quantize, transposed
 
 Carry = TypeVar("Carry")
 Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
 
+UNKNOWN_TO_XLA = ("float6_e2m3fn", "float6_e3m2fn")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "DeformConv", "Einsum")
 INT32 = np.iinfo(np.int32)
+# What XLA sums on CPU must not be stored first: the order of the sum then depends on the batch, and results must not.
+SUMS = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
 
 
 def execute(
@@ -60,6 +64,8 @@ def execute(
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
     budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
+    for name, value in inputs.items():
+        refuse_unknown(value, f"input {name!r}")
     walk = _Walk(graph, params, tap, carry, budget, concrete, hidden, conditions)
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values, postponed), walk.carry
@@ -104,6 +110,21 @@ def chain(*taps: Tap | None) -> Tap | None:
     return tap if present else None
 
 
+def shared(graph: Graph) -> frozenset[str]:
+    """The tensors that several nodes read, or a node and whoever wants the outputs; the tap gets them stored (`materialized`).
+
+    Where readers are quantizers, XLA on CPU would compute such a tensor anew in each, and with it what it is the sum of: along
+    a chain of residual additions programs grew with the third power of its length.
+    """
+    summed = {name for node in graph.nodes if node.op in SUMS for name in node.inputs}
+    return frozenset(
+        name
+        for name in graph.producers
+        if len({id(node) for node, _ in graph.consumers.get(name, ())}) + (name in graph.outputs) > 1
+        and name not in summed
+    )
+
+
 class Subgraph(NamedTuple):
     """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
 
@@ -144,6 +165,7 @@ class _Walk:
         self.budget, self.concrete, self.hidden = budget, concrete, hidden
         self.conditions = {} if conditions is None else conditions
         self.condition: jax.Array | None = None  # under which the branch is taken that is being run
+        self.shared = frozenset() if tap is None else shared(graph)
 
     def tapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self.see(name, value) for name, value in values.items()}
@@ -151,6 +173,8 @@ class _Walk:
     def see(self, name: str, value: Any) -> Any:
         if self.tap is None or not isinstance(value, jax.Array):
             return value
+        if name in self.shared:
+            value = materialized(value)
         value, self.carry = self.tap(name, value, self.carry)
         if self.condition is not None:
             self.conditions[name] = self.condition
@@ -287,7 +311,29 @@ def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> A
         for index, value in enumerate(arguments):
             if not entry.needs_static(index):
                 arguments[index] = jax.tree.map(functools.partial(narrowed, what=entry.input_name(index)), value)
-    return entry.function(*arguments, **attributes)
+    refuse_uncomputed(entry, arguments)
+    results = entry.function(*arguments, **attributes)
+    for value in jax.tree.leaves(results):
+        refuse_unknown(value, "its output")
+    return results
+
+
+def refuse_unknown(value: Any, what: str) -> None:
+    """Raises ModelError for an array of a type that numpy knows and XLA does not compute with."""
+    if not isinstance(value, np.ndarray) and getattr(getattr(value, "dtype", None), "name", "") in UNKNOWN_TO_XLA:
+        raise ModelError(
+            f"{what} is of type {value.dtype.name}, with which XLA does not compute; convert it to float32"
+        )
+
+
+def refuse_uncomputed(entry: Op, arguments: list[Any]) -> None:
+    """Raises ModelError for products of numbers of 2 bits, which the standard does not have, and XLA neither."""
+    if entry.name in PRODUCTS:
+        for index, value in enumerate(arguments):
+            if getattr(getattr(value, "dtype", None), "name", "") in ("int2", "uint2"):
+                raise ModelError(
+                    f"{entry.input_name(index)} is of type {value.dtype.name}, of which there are no products"
+                )
 
 
 def runs_in_32_bit() -> bool:
@@ -342,15 +388,22 @@ def traced_params(params: Mapping[str, Any]) -> dict[str, jax.Array]:
 
     Params that lie in a mapped file are read one at a time: at no moment are they in memory twice.
     """
-    narrow, placed = runs_in_32_bit(), {}
-    for name, value in params.items():
-        if narrow and value.dtype in (np.int64, np.uint64):
-            value = as_int32(np.asarray(value), f"initializer {name!r}")
-        # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
-        placed[name] = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
-        if is_mapped(value):
-            placed[name].block_until_ready()
-            forget_pages(value)
+    return {name: traced_param(name, value) for name, value in params.items()}
+
+
+def traced_param(name: str, value: Any) -> jax.Array:
+    """The same of one param."""
+    if runs_in_32_bit() and value.dtype in (np.int64, np.uint64):
+        value = as_int32(np.asarray(value), f"initializer {name!r}")
+    if value.dtype.name in UNKNOWN_TO_XLA:
+        raise ModelError(
+            f"initializer {name!r} is of type {value.dtype.name}, with which XLA does not compute; convert it to float32"
+        )
+    # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
+    placed = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
+    if is_mapped(value):
+        placed.block_until_ready()
+        forget_pages(value)
     return placed
 
 

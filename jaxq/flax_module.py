@@ -10,7 +10,7 @@ bookkeeping costs too much, split the module once and work on plain functions of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from jaxq.execute import traced_params
 from jaxq.graph import FrozenDict, Graph
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
+from jaxq.programs import Held, holding
 
 
 class Constant(nnx.Variable[Any]):
@@ -41,6 +42,7 @@ class Structure:
     params: tuple[tuple[str, str], ...]  # names and dtypes, in the order of the file; JAX may hold narrower dtypes
     encodings: tuple[str, ...]
     metadata: FrozenDict[str, str]
+    compiled: Held = field(default_factory=Held, compare=False)  # programs that go with the module
 
     def __hash__(self) -> int:
         return hash(self.graph)
@@ -101,7 +103,8 @@ class OnnxModule(nnx.Module):
                     f"input {name!r} decides shapes or branches, so it cannot be an argument of a compiled function; "
                     "make it a numpy array outside of that function, and use it inside"
                 )
-        return model(feed)
+        with holding(self.structure.compiled):
+            return model(feed)
 
 
 def key(name: str) -> str:

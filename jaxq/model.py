@@ -12,11 +12,13 @@ import jax
 import numpy as np
 
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit, traced_params
+from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.indices import Bound, index_bounds, refuse_out_of_range
 from jaxq.masks import mask_inputs
 from jaxq.ops.layout import lay_out
+from jaxq.placed import Placed
+from jaxq.programs import Held, compiled, holding
 from jaxq.quantizer import QuantParams, transposed
 from jaxq.split import run_tail, split
 
@@ -84,14 +86,16 @@ class Model:
 
     def _make_program(self) -> Program:
         graph, order = lay_out(self.graph, self.params)
-        params = {
-            name: np.transpose(value, order[name]) if name in order else value for name, value in self.params.items()
-        }
         encodings = {
             name: transposed(each, order[name]) if name in order else each for name, each in self.encodings.items()
         }
         with jax.ensure_compile_time_eval():  # first used inside of someone's jit, they must outlive its trace
-            return Program(graph, traced_params(params), encodings)
+            params = {name: self._placed.put(name, value, order.get(name)) for name, value in self.params.items()}
+        return Program(graph, params, encodings)
+
+    @functools.cached_property
+    def _placed(self) -> Placed:
+        return Placed()
 
     def __call__(self, inputs: Any) -> dict[str, Any]:
         """Runs the model on one batch: {input name: array}, or the arrays alone, in the order of the inputs.
@@ -108,10 +112,16 @@ class Model:
         self._note_shapes((static, *map(np.shape, jax.tree.leaves(traced))))
         graph, params, encodings = self.program
         parts = split(graph, params, static, traced)
-        outputs = run(parts.head, static, params, encodings, traced)
+        with holding(self._compiled):
+            outputs = run(parts.head, static, params, encodings, traced)
         if parts.tail is not None:
             outputs = run_tail(parts, params, encodings, feed, outputs)
         return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
+
+    @functools.cached_property
+    def _compiled(self) -> Held:
+        """The programs that its calls need, which go with it."""
+        return Held()
 
     @functools.cached_property
     def _seen_shapes(self) -> set[Any]:
@@ -161,11 +171,13 @@ class Model:
         return index_bounds(self.graph, self.params)
 
     def replace(self, **changes: Any) -> Model:
-        """A copy with some attributes changed."""
-        return replace(self, **changes)
+        """A copy with some attributes changed. The weights that both have are on the device once."""
+        changed = replace(self, **changes)
+        vars(changed)["_placed"] = self._placed
+        return changed
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled(static=2)
 def run(
     graph: Graph,
     static: FrozenDict[str, Literal],

@@ -164,7 +164,7 @@ def branches(places: Places, rule: QuantizerPropagationRule) -> list[tuple[tuple
             if node.name not in places.chosen or index not in places.places(node):
                 continue
             apart = rule is QuantizerPropagationRule.DO_NOT_MERGE_BRANCHES
-            wish: Any = (node.name, index) if apart else places.wish(node)
+            wish: Any = (node.name, index) if apart else places.wish(node, index)
             if wish not in wishes:
                 wishes[wish] = unused_name(f"{name}@{node.name}", names) if wishes else name
             if wishes[wish] != name:
@@ -180,7 +180,7 @@ def schemes_of(places: Places, groups: Mapping[str, str]) -> dict[str, Scheme]:
     for name, group in groups.items():
         for node, index in places.readers.get(name, []):
             if node.name in places.chosen and index in places.places(node):
-                wanted[group].append(places.wish(node))
+                wanted[group].append(places.wish(node, index))
         maker = places.producer.get(name)
         if maker is not None and maker.name in places.chosen:
             makers[group].append(places.wish(maker))

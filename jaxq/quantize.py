@@ -15,6 +15,7 @@ from jaxq.options import (
     TargetDevice,
 )
 from jaxq.pipeline import prepare
+from jaxq.programs import holding
 from jaxq.scope import IgnoredScope
 
 
@@ -71,8 +72,9 @@ def quantize(
         seed=seed,
         batch_size=batch_size,
     )
-    prepared = prepare(model, calibration_dataset, options)
-    quantized = prepared.run()
+    with holding():
+        prepared = prepare(model, calibration_dataset, options)
+        quantized = prepared.run()
     return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=2))
 
 

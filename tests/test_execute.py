@@ -8,6 +8,7 @@ from compilations import compilations
 from models import Network, branching_network, residual_network, run_onnx, smooth
 from onnx import TensorProto
 
+from jaxq.algorithms.bias_correction import rounded
 from jaxq.errors import DynamicShapeError, InputError, ModelError
 from jaxq.execute import as_int32, chain, describe, execute, observing, quantizing, traced_params
 from jaxq.graph import FrozenDict, Graph, Literal, Node
@@ -84,6 +85,49 @@ def test_chained_taps_run_in_order_and_share_the_carry():
     graph = graph_of(outputs=("x",))
     assert execute(graph, {}, {"x": jnp.ones(1)}, tap=chain(add(1), None, add(2)), carry=())[1] == (1, 2)
     assert chain(None, None) is None
+
+
+def sums(length):
+    """x0 -> x1 -> ...: each is the sum of the one before and of its sine, and both read a rounded copy of their own."""
+    nodes, encodings = [], {}
+    for k in range(length):
+        nodes += [node("Identity", f"x{k}", f"a{k}"), node("Identity", f"x{k}", f"b{k}"), node("Sin", f"b{k}", f"s{k}")]
+        nodes += [node("Add", f"a{k} s{k}", f"x{k + 1}")]
+        encodings |= {
+            f"a{k}": QuantParams.of(np.ones((1, 1)) / 8, 1, IntType(8)),
+            f"b{k}": QuantParams.of(np.ones((1, 1)) / 9, 2, IntType(8)),
+        }
+    return graph_of(*nodes, inputs=("x0",), outputs=(f"x{length}",)), encodings
+
+
+def compiled_sums(length, quantize):
+    graph, encodings = sums(length)
+
+    def run(x, encodings):
+        def tap(name, value, carry):
+            return (quantize(value, encodings[name]) if name in encodings else value), carry
+
+        return execute(graph, {}, {"x0": x}, tap=tap)[0]
+
+    x = np.linspace(-3, 3, 24, dtype=np.float32).reshape(4, 6)
+    return jax.jit(run).lower(x, encodings).compile(), (x, encodings)
+
+
+@pytest.mark.parametrize("quantize", [fake_quantize, rounded])
+def test_a_tensor_that_several_quantizers_read_is_computed_once(quantize):
+    """Programs grow as the chain does: computed anew in each reader, a sum took all sums before it along."""
+    short, middle, long = (compiled_sums(length, quantize)[0].as_text().count(" = ") for length in (4, 8, 12))
+    assert long - middle <= 1.1 * (middle - short)
+
+
+def test_storing_a_tensor_changes_no_bit(monkeypatch):
+    def found():
+        program, arguments = compiled_sums(3, fake_quantize)
+        return np.asarray(program(*arguments)["x3"])
+
+    stored = found()
+    monkeypatch.setattr("jaxq.execute.shared", lambda graph: frozenset())
+    np.testing.assert_array_equal(stored, found())
 
 
 def test_shape_arithmetic_is_static_and_64_bit():

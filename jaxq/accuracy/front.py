@@ -25,6 +25,7 @@ from jaxq.model import Model
 from jaxq.onnx_import import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
+from jaxq.programs import holding
 from jaxq.scope import IgnoredScope
 from jaxq.version import __version__
 
@@ -93,16 +94,17 @@ def quantize_with_accuracy_control(
     )
     started = time.monotonic()
     folder = None if advanced.intermediate_model_dir is None else open_folder(advanced.intermediate_model_dir)
-    prepared = prepare(model, calibration_dataset, options)
-    data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
-    identity = None
-    if folder is not None:
-        read = ReadOnce(data)
-        data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
-        measure = [metric.name for metric in advanced.metrics] if validation_fn is None else validation_fn
-        identity = Identity(known_parts(prepared, measure, data, advanced.annotation_free), prepared.data, read)
-    control = Control(prepared, advanced, State(folder, identity), started, on_step)
-    return control.run(data, validation_fn, allowed, kind)
+    with holding():
+        prepared = prepare(model, calibration_dataset, options)
+        data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
+        identity = None
+        if folder is not None:
+            read = ReadOnce(data)
+            data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
+            measure = [metric.name for metric in advanced.metrics] if validation_fn is None else validation_fn
+            identity = Identity(known_parts(prepared, measure, data, advanced.annotation_free), prepared.data, read)
+        control = Control(prepared, advanced, State(folder, identity), started, on_step)
+        return control.run(data, validation_fn, allowed, kind)
 
 
 def known_parts(prepared: Prepared, measure: Any, data: Dataset, annotation_free: bool) -> dict[str, str]:

@@ -20,6 +20,7 @@ from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import split_static
 from jaxq.ops import platform
+from jaxq.programs import compiled
 from jaxq.progress import track
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -202,7 +203,7 @@ def _fitting(ranker: Ranker) -> int:
     return max(1, min(LARGEST_BATCH, len(ranker.feeds), 1 << max(room, 1).bit_length() - 1))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled(static=2)
 def _gradient(
     graph: Graph,
     static: FrozenDict[str, Literal],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxq.accuracy.switches import Switches, add_switches
@@ -126,7 +127,8 @@ class Space:
         self.first = next(iter(base.encodings))
         self.layers = {layer.name: layer for layer in _layers(base)}
         self._biases = {bias: node for bias in base.corrected if (node := _owner(base.plan, bias)) is not None}
-        self._cache: dict[tuple[str, bytes], np.ndarray] = {}
+        self._model = Model(self.switches.graph, base.exact)  # all candidates share with it what is on the device
+        self._rounded: dict[str, tuple[Any, QuantParams, np.ndarray]] = {}  # param -> value, encoding, rounded value
         self._corrections: dict[tuple[tuple[str, str], ...], dict[str, np.ndarray]] = {}
         self._plans: dict[frozenset[str], Plan] = {}
 
@@ -193,7 +195,7 @@ class Space:
             name: self._round(name, value, parts.encodings[name]) if name in parts.rounded else value
             for name, value in parts.params.items()
         }
-        return Model(self.switches.graph, params, self._switched(parts, parts.switches))
+        return self._model.replace(params=params, encodings=self._switched(parts, parts.switches))
 
     def corrected(self, setting: Setting) -> Parts:
         """The parts of a setting, with biases corrected for what this setting rounds.
@@ -214,7 +216,7 @@ class Space:
         assert self.base.correct is not None, "the base has a bias correction"
         exact = {**parts.params, **{name: self.base.exact[name] for name in parts.moved}}
         weights = {name: parts.encodings[name] for name in parts.rounded - parts.moved}
-        model = Model(self.switches.graph, exact, {**self._switched(parts, parts.switches), **weights})
+        model = self._model.replace(params=exact, encodings={**self._switched(parts, parts.switches), **weights})
         found = self.base.correct(model)
         return {name: np.asarray(found[name]) for name in parts.moved}
 
@@ -226,7 +228,7 @@ class Space:
     def float_model(self) -> Model:
         """The same program with every quantizer off."""
         parts = self.parts({})
-        return Model(self.switches.graph, self.base.exact, self._switched(parts, frozenset()))
+        return self._model.replace(encodings=self._switched(parts, frozenset()))
 
     def _switched(self, parts: Parts, on: frozenset[str]) -> dict[str, QuantParams]:
         return {
@@ -236,12 +238,12 @@ class Space:
         }
 
     def _round(self, name: str, value: Any, encoding: QuantParams) -> np.ndarray:
-        if name in self.base.corrected:
-            return fake_quantize_array(np.asarray(value), encoding)
-        key = (name, np.asarray(encoding.scale).tobytes())
-        if key not in self._cache:
-            self._cache[key] = fake_quantize_array(np.asarray(value), encoding)
-        return self._cache[key]
+        """The rounded value; that of the last time, where nothing has changed since."""
+        last, known, rounded = self._rounded.get(name, (None, None, None))
+        if rounded is None or not (same(value, last) and same(encoding, known)):
+            rounded = fake_quantize_array(np.asarray(value), encoding)
+            self._rounded[name] = value, encoding, rounded
+        return rounded
 
     def final(self, setting: Setting, metadata: Mapping[str, str] | None = None) -> Model:
         """The model to keep: traced anew with the layers of the setting in float, and with the very numbers that were tried."""
@@ -266,6 +268,13 @@ class Space:
     def weight_layers(self) -> int:
         """How many layers with weights there are."""
         return sum(bool(layer.weights) for layer in self.layers.values())
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two arrays, or trees of them, hold the same."""
+    return one is other or all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 def widened(encoding: QuantParams) -> QuantParams:

@@ -23,6 +23,7 @@ from jaxq.execute import execute, quantizing
 from jaxq.graph import FrozenDict, Graph, Literal, Node, captures, tensor_names
 from jaxq.model import Model
 from jaxq.ops.cpu_memory import is_image
+from jaxq.programs import compiled
 from jaxq.quantizer import QuantParams
 
 # With four, five eighths of the work are left where layers are measured one by one; however many, it is never less than half.
@@ -104,7 +105,7 @@ class Stage(NamedTuple):
     names: frozenset[str]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled(static=2)
 def run_stage(
     stage: Stage,
     static: FrozenDict[str, Literal],

@@ -20,6 +20,7 @@ from jaxq.mapped import forget_pages
 from jaxq.masks import bounded, floored, what_counts
 from jaxq.model import Model
 from jaxq.observers import (
+    BINS,
     ROOM,
     Histogram,
     Observer,
@@ -69,6 +70,14 @@ class Calibration:
         if given.distribution and per_channel:
             given = self.clipping_alike(RangeEstimatorParametersSet.MINMAX)
         return given.completed(weights=False, symmetric=scheme.symmetric, per_channel=per_channel)
+
+    def holds_all(self, scheme: Scheme) -> bool:
+        """Whether the range holds everything that was seen, although an estimator would weigh clipping against rounding.
+
+        On a grid of more levels than the histogram has bins, it would weigh the error of the bins: 16 bits gain nothing.
+        """
+        weighs = self.activations.distribution not in (None, AggregatorType.PERCENTILE)
+        return weighs and isinstance(scheme.grid, IntType) and scheme.grid.qmax - scheme.grid.qmin > BINS // 2
 
     def clipping_alike(self, other: RangeEstimatorParameters) -> RangeEstimatorParameters:
         """Another estimator with the clipping values of this step's."""
@@ -205,7 +214,7 @@ class Calibration:
             estimator = self.estimator(scheme)
             if not real.any():
                 continue  # never made for any sample: a branch that was not taken stays in float
-            if isinstance(rest, Histogram) and group in self.plan.unclipped:
+            if isinstance(rest, Histogram) and (group in self.plan.unclipped or self.holds_all(scheme)):
                 found[name] = Range(aggregate(seen.low[real], "min"), aggregate(seen.high[real], "max"))
             elif estimator.distribution:
                 assert isinstance(rest, Histogram), "it was asked for"
@@ -263,6 +272,7 @@ class Calibration:
             isinstance(seen[1], Histogram)
             and group not in self.plan.unclipped
             and isinstance(self.plan.schemes[group].grid, IntType)
+            and not self.holds_all(self.plan.schemes[group])
         )
 
     def _errors(

@@ -130,7 +130,7 @@ def channel_quantiles(capacity: int, channels: int) -> Observer:
     """
 
     def init(count: int) -> Quantiles:
-        return Quantiles(*(jnp.full((count, capacity, channels), jnp.nan, jnp.float32) for _ in range(2)))
+        return Quantiles(*(np.full((count, capacity, channels), np.nan, np.float32) for _ in range(2)))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Quantiles:
         rows = [jnp.moveaxis(x, 2, 1).reshape(x.shape[0], x.shape[2], -1).astype(jnp.float32) for x in tensors]

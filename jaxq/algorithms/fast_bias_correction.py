@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.biases import moved_biases
+from jaxq.biases import moved_biases, record
 from jaxq.graph import Graph, Node
 from jaxq.linear_layers import channel_count, owned
 from jaxq.model import Model
@@ -79,7 +79,9 @@ class FastBiasCorrection:
             shifts[term.bias] = shifts.get(term.bias, start) + mean_output(term, rounding, mean)
             outputs[term.bias] = outputs.get(term.bias, start) + mean_output(term, value, mean)
         means = {name: each + np.asarray(model.params[name], np.float64) for name, each in outputs.items()}
-        return model.replace(params=moved_biases(model.params, shifts, means, self.threshold))
+        params = moved_biases(model.params, shifts, means, self.threshold)
+        moved = [name for name in shifts if params[name] is not model.params[name]]
+        return model.replace(params=params, metadata=model.metadata | record(moved, list(shifts)))
 
     def terms(self, model: Model) -> list[Term]:
         """The products to look at; a tensor is watched along one axis, that of the first node that reads it."""
@@ -99,8 +101,8 @@ def channel_means(capacity: int, channels: int, axis: int) -> Observer:
     State: float32 [T, capacity, channels]. Channels lie along `axis` of a sample's tensor.
     """
 
-    def init(count: int) -> jax.Array:
-        return jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
+    def init(count: int) -> np.ndarray:
+        return np.full((count, capacity, channels), np.nan, np.float32)
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> jax.Array:
         table = jax.vmap(functools.partial(positions_by_channels, axis=axis))

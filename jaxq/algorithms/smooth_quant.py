@@ -214,9 +214,7 @@ def channel_sizes(capacity: int, channels: int, axis: int) -> Observer:
     """`Sizes` of `channels` channels along `axis` of a sample, mean squares for the first `capacity` samples."""
 
     def init(count: int) -> Sizes:
-        return Sizes(
-            jnp.zeros((count, channels), jnp.float32), jnp.full((count, capacity, channels), jnp.nan, jnp.float32)
-        )
+        return Sizes(np.zeros((count, channels), np.float32), np.full((count, capacity, channels), np.nan, np.float32))
 
     def measure(tensors: Sequence[jax.Array], real: jax.Array) -> Sizes:
         largest, power = [], []

@@ -17,6 +17,13 @@ from jaxq.targets import Rule, Target
 
 SCALE_TOLERANCE = 1e-5
 
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+# Operators whose result has the rank of their first input; of a product with a matrix, too.
+SAME_RANK = QUANTIZERS | frozenset(
+    {"MatMul", "BatchNormalization", "LayerNormalization", "Softmax", "Cast", "Identity", "Dropout"}
+)
+SAME_RANK |= {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Elu"}
+
 Role = Literal["activation", "weight", "bias"]
 
 
@@ -95,6 +102,23 @@ class Network:
         value = self.values.get(node.inputs[0])
         return -1 if value is None else int(np.ndim(value))
 
+    def tensor_rank(self, name: str) -> int | None:
+        """The rank of a tensor, as far as operators that keep or decide it say it."""
+        while name in self.producer:
+            node = self.producer[name]
+            if node.op in ("Gemm", "Flatten"):
+                return 2
+            if node.op == "Reshape":
+                shape = self.values.get(node.inputs[1])
+                return None if shape is None else int(np.size(shape))
+            if node.op not in SAME_RANK:
+                return None
+            name = node.inputs[0]
+        declared = self.model.graph.types.get(name)
+        if name in self.values:
+            return int(np.ndim(self.values[name]))
+        return None if declared is None or declared.shape is None else len(declared.shape)
+
     def rule(self, node: Node) -> Rule | None:
         """The target's rule for a node; None where it has no kernel in integers."""
         if node.domain or node.op in self.target.same_scale:
@@ -102,7 +126,7 @@ class Network:
         weight = node.inputs[1] if len(node.inputs) > 1 else ""
         shapes = {weight: self.values.get(self.producer[weight].inputs[0]) if weight in self.producer else None}
         known = {name: value for name, value in shapes.items() if value is not None}
-        return rule_for(self.target, node.op, depthwise=is_depthwise(node, known))
+        return rule_for(self.target, node, depthwise=is_depthwise(node, known))
 
     def is_quantized(self, name: str) -> bool:
         return name in self.seen and self.seen[name].node.op == "DequantizeLinear"

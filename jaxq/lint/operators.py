@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxq.clamps import clip_bounds
 from jaxq.graph import Node
 from jaxq.lint.findings import Finding, Severity, finding
-from jaxq.lint.network import Network, same_numbers
+from jaxq.lint.kernels import has_quantized_output, why_float
+from jaxq.lint.network import Network, Quantizer, same_numbers
 from jaxq.targets import Rule
 from jaxq.targets.installed import installed_version, limits_of
 
 WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+BOUND_TOLERANCE = 1e-3  # steps
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
 def operator(network: Network, node: Node) -> Iterator[Finding]:
@@ -46,10 +50,8 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
     elif missing and rule.weights and rule.activations and node.inputs[rule.weights[0]] in network.values:
         problem = "it runs in float: neither its input nor its weight is quantized"
         yield finding(Severity.SLOW, node, problem, "quantize it, if it was not left out on purpose")
-    elif not missing and present and rule.output and not has_quantized_output(network, node):
-        problem = f"its result {node.outputs[0]!r} is not quantized: without that it runs in float"
-        advice = "put a pair of quantizers behind it, or accept it where the result is an output of the model"
-        yield finding(Severity.SLOW, node, problem, advice)
+    elif not missing and present and (reason := why_float(network, node, rule)):
+        yield finding(Severity.SLOW, node, f"{reason[0]}: it runs in float", reason[1])
 
 
 def limits(network: Network, node: Node) -> Iterator[Finding]:
@@ -83,15 +85,6 @@ def float_bias(network: Network, node: Node) -> Iterator[Finding]:
         yield finding(Severity.WRONG, node, problem, "raise the scale of the weight until the bias fits")
 
 
-def has_quantized_output(network: Network, node: Node) -> bool:
-    """Whether a QuantizeLinear reads the output, behind an activation function that is merged or not."""
-    readers = [reader for reader, _ in network.readers.get(node.outputs[0], [])]
-    if any(reader.op == "QuantizeLinear" for reader in readers):
-        return True
-    fused = len(readers) == 1 and readers[0].op in network.target.fused and node.op in network.target.fusing
-    return fused and any(each.op == "QuantizeLinear" for each, _ in network.readers.get(readers[0].outputs[0], []))
-
-
 def activation_function(network: Network, node: Node) -> Iterator[Finding]:
     """Whether the function is merged into the kernel before it, if that is one in integers."""
     before = network.producer.get(node.inputs[0]) if node.inputs else None
@@ -112,6 +105,10 @@ def activation_function(network: Network, node: Node) -> Iterator[Finding]:
             each = network.seen.get(reader.outputs[0]) if reader.op == "QuantizeLinear" else None
             if each is None or each.zero_point is None or each.type is None or not network.rule(before):
                 continue
+            if node.op == "Clip" and clips(network, node, each):
+                problem = "it clips values that the quantizer behind it could hold"
+                advice = f"end the quantizer where it clips: else {before.op} {before.name!r} before it runs in float"
+                yield finding(Severity.SLOW, node, problem, advice)
             lowest = {"int8": -128, "int16": -32768}.get(each.type, 0)
             if node.op == "Relu" and each.type.startswith("float8"):
                 problem = (
@@ -159,3 +156,16 @@ def ends(network: Network) -> Iterator[Finding]:
         if node.op != "DequantizeLinear":
             problem, advice = "this output of the model is not quantized", "quantize with quantize_outputs=True"
             yield Finding(Severity.SLOW, name, node.op, problem, advice)
+
+
+def clips(network: Network, node: Node, each: Quantizer) -> bool:
+    """Whether a Clip changes anything on the grid of the quantizer behind it, or may do so."""
+    if each.scale is None or each.type not in LIMITS or np.size(each.scale) != 1:
+        return False
+    bounds = clip_bounds(node, network.values)
+    if bounds is None:
+        return True
+    scale, zero_point = (float(np.ravel(value)[0]) for value in (each.scale, each.zero_point))
+    lowest, highest = ((limit - zero_point) * scale for limit in LIMITS[each.type])
+    tolerance = BOUND_TOLERANCE * scale
+    return bounds[0] > lowest + tolerance or bounds[1] < highest - tolerance

@@ -47,7 +47,7 @@ def materialized(x: jax.Array) -> jax.Array:
     over it, and each copy was compiled, too. `optimization_barrier` does not help: it is gone before operations are merged. A
     function that is not to be inlined is still there; it costs one copy.
     """
-    if platform() != "cpu":
+    if platform() != "cpu" or not isinstance(x, jax.core.Tracer):
         return x
     with set_xla_metadata(inlineable="false"):
         stored: jax.Array = channels_last(_same)(x)

@@ -8,6 +8,7 @@ from compilations import compilations
 from models import NETWORKS, samples
 
 import jaxq
+from jaxq import placed
 from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space
 from jaxq.quantizer import fake_quantize, fake_quantize_array
 
@@ -91,7 +92,7 @@ def test_a_shared_quantizer_stays_for_the_other_reader():
 
 
 def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_of_the_base():
-    space = Space(base_of(chain(), images(12)))
+    space = Space(base_of(chain(), images(24)))
     with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
     assert moved.moved
@@ -110,8 +111,28 @@ def test_settings_do_not_compile_again():
         assert not compiled
 
 
+def test_candidates_upload_what_differs_from_those_before(monkeypatch):
+    found, put = [], placed.traced_param
+    monkeypatch.setattr(placed, "traced_param", lambda name, value: found.append(name) or put(name, value))
+    space = Space(base_of(chain(), images(12)))
+
+    def uploads(setting, **options):
+        found.clear()
+        assert space.candidate(setting, **options).program.params
+        return set(found)
+
+    layers = list(space.layers)
+    own = {name for name in space.candidate({}).params if layers[1].removeprefix("Conv_") in name}
+    assert len(own) > 1
+    assert uploads({}) > own
+    assert uploads({}) == set()
+    assert uploads({layers[1]: FLOAT}, corrected=False) > own  # biases that are not corrected
+    assert uploads({layers[2]: FLOAT}, corrected=False).isdisjoint(own - space.base.corrected.keys())
+    assert uploads({layers[1]: FLOAT}, corrected=False) == set()
+
+
 def test_a_reverted_layer_has_its_own_bias_again():
-    space = chain_space()
+    space = Space(base_of(chain(), images(24)))
     moved = next(bias for bias, node in space._biases.items() if node == "Conv_conv1")
     assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
