@@ -193,7 +193,7 @@ def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterab
     if not sites:
         left = listed(left_in_float(model, (), ignored))
         raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 or float16 weight that is not ignored"
             + (f"; it has {left}" if left else "")
         )
     for site in sites:
