@@ -9,7 +9,7 @@ import pytest
 from models import NETWORKS, Network, quantized, smooth, written
 
 import jaxq
-from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, INTEGER, STORED
+from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, IN_LOOP, INTEGER, STORED
 from jaxq.summary import summarize
 from jaxq.verify import kernels, session
 
@@ -102,7 +102,7 @@ def test_a_convolution_whose_result_nothing_takes_in_integers_is_counted_as_floa
     assert AN_OUTPUT in fates or "Sigmoid takes it in float" in " ".join(fates)
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"branching"}))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_of_small_networks_what_is_said_is_what_the_runtime_does(name, tmp_path):
     result = quantized(name)
     assert said_in_integers(jaxq.load(NETWORKS[name][0]())) == run_in_integers(result, tmp_path)
@@ -153,3 +153,10 @@ def test_rows_of_a_constant_on_the_left_keep_their_precision():
     wanted, found = (np.asarray(model(feeds[0])["y"]) for model in (jaxq.load(proto), result))
     noise = 10 * np.log10((wanted**2).sum((0, 2)) / ((wanted - found) ** 2).sum((0, 2)))
     assert noise.min() > 30
+
+
+def test_layers_in_the_body_of_a_loop_are_counted_as_float():
+    proto = written("""(float[20, 1, 4] xs, float[1, 4] h0) => (float[1, 4] y, float[20, 1, 4] ys) {
+        y, ys = Scan <num_scan_inputs = 1, body = b (float[1, 4] h, float[1, 4] x) => (float[1, 4] g, float[1, 4] s) {
+            p = MatMul (x, w)  g = Add (p, h)  s = Identity (g) }> (h0, xs) }""", w=smooth(4, 4))  # fmt: skip
+    assert summarize(jaxq.load(proto), "onnxruntime").fates["MatMul"] == {IN_LOOP: 1}
