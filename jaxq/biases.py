@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,10 @@ def accepted(shift: np.ndarray, bias: np.ndarray, output: np.ndarray, threshold:
     """
     size = max(np.abs(bias).max(initial=0.0), np.abs(output).max(initial=0.0))
     return bool(np.isfinite(shift).all() and np.abs(shift).max(initial=0.0) <= threshold * size)
+
+
+def record(moved: Collection[str], names: Sequence[str]) -> dict[str, str]:
+    """What the file says of it: how many biases were moved, and the names of the others."""
+    left = [name for name in names if name not in moved]
+    said = {"moved": len(names) - len(left), "of": len(names), "left": left}
+    return {"jaxq.bias_correction": json.dumps(said)}

@@ -64,7 +64,12 @@ def split_samples(
 
 
 def _is_free(wanted: TensorType, axis: int) -> bool:
-    return wanted.shape is not None and len(wanted.shape) > axis and not isinstance(wanted.shape[axis], int)
+    return (
+        not wanted.within
+        and wanted.shape is not None
+        and len(wanted.shape) > axis
+        and not isinstance(wanted.shape[axis], int)
+    )
 
 
 def collect(
@@ -267,7 +272,10 @@ def _traced_tensors(
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return value, carry
 
-    jax.eval_shape(lambda p, x: execute(head, p, {**x, **fixed}, tap=watch, hidden=hidden)[0], params, inputs)
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:  # outputs may be strings, which JAX has not
+        execute(head, params, {**inputs, **fixed}, tap=watch, hidden=hidden)
+
+    jax.eval_shape(run, params, inputs)
     return FrozenDict(shapes), frozenset(hidden)
 
 

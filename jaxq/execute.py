@@ -24,6 +24,8 @@ from jaxq.quantizer import QuantParams, fake_quantize, transposed
 Carry = TypeVar("Carry")
 Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
 
+UNKNOWN_TO_XLA = ("float6_e2m3fn", "float6_e3m2fn")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "DeformConv", "Einsum")
 INT32 = np.iinfo(np.int32)
 # What XLA sums on CPU must not be stored first: the order of the sum then depends on the batch, and results must not.
 SUMS = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
@@ -62,6 +64,8 @@ def execute(
       DynamicShapeError: a value that must be known while tracing depends on the data.
     """
     budget = Budget() if not concrete else Budget(1 << 62, 1 << 62)  # values that are there may be as many as there are
+    for name, value in inputs.items():
+        refuse_unknown(value, f"input {name!r}")
     walk = _Walk(graph, params, tap, carry, budget, concrete, hidden, conditions)
     values = walk.tapped({**params, **inputs})
     return walk.run(graph, values, postponed), walk.carry
@@ -307,7 +311,29 @@ def run_traced(entry: Op, arguments: list[Any], attributes: dict[str, Any]) -> A
         for index, value in enumerate(arguments):
             if not entry.needs_static(index):
                 arguments[index] = jax.tree.map(functools.partial(narrowed, what=entry.input_name(index)), value)
-    return entry.function(*arguments, **attributes)
+    refuse_uncomputed(entry, arguments)
+    results = entry.function(*arguments, **attributes)
+    for value in jax.tree.leaves(results):
+        refuse_unknown(value, "its output")
+    return results
+
+
+def refuse_unknown(value: Any, what: str) -> None:
+    """Raises ModelError for an array of a type that numpy knows and XLA does not compute with."""
+    if not isinstance(value, np.ndarray) and getattr(getattr(value, "dtype", None), "name", "") in UNKNOWN_TO_XLA:
+        raise ModelError(
+            f"{what} is of type {value.dtype.name}, with which XLA does not compute; convert it to float32"
+        )
+
+
+def refuse_uncomputed(entry: Op, arguments: list[Any]) -> None:
+    """Raises ModelError for products of numbers of 2 bits, which the standard does not have, and XLA neither."""
+    if entry.name in PRODUCTS:
+        for index, value in enumerate(arguments):
+            if getattr(getattr(value, "dtype", None), "name", "") in ("int2", "uint2"):
+                raise ModelError(
+                    f"{entry.input_name(index)} is of type {value.dtype.name}, of which there are no products"
+                )
 
 
 def runs_in_32_bit() -> bool:
@@ -369,6 +395,10 @@ def traced_param(name: str, value: Any) -> jax.Array:
     """The same of one param."""
     if runs_in_32_bit() and value.dtype in (np.int64, np.uint64):
         value = as_int32(np.asarray(value), f"initializer {name!r}")
+    if value.dtype.name in UNKNOWN_TO_XLA:
+        raise ModelError(
+            f"initializer {name!r} is of type {value.dtype.name}, with which XLA does not compute; convert it to float32"
+        )
     # jnp.asarray would compile a program for each shape; device_put alone may go on reading memory that others write to.
     placed = value if isinstance(value, jax.Array) else jax.device_put(np.array(value))
     if is_mapped(value):

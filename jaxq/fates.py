@@ -95,7 +95,7 @@ class Fates:
             node.op in self.target.same_scale and not (node.op == "Gather" and node.inputs[0] in self.params)
         ):
             return None
-        return rule_for(self.target, node.op, depthwise=is_depthwise(node, self.params)) or self.target.other
+        return rule_for(self.target, node, depthwise=is_depthwise(node, self.params)) or self.target.other
 
     def makes_floats(self, node: Node) -> bool:
         return any(self.dtypes.get(name, "").startswith(("float", "bfloat")) for name in node.outputs)
@@ -118,8 +118,11 @@ class Fates:
         if rule.stored:
             return STORED
         kinds = {self.encoded[name] for name in node.inputs if name in self.encoded}
-        if kinds & self.target.storage_types:
-            return READ_ONLY.format(min(kinds & self.target.storage_types))
+        weights = [node.inputs[index] for index in rule.weights if rule.activations and index < len(node.inputs)]
+        kinds_of_weights = {self.encoded[name] for name in weights if name in self.params and name in self.encoded}
+        slow = (kinds & self.target.storage_types) | (kinds_of_weights & self.target.float_weights)
+        if slow:
+            return READ_ONLY.format(min(slow))
         bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
         if bias and bias not in self.params:
             return COMPUTED_BIAS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from jaxq.dequantizers import local_constants
-from jaxq.errors import ConfigError, ModelError
+from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.external_data import initializers, put_in_place, write_external
 from jaxq.files import check_writable
 from jaxq.graph import Graph, Literal, Node, TensorType, node_names, tensor_names, unused_name
@@ -27,6 +28,7 @@ from jaxq.version import __version__
 # The IR version that came with each opset of the standard domain; a newer one makes older runtimes refuse the file.
 IR_VERSIONS = ((9, 4), (10, 5), (12, 6), (14, 7), (18, 8), (20, 9), (22, 10), (23, 11), (24, 12), (26, 13))
 NEWEST_IR_VERSION = 13  # that onnxruntime 1.31 reads
+LARGEST_SHAPE = 1 << 10  # bytes of a constant that may be a shape
 INLINE_BYTES = 1 << 30  # a file larger than this keeps its weights in a second one: protobuf ends at 2 GiB
 
 
@@ -71,6 +73,7 @@ def save(
             else:
                 ir.save(written, draft)
             check_written(draft, ranks_known=all(output.shape is not None for output in written.graph.outputs))
+            check_types(draft, model)
             return put_in_place(draft, data, target)
     except OSError as error:
         raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
@@ -99,6 +102,34 @@ def check_written(path: Path, *, ranks_known: bool) -> None:
         path = path.with_name(f"shown-{path.name}")
         onnx.save(proto, path)
     onnx.checker.check_model(os.fspath(path))
+
+
+def check_types(path: Path, model: Model) -> None:
+    """Compares the types of all tensors in a file with what their operators take.
+
+    What was wrong in the float model is said, and written all the same: runtimes take more than the standard.
+
+    Raises:
+      onnx.checker.ValidationError: they do not fit, because of what was added to `model`.
+    """
+    error = type_error(onnx.load(path, load_external_data=False))
+    if error and model.encodings and not type_error(ir.to_proto(to_ir(model.replace(encodings={})))):
+        raise onnx.checker.ValidationError(error)
+    if error:
+        message = f"types in the model do not fit its operators, and runtimes may refuse the file: {error}"
+        warnings.warn(message, JaxqWarning, stacklevel=3)
+
+
+def type_error(proto: onnx.ModelProto) -> str:
+    """What does not fit; "" where all does. Shapes are not compared, and weights, which no type depends on, are taken out."""
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) > LARGEST_SHAPE:
+            tensor.ClearField("raw_data")
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True)
+    except onnx.shape_inference.InferenceError as error:
+        return str(error)
+    return ""
 
 
 def to_proto(model: Model) -> onnx.ModelProto:

@@ -119,7 +119,7 @@ class Places:
             return self.target.rules.get("Gather") if table else None  # others move values
         if self.moves_values(node):
             return None
-        rule = rule_for(self.target, node.op, depthwise=is_depthwise(node, self.params))
+        rule = rule_for(self.target, node, depthwise=is_depthwise(node, self.params))
         free = node.op not in ("Shape", "Size", "Cast", "Identity") and not self.is_merged(node)
         return rule or (self.target.other if free else None)
 
@@ -393,11 +393,13 @@ class Places:
             return self.chosen[node.name].output
         return self.is_moved(name)
 
-    def wish(self, node: Node) -> Scheme:
-        """How a chosen node wants its activations."""
-        products = node.op == "MatMul" and len(self.positions(node, self.chosen[node.name])) == 2
-        force = self.transformer and self.target.integer_products_symmetric and products
-        return self.wishes.activation(node.name, self.chosen[node.name].activation_axis, symmetric=force)
+    def wish(self, node: Node, index: int = 0) -> Scheme:
+        """How a chosen node wants the activation that is its input `index`."""
+        rule = self.chosen[node.name]
+        product = bool(rule.weights) and len(self.positions(node, rule)) == 2 and node.op in ("MatMul", "Gemm")
+        symmetric = self.target.integer_products_symmetric and product
+        centered = index in rule.centered
+        return self.wishes.activation(node.name, rule.activation_axis, symmetric=symmetric, centered=centered)
 
     def is_moved(self, name: str) -> bool:
         """Whether all values of a quantized tensor come from tensors with the same quantizer."""

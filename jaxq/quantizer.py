@@ -75,6 +75,14 @@ class IntType:
             return self.levels[1]
         return (1 << (self.bits - self.signed)) - 1
 
+    @property
+    def lowest_stored(self) -> int:
+        """The lowest integer of the smallest ONNX type that holds the grid."""
+        if self.qmin >= 0:
+            return 0
+        needed = max(-self.qmin, self.qmax + 1)
+        return -next(1 << (bits - 1) for bits in (4, 8, 16, 32) if needed <= 1 << (bits - 1))
+
 
 @dataclass(frozen=True)
 class FloatType:
@@ -110,12 +118,14 @@ class Scheme:
       symmetric: whether zero is in the middle of the grid (or at its lowest level, where nothing is negative).
       granularity: one scale for the tensor, one for each index of an axis, or one for each block.
       centered: symmetric, with zero in the middle even where nothing is negative.
+      signed_below_zero: the integers of a range that goes below zero are signed, whatever `grid` says; its steps stay the same.
     """
 
     grid: Grid
     symmetric: bool = True
     granularity: Granularity = PerTensor()
     centered: bool = False
+    signed_below_zero: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -143,6 +153,7 @@ class QuantParams:
     enabled: Any = True  # bool scalar: off leaves x as it is
     mantissa: Any = None  # int32 scalar of a floating-point grid
     smallest_exponent: Any = None  # int32 scalar of a floating-point grid
+    lowest: Any = None  # int32 scalar of an integer grid: what NaN becomes; None for qmin
 
     @classmethod
     def of(cls, scale: Any, zero_point: Any, grid: Grid) -> QuantParams:
@@ -152,7 +163,7 @@ class QuantParams:
         made = cls(scale, zero_point, np.int32(grid.qmin), np.int32(grid.qmax), np.bool_(True))
         if isinstance(grid, FloatType):
             return replace(made, mantissa=np.int32(grid.mantissa), smallest_exponent=np.int32(grid.smallest_exponent))
-        return made
+        return replace(made, lowest=np.int32(grid.lowest_stored))
 
 
 @jax.custom_jvp
@@ -172,7 +183,8 @@ def _round_half_even_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) 
 def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     """The integers (or floats of 8 bits) of x, as float32 values: clip(round(x / scale) + zero_point, qmin, qmax).
 
-    The division is exact, as in ONNX (`divided`).
+    The division is exact, as in ONNX (`divided`). NaN becomes the lowest integer of the type that stores the grid, as in ONNX
+    Runtime's QuantizeLinear (the standard leaves it open), and stays NaN on a floating-point grid; infinities saturate.
 
     Derivatives are straight-through in x, and by the chain rule in the scale (LSQ, Esser et al., arXiv:1902.08153, eq. 3).
     """
@@ -182,7 +194,11 @@ def quantize(x: jax.Array, params: QuantParams) -> jax.Array:
     else:
         step = float_step(ratio, params.mantissa, params.smallest_exponent)
         shifted = round_half_even(ratio / step) * step
-    return jnp.clip(shifted, jnp.asarray(params.qmin, x.dtype), jnp.asarray(params.qmax, x.dtype))
+    clipped = jnp.clip(shifted, jnp.asarray(params.qmin, x.dtype), jnp.asarray(params.qmax, x.dtype))
+    if params.mantissa is not None:
+        return clipped
+    lowest = params.qmin if params.lowest is None else params.lowest
+    return jnp.where(jnp.isnan(x), jnp.asarray(lowest, x.dtype), clipped)
 
 
 def divided(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -224,7 +240,9 @@ def quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:
     with np.errstate(all="ignore"):
         shifted = np.round(np.asarray(x, np.float32) / spread(np.asarray(params.scale, np.float32), x.shape))
     shifted += spread(np.asarray(params.zero_point, np.float32), x.shape)
-    return np.clip(shifted, np.float32(params.qmin), np.float32(params.qmax))
+    clipped = np.clip(shifted, np.float32(params.qmin), np.float32(params.qmax))
+    lowest = params.qmin if params.lowest is None else params.lowest
+    return np.where(np.isnan(shifted), np.float32(lowest), clipped)
 
 
 def fake_quantize_array(x: np.ndarray, params: QuantParams) -> np.ndarray:

@@ -7,6 +7,7 @@ docstring says what is done instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,8 +164,18 @@ def asymmetric_borders(low: Any, high: Any, grid: Grid, unified: bool = False) -
 def activation_params(found: Range, scheme: Scheme) -> QuantParams:
     """Activations, as their scheme says."""
     if scheme.symmetric:
-        return symmetric_params(found, scheme.grid, centered=scheme.centered)
-    return asymmetric_params(found, scheme.grid)
+        made = symmetric_params(found, scheme.grid, centered=scheme.centered)
+    else:
+        made = asymmetric_params(found, scheme.grid)
+    return signed(made, scheme.grid) if scheme.signed_below_zero and (made.zero_point > made.qmin).any() else made
+
+
+def signed(params: QuantParams, grid: Grid) -> QuantParams:
+    """The same quantizer in signed integers: 0 to 255 with zero point 128 becomes -128 to 127 with zero point 0."""
+    if not isinstance(grid, IntType) or grid.signed:
+        return params
+    half = np.int32(1 << (grid.bits - 1))
+    return replace(params, zero_point=params.zero_point - half, qmin=params.qmin - half, qmax=params.qmax - half)
 
 
 def bias_params(input_scale: Any, weight_scale: np.ndarray) -> QuantParams:

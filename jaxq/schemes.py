@@ -236,8 +236,13 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
     if wanted.num_bits:
         check_type(target, role, "num_bits", wanted.num_bits, chosen, allowed)
     check_type(target, role, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)
-    forced = wanted.signedness_to_force is True and role == "activations"
-    return Scheme(chosen, mode == "symmetric", centered=mode == "symmetric" and (target.centered or forced))
+    activations, forced = role == "activations", wanted.signedness_to_force
+    return Scheme(
+        chosen,
+        mode == "symmetric",
+        centered=mode == "symmetric" and (target.centered or (activations and forced is True)),
+        signed_below_zero=activations and target.signed_below_zero and forced is None,
+    )
 
 
 def check_type(target: Target, role: Role, key: str, value: object, grid: Grid, allowed: frozenset[str]) -> None:
@@ -264,11 +269,13 @@ def takes_channels(target: Target, role: Role, mode: str) -> bool:
     return target.per_channel if mode == "symmetric" else target.asymmetric_per_channel
 
 
-def rule_for(target: Target, op: str, *, depthwise: bool = False) -> Rule | None:
-    """The target's rule for an operator; that of depthwise convolutions where they have one of their own."""
-    if depthwise and "DepthwiseConv" in target.rules:
-        return target.rules["DepthwiseConv"]
-    return target.rules.get(op)
+def rule_for(target: Target, node: Node, *, depthwise: bool = False) -> Rule | None:
+    """The target's rule for a node; that of depthwise convolutions where they have one of their own."""
+    own = depthwise and "DepthwiseConv" in target.rules
+    rule = target.rules.get("DepthwiseConv" if own else node.op)
+    if rule is None or any(node.attributes.get(key, value) != value for key, value in rule.only.items()):
+        return None
+    return rule
 
 
 def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:
@@ -330,13 +337,21 @@ class Wishes:
         """The scheme of activations that nobody has a wish for."""
         return scheme_for(self.target, "activations", self.activations, symmetric=self.symmetric)
 
-    def activation(self, name: str, axis: int | None, *, symmetric: bool = False) -> Scheme:
-        """How a node wants its activations; `axis` is that of its channels if it takes one scale for each."""
+    def activation(self, name: str, axis: int | None, *, symmetric: bool = False, centered: bool = False) -> Scheme:
+        """How a node wants an activation; `axis` is that of its channels if it takes one scale for each.
+
+        `symmetric` and `centered`: what its kernel asks for, whatever was wished.
+        """
         wanted = self.nodes.get(name, (self.activations, self.weights))[0]
         scheme = scheme_for(self.target, "activations", wanted, symmetric=self.symmetric)
         per_channel = axis is not None and wanted.per_channel is not False
         granularity = PerAxis(axis) if per_channel and axis is not None else PerTensor()
-        return replace(scheme, granularity=granularity, symmetric=scheme.symmetric or symmetric)
+        return replace(
+            scheme,
+            granularity=granularity,
+            symmetric=scheme.symmetric or symmetric or centered,
+            centered=scheme.centered or centered,
+        )
 
     def weight(self, name: str, axis: int | None) -> Scheme:
         """How a node wants a weight; `axis` is that of its channels if it has any."""
@@ -359,6 +374,7 @@ def common_scheme(schemes: Sequence[Scheme], *, channels: bool = True) -> Scheme
         any(scheme.symmetric for scheme in schemes),
         axes.pop() if len(axes) == 1 and channels else PerTensor(),
         any(scheme.centered for scheme in schemes),
+        all(scheme.signed_below_zero for scheme in schemes),
     )
 
 

@@ -110,6 +110,12 @@ def test_json_on_standard_output_is_all_that_stands_there(digits, tmp_path, caps
     arguments = ["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "out.onnx"), "--json", "-"]
     assert cli.main([*arguments, "--preset", "performance", "--ignore", "classifier", "--seed", "7"]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert result["bias_correction"] == json.loads(result["metadata"]["jaxq.bias_correction"])
+    assert (
+        result["bias_correction"]["moved"] + len(result["bias_correction"]["left"])
+        == result["bias_correction"]["of"]
+        > 0
+    )
     assert result["float_bytes"] > result["quantized_bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert result["metadata"]["jaxq.preset"] == "performance"
     assert result["metadata"]["jaxq.ignored"] == "classifier"

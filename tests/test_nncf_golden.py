@@ -111,10 +111,14 @@ def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: 
     for name, each in found.items():
         scale = np.asarray(params[groups[name]].scale).reshape(-1)
         np.testing.assert_allclose(scale, np.reshape(each["scale"], -1), rtol=1e-4, err_msg=name)
-        ours, theirs = params[groups[name]].zero_point, np.reshape(each["zero_point"], -1)
-        if each["type"] == "int8":
-            theirs = theirs + 128  # we keep all activations in uint8: the same grid
-        assert set(np.unique(ours)) == set(theirs), name  # the files list which there are
+        ours, theirs = params[groups[name]], np.reshape(each["zero_point"], -1)
+        lowest = {"uint8": 0, "int8": -128}[each["type"]]
+        if (
+            theirs == lowest
+        ).all():  # nothing below zero, or too little for a step: unsigned here, and in most files of NNCF
+            lowest, theirs = 0, np.array([0])
+        assert int(ours.qmin) == lowest, name
+        assert set(np.unique(ours.zero_point)) == set(theirs), name  # the files list which there are
     # NNCF leaves BatchNormalization to the runtime: its scales are those of the weights before folding.
     nodes = {node.name: node for _, node in model.graph.walk()}
     schemes = {weight.name: weight.scheme for weight in plan.weights}

@@ -472,3 +472,33 @@ def test_a_branch_keeps_its_own_weights_at_the_top():
     assert len(branches) == 2
     assert not any(branch.initializer for branch in branches)
     assert {"slow.weight_quantized", "fast.weight_quantized"} <= {each.name for each in proto.graph.initializer}
+
+
+# ------------------------------------------------------------------------------------------------------------- types
+
+
+def test_a_file_whose_types_do_not_fit_is_not_written(tmp_path):
+    """A quantizer of float64, which placement never makes, is what no runtime loads."""
+    model = load(written("(double[N, 4] x) => (double[N, 4] y) { y = Relu (x) }")).replace(encodings={"x": EVERYWHERE})
+    for external in (False, True):
+        with pytest.raises(ModelError, match=r"not valid ONNX; this is a defect of jaxq.*double"):
+            save(model, tmp_path / "m.onnx", external_data=external)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_types_that_did_not_fit_before_are_said_and_written(tmp_path):
+    proto = written(
+        "(int32[N, 4] x, float[N, 4] z) => (int32[N, 4] y, float[N, 4] u) { y = Relu (x)  u = Neg (z) }", opset=13
+    )
+    for encodings in ({}, {"z": EVERYWHERE}):
+        with pytest.warns(jaxq.JaxqWarning, match=r"types in the model do not fit its operators.*Relu.*int32"):
+            save(load(proto).replace(encodings=encodings), tmp_path / "m.onnx")
+        assert load(tmp_path / "m.onnx").outputs.keys() == {"y", "u"}
+
+
+def test_operators_of_other_domains_and_declared_shapes_are_no_fault(tmp_path):
+    proto = written("(float[N, 4] x) => (float[N, 7] y) { h = Neg (x)  y = Relu (h) }")
+    proto.graph.node[0].CopyFrom(helper.make_node("Gelu", ["x"], ["h"], domain="com.microsoft"))
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    save(load(proto).replace(encodings={"h": EVERYWHERE}), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").is_file()

@@ -649,7 +649,7 @@ def test_a_weight_shared_with_an_ignored_node_stays_exact_for_that_one():
 def test_recurrent_layers_have_weights_for_each_gate():
     model = written("(float[5, N, 3] x) => (float[5, 1, N, 4] y) { y = LSTM <hidden_size = 4> (x, w, r) }",
                     w=np.ones((1, 16, 3), np.float32), r=np.ones((1, 16, 4), np.float32))  # fmt: skip
-    plan = plan_of(model, target=OPENVINO)
+    plan = plan_of(model, target=ASCEND)
     assert [(weight.name, weight.scheme.granularity) for weight in plan.weights] == [
         ("w", PerAxis(1)),
         ("r", PerAxis(1)),
@@ -667,7 +667,7 @@ def test_a_table_of_embeddings_is_a_weight():
     ]
 
 
-def test_products_of_activations_are_symmetric_in_transformers():
+def test_products_of_activations_are_symmetric_for_openvino():
     plan = plan_of(transformer_block(), target=OPENVINO)
     assert plan.schemes["query"].symmetric
     assert not plan.schemes["norm"].symmetric
@@ -677,7 +677,8 @@ def test_products_of_activations_are_symmetric_in_transformers():
 def test_a_transposed_convolution_has_its_channels_on_axis_one_whatever_its_groups():
     model = written("(float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) { y = ConvTranspose <group = 2> (x, w) }",
                     w=np.ones((4, 3, 1, 1), np.float32))  # fmt: skip
-    for target in (ONNXRUNTIME, TENSORRT, OPENVINO):
+    assert not plan_of(model, target=OPENVINO).weights, "its integer kernel has no groups"
+    for target in (ONNXRUNTIME, TENSORRT):
         (weight,) = plan_of(model, target=target).weights
         assert weight.scheme.granularity == PerAxis(1)
         assert weight.scheme.grid in (IntType(8, narrow=True), IntType(7))

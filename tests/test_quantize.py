@@ -197,6 +197,7 @@ def test_the_record_says_how_the_file_was_made():
     ).metadata
     sha = made["jaxq.calibration_sha256"]
     assert dict(made) == {
+        "jaxq.bias_correction": '{"moved": 1, "of": 1, "left": []}',
         "jaxq.preset": "performance",
         "jaxq.target": "onnxruntime",
         "jaxq.ignored": "second",

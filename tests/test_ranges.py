@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given
 
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, StatisticsCollectorParameters
-from jaxq.quantizer import SMALLEST_SCALE, IntType, fake_quantize_array
+from jaxq.quantizer import SMALLEST_SCALE, IntType, Scheme, fake_quantize_array
 from jaxq.ranges import (
     Range,
+    activation_params,
     aggregate,
     asymmetric_params,
     bias_params,
@@ -68,6 +70,27 @@ def test_symmetric_parameters_are_those_of_the_reference(case):
         params = symmetric_params(one(*case["range"]), grid)
         np.testing.assert_allclose(params.scale, case["scale"], rtol=1e-6)
         assert params.zero_point == case[name]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@given(found=ends, bits=st.integers(4, 16))
+def test_the_integers_of_what_goes_below_zero_can_be_signed_on_the_same_grid(found, bits, symmetric):
+    plain = Scheme(IntType(bits, signed=False), symmetric)
+    one, other = (activation_params(found, replace(plain, signed_below_zero=each)) for each in (False, True))
+    goes_below = (one.zero_point > 0).any()
+    half = 1 << (bits - 1) if goes_below else 0
+    assert (other.qmin, other.qmax) == (one.qmin - half, one.qmax - half)
+    np.testing.assert_array_equal(other.zero_point, one.zero_point - half)
+    np.testing.assert_array_equal(other.scale, one.scale)
+    if symmetric:
+        assert not other.zero_point.any()
+
+
+def test_channels_of_one_tensor_are_signed_together():
+    scheme = Scheme(IntType(8, signed=False), signed_below_zero=True)
+    params = activation_params(Range(np.float32([0, -1]), np.float32([4, 2])), scheme)
+    assert (params.qmin, params.zero_point.tolist()) == (-128, [0, 0])
+    assert activation_params(Range(np.float32([0, 0]), np.float32([4, 2])), scheme).qmin == 0
 
 
 @cases("aggregators")

@@ -8,6 +8,7 @@ from models import NETWORKS, quantized, run_at, samples, smooth, written
 
 import jaxq
 from jaxq.qdq import storage
+from jaxq.quantizer import E4M3, E5M2, FloatType, IntType, QuantParams, fake_quantize_array
 from jaxq.targets import ONNXRUNTIME
 from jaxq.targets.installed import installed_version, limits_of
 from jaxq.targets.onnxruntime import FLOAT8, WIDE_INPUTS
@@ -139,3 +140,30 @@ def test_every_level_computes_what_is_simulated_for_other_targets(target, tmp_pa
 def test_every_level_computes_what_is_simulated_for_other_types(name, weights, activations, tmp_path):
     source, advanced = NETWORKS[name][0](), options(weights, activations)
     check(source, jaxq.quantize(source, samples(name, 8), advanced_parameters=advanced), samples(name, 4, 50), tmp_path)
+
+
+GRIDS = {
+    f"{grid}": grid
+    for grid in (
+        *(IntType(bits, signed) for bits in (4, 8, 16) for signed in (True, False)),
+        *(IntType(8, narrow=True), IntType(7), IntType(12), IntType(7, signed=False), IntType(3)),
+        *(E4M3, E5M2),
+    )
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_what_is_not_finite_is_rounded_as_by_the_runtime(grid, tmp_path):
+    """At every place of vectors and of what is left over of them; in the file, in the simulation, and in the file read back."""
+    middle = 0 if isinstance(grid, FloatType) or grid.signed else (grid.qmax + 1) // 2
+    encoding = QuantParams.of(np.full(1, 0.5), middle, grid)
+    simulated = jaxq.load(written("(float[N] x) => (float[N] y) { y = Neg (x) }")).replace(encodings={"x": encoding})
+    jaxq.save(simulated, tmp_path / "model.onnx")
+    values = [np.nan, -np.nan, 1] if isinstance(grid, IntType) and grid.bits == 4 else [np.nan, np.inf, -np.inf, 1]
+    feeds = [{"x": np.resize(np.float32(values), length)} for length in (1, 2, 37)]
+    back = jaxq.load(tmp_path / "model.onnx")
+    for feed, found in zip(feeds, run_at(tmp_path / "model.onnx", "DISABLE_ALL", feeds), strict=True):
+        np.testing.assert_array_equal(simulated(feed)["y"], found["y"])
+        np.testing.assert_array_equal(back(feed)["y"], found["y"])
+        assert np.isnan(found["y"]).any() == isinstance(grid, FloatType)
+        np.testing.assert_array_equal(-fake_quantize_array(feed["x"], encoding), found["y"])

@@ -1,5 +1,7 @@
 """What users ask for becomes a scheme, or an error that names the path and what the target takes."""
 
+from dataclasses import replace
+
 import pytest
 from models import residual_network
 
@@ -33,6 +35,8 @@ P = QuantizationParameters
         (TENSORRT, "activations", P(), False, Scheme(IntType(8), True, centered=True)),
         (ASCEND, "activations", P(), False, Scheme(IntType(8), False)),
         (ONNXRUNTIME, "activations", P(signedness_to_force=True), True, Scheme(IntType(8), True, centered=True)),
+        (OPENVINO, "activations", P(), False, Scheme(IntType(8, signed=False), False, signed_below_zero=True)),
+        (OPENVINO, "activations", P(signedness_to_force=False), True, Scheme(IntType(8, signed=False))),
         (TENSORRT, "activations", FP8QuantizationParameters(), True, Scheme(E4M3, centered=True)),
     ],
     ids=lambda each: getattr(each, "name", str(each)),
@@ -104,6 +108,9 @@ def test_a_common_scheme_is_the_widest_and_symmetric_if_one_must_be():
     wide = Scheme(IntType(16, signed=False), symmetric=True)
     assert common_scheme([narrow, wide]) == Scheme(IntType(16, signed=False), True, PerTensor())
     assert common_scheme([narrow, narrow]).granularity == PerAxis(1)
+    either = replace(narrow, signed_below_zero=True)
+    assert common_scheme([either, either]).signed_below_zero
+    assert not common_scheme([either, narrow]).signed_below_zero, "one reader asked for unsigned integers"
     assert common_scheme([narrow, narrow], channels=False).granularity == PerTensor()
 
 

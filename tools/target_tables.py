@@ -33,11 +33,12 @@ def overview(targets: Iterable[Target]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for each in targets:
+        slow = each.storage_types | each.float_weights
         modes = "symmetric" if each.activation_modes == {"symmetric"} else "either"
         cells = (
             f"`{each.name}`",
             f"{kinds(each.activation_types, each.storage_types)}; {modes}",
-            f"{kinds(each.weight_types, each.storage_types)}; {'either' if 'asymmetric' in each.weight_modes else 'symmetric'}",
+            f"{kinds(each.weight_types, slow)}; {'either' if 'asymmetric' in each.weight_modes else 'symmetric'}",
             listed(each.bias_types) if each.bias_types else "float",
             each.default_preset,
             FIX[each.overflow_fix],
@@ -55,6 +56,8 @@ def in_words(rule: Rule) -> str:
     elif rule.activations:
         numbers = " and ".join(str(index) for index in rule.activations)
         parts.append(f"input{'s' if len(rule.activations) > 1 else ''} {numbers}")
+    if rule.centered:
+        parts[-1] += f" ({' and '.join(map(str, rule.centered))} in int8 with zero point 0)"
     if rule.activation_axis is not None:
         parts[-1] += f" per index of axis {rule.activation_axis}"
     for index in rule.weights:
@@ -66,6 +69,7 @@ def in_words(rule: Rule) -> str:
         parts.append("output")
     if rule.body_only:
         parts.append("only where something quantized follows")
+    parts += [f"only with {key} = {value}" for key, value in rule.only.items()]
     if rule.skip_only:
         parts.append("but not the summand that a kernel makes for it")
     if rule.stored:
@@ -77,7 +81,7 @@ def operators(target: Target) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name, rule in target.rules.items():
         alike.setdefault(in_words(rule), []).append(name)
-    rows = [f"### {target.name}", "", f"{target.title}. Opset {target.opset} or newer.", ""]
+    rows = [f"### {target.name}", "", f"{target.title}. Opset {target.opset} or newer. {target.evidence}", ""]
     rows += ["| operators | quantized |", "|---|---|"]
     rows += [f"| {', '.join(names)} | {words} |" for words, names in alike.items()]
     if target.other:

@@ -28,7 +28,7 @@ from jaxq.files import write_bytes, write_text
 from jaxq.quantizer import QuantParams
 
 FORMAT = 2
-FIELDS = ("scale", "zero_point", "qmin", "qmax", "mantissa", "smallest_exponent")
+FIELDS = ("scale", "zero_point", "qmin", "qmax", "mantissa", "smallest_exponent", "lowest")
 
 
 class State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.biases import moved_biases
+from jaxq.biases import moved_biases, record
 from jaxq.collect import Batch, batches, compiled_part
 from jaxq.distance import distance, is_float
 from jaxq.execute import execute, shared
@@ -41,18 +41,18 @@ class BiasCorrection:
 
         shift_c = mean over the samples so far of (mean of float_c - mean of quantized_c),    bias_c <- bias_c + shift_c
 
-    Afterwards a few samples more run with and without the shifts, and they are dropped if the outputs are nearer to those of
-    the float network without. That happens where the mean of a channel is that of a few huge values: of the attention sinks of
-    a transformer, or of padding. Moving it for all positions then costs more than it mends.
+    Then samples that were kept apart run with and without the shifts: what brings their outputs nearer to those of the float
+    network is kept (`kept`). Where the mean of a channel is that of a few huge values (of the attention sinks of a transformer,
+    or of padding), moving it for all positions costs more than it mends.
 
     So one pass does what sequential correction (Nagel et al., arXiv:1906.04721, section 4.2; BiasCorrection of NNCF and POT)
     does layer by layer. Unlike there, activations are rounded as well, and a bias that is zero or was absent is corrected too.
 
     Args:
       sites: where; see `bias_sites`.
-      samples: at most so many are used.
+      samples: at most so many are used to find the shifts.
       batch: samples between two updates of the shifts. Part of the method, not of its speed: it is the same on every device.
-      checks: samples on which the outputs are compared; behind the others, if there are any; 0: none.
+      checks: samples on which the outputs are compared, behind the others: at most so many, and a quarter of few; 0: none.
       threshold: a layer whose largest shift is above so many times its largest bias or mean output stays as it is.
     """
 
@@ -73,29 +73,74 @@ class BiasCorrection:
         known: FloatNetwork | None = None,
     ) -> Model:
         """See `Algorithm`; `known` keeps what the float network gave, for further calls with its params and these samples."""
-        if not self.sites:
+        if not self.sites or all(map(is_fine, model.encodings.values())):
             return model
-        stream = iter(samples)
+        taken = itertools.islice(samples, self.samples + self.checks)
+        first = [jax.tree.map(np.array, dict(feed)) for feed in taken]  # copies: a loader may refill its buffer
+        apart = min(self.checks, max(len(first) - self.samples, len(first) // 4))
         walks = Walks(self, model, known or FloatNetwork())
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
-        for static, batch in batches(model, itertools.islice(stream, self.samples), self.batch):
+        for static, batch in batches(model, first[: len(first) - apart], self.batch):
             wanted = walks.exact(static, batch)
             found = walks.moved(static, batch, wanted, missing)
             exact, missing = exact.plus(wanted), missing.plus(wanted.minus(found))
         moved = moved_biases(model.params, self.by_bias(missing), self.by_bias(exact), self.threshold)
-        biases = {site.bias: moved[site.bias] for site in self.sites}
-        noise = np.zeros(2)
-        unseen = list(itertools.islice(stream, self.checks)) or list(itertools.islice(samples, self.checks))
-        for static, batch in batches(model, unseen, self.batch):
-            outputs = walks.exact_outputs(static, batch)
-            for position, changed in enumerate(({}, biases)):
-                noise[position] += relative_noise(outputs, walks.outputs(static, batch, changed), batch.real)
-        return model if noise[0] < noise[1] else model.replace(params=moved)
+        names = [site.bias for site in self.sites if moved[site.bias] is not model.params[site.bias]]
+        unseen = list(batches(model, first[len(first) - apart :] if apart else first[: self.checks], self.batch))
+
+        def noise(chosen: Sequence[str]) -> float:
+            return walks.noise(unseen, {name: moved[name] for name in chosen})
+
+        chosen = frozenset(kept(names, noise) if unseen else names)
+        params = {name: moved[name] if name in chosen else value for name, value in model.params.items()}
+        return model.replace(
+            params=params, metadata=model.metadata | record(chosen, [site.bias for site in self.sites])
+        )
 
     def by_bias(self, sums: Sums) -> dict[str, np.ndarray]:
         """The mean at each site, under the name of its bias."""
         means = sums.means()
         return {site.bias: means[site.output] for site in self.sites}
+
+
+FINE = 2**15 - 1  # levels of a grid, from which on there is nothing to correct
+GROUPS = 4  # into which the layers are divided, one behind the other
+CLEAR = 0.7  # of the error: below, all shifts are kept without a look at parts of them
+GAIN = 0.98  # of the error: what taking back some of the shifts must reach
+
+
+def kept(names: Sequence[str], noise: Callable[[Sequence[str]], float]) -> Sequence[str]:
+    """The biases, in the order of the network, whose shifts bring the outputs nearer to those of the float network.
+
+    All of them, if that is clear. Else it is decided for a group of layers at a time, from the better start: all shifts, which
+    are taken back from the last group on, or none, which are given from the first group on. A group counts if the error falls.
+
+    Args:
+      names: biases that would be moved.
+      noise: the error of the outputs when only these are.
+    """
+    without, best = noise(()), noise(names)
+    if not names or best < CLEAR * without:
+        return names
+    groups = [list(each) for each in np.array_split(np.array(names, object), min(GROUPS, len(names)))]
+    give = without < best
+    chosen: Sequence[str] = () if give else names
+    best = min(best, without)
+    for group in groups if give else reversed(groups):
+        tried = [
+            name
+            for name in names
+            if (name in chosen or name in group if give else name in chosen and name not in group)
+        ]
+        error = noise(tried)
+        if error < GAIN * best:
+            chosen, best = tried, error
+    return chosen
+
+
+def is_fine(encoding: QuantParams) -> bool:
+    """Whether a grid has so many levels that its rounding moves no mean."""
+    return encoding.mantissa is None and float(encoding.qmax) - float(encoding.qmin) >= FINE
 
 
 @dataclass(frozen=True)
@@ -177,6 +222,13 @@ class Walks:
         """The outputs of the quantized network with these biases."""
         return self._walk(static, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
 
+    def noise(self, data: Sequence[tuple[FrozenDict[str, Literal], Batch]], biases: Mapping[str, Any]) -> float:
+        """How far the outputs of the quantized network with these biases are from those of the float network."""
+        return sum(
+            relative_noise(self.exact_outputs(static, batch), self.outputs(static, batch, biases), batch.real)
+            for static, batch in data
+        )
+
     def _float(self, static: FrozenDict[str, Literal], batch: Batch) -> tuple[Sums, Outputs]:
         return self._walk(static, batch, self.params, self.off, self.still, 0.0)
 
@@ -226,7 +278,7 @@ def rounded_params(
         elif each.mantissa is not None:
             others[name] = each
         else:
-            bounds = {"qmin": np.float32(each.qmin), "qmax": np.float32(each.qmax)}
+            bounds = {key: np.float32(getattr(each, key)) for key in ("qmin", "qmax", "lowest")}
             others[name] = replace(each, **bounds) if np.asarray(each.enabled) else switched_off(each)
     return weights, others
 
@@ -241,7 +293,8 @@ def switched_off(params: QuantParams) -> QuantParams:
     # powers of two, so that nothing else is rounded; finer ones would overflow where a mask holds the lowest float
     scale = np.exp2(np.floor(np.log2(np.asarray(params.scale))) - 20).astype(np.float32)
     zero_point = np.zeros_like(params.zero_point)
-    return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, np.float32(-np.inf), np.float32(np.inf))
+    bounds = {"qmin": np.float32(-np.inf), "qmax": np.float32(np.inf), "lowest": np.float32(np.nan)}
+    return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, **bounds)
 
 
 @compiled(static=3)

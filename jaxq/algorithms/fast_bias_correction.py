@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.biases import moved_biases
+from jaxq.biases import moved_biases, record
 from jaxq.graph import Graph, Node
 from jaxq.linear_layers import channel_count, owned
 from jaxq.model import Model
@@ -79,7 +79,9 @@ class FastBiasCorrection:
             shifts[term.bias] = shifts.get(term.bias, start) + mean_output(term, rounding, mean)
             outputs[term.bias] = outputs.get(term.bias, start) + mean_output(term, value, mean)
         means = {name: each + np.asarray(model.params[name], np.float64) for name, each in outputs.items()}
-        return model.replace(params=moved_biases(model.params, shifts, means, self.threshold))
+        params = moved_biases(model.params, shifts, means, self.threshold)
+        moved = [name for name in shifts if params[name] is not model.params[name]]
+        return model.replace(params=params, metadata=model.metadata | record(moved, list(shifts)))
 
     def terms(self, model: Model) -> list[Term]:
         """The products to look at; a tensor is watched along one axis, that of the first node that reads it."""

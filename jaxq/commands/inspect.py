@@ -43,6 +43,8 @@ def print_summary(summary: Summary, target: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxq.targets import find_target
+
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for title, types in (("input", summary.inputs), ("output", summary.outputs)):
         for name, each in types.items():
@@ -52,6 +54,8 @@ def print_summary(summary: Summary, target: str) -> None:
     )
     console.print(f"weights  {summary.parameter_count:,} in {in_words(summary.parameter_bytes)}")
     console.print(f"Q/DQ     {'yes: this model is quantized' if summary.quantized else 'none'}")
+    known = find_target(target)
+    console.print(f"target   {target}: {known.title}. {known.evidence}")
     for key, value in summary.metadata.items():
         console.print(f"         {key} = {value}")
     table = Table("operator", box=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -255,6 +256,9 @@ def described(
         "metadata": dict(quantized.metadata),
         "fates": summarize(quantized, target).fates,
     }
+    correction = quantized.metadata.get("jaxq.bias_correction")
+    if correction is not None:
+        result["bias_correction"] = json.loads(correction)
     return result if found is None else result | {"accuracy": found.to_dict()}
 
 
@@ -264,6 +268,8 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
         print(found.table())
     sizes = "{float_bytes:,} -> {quantized_bytes:,} bytes, in {seconds:.1f} s".format_map(result)
     print(f"{written_files(result)}: {sizes}")
+    if "bias_correction" in result:
+        print("bias correction moved {moved} of {of} layers".format_map(result["bias_correction"]))
     from jaxq.summary import layers_in_words
 
     print(f"layers: {layers_in_words(result['fates'])}")

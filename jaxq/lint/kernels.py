@@ -21,6 +21,8 @@ def why_float(network: Network, node: Node, rule: Rule) -> Reason | None:
     if rule.stored:
         problem = "this runtime has no integer kernel for it, its weight is kept in integers for size alone"
         return problem, "leave it out of quantization if size does not matter"
+    if reason := why_float_weights(network, node, rule):
+        return reason
     quantized = has_quantized_output(network, node)
     if rule.output and not quantized:
         problem = f"its result {node.outputs[0]!r} is not quantized"
@@ -34,6 +36,19 @@ def why_float(network: Network, node: Node, rule: Rule) -> Reason | None:
         return why_float_gemm(network, node, quantized)
     if node.op == "MatMul" and not quantized:
         return why_float_matmul(network, node)
+    return None
+
+
+def why_float_weights(network: Network, node: Node, rule: Rule) -> Reason | None:
+    """The same of a node whose weights are of a type that the integer kernel does not have."""
+    for index in rule.weights if network.target.float_weights else ():
+        each = network.seen.get(node.inputs[index]) if index < len(node.inputs) else None
+        if each is None or each.role != "weight":
+            continue
+        shifted = each.zero_point is not None and np.any(each.zero_point)
+        if each.type in network.target.float_weights or shifted:
+            problem = f"its weights are {each.type}{' with a zero point' if shifted else ''}"
+            return problem, "quantize them to int8, symmetrically"
     return None
 
 

@@ -126,7 +126,7 @@ class Network:
         weight = node.inputs[1] if len(node.inputs) > 1 else ""
         shapes = {weight: self.values.get(self.producer[weight].inputs[0]) if weight in self.producer else None}
         known = {name: value for name, value in shapes.items() if value is not None}
-        return rule_for(self.target, node.op, depthwise=is_depthwise(node, known))
+        return rule_for(self.target, node, depthwise=is_depthwise(node, known))
 
     def is_quantized(self, name: str) -> bool:
         return name in self.seen and self.seen[name].node.op == "DequantizeLinear"

@@ -78,12 +78,16 @@ def divide_exactly(x: Any, scale: Any) -> Any:
 
 
 def to_integers(ratio: Any, zero_point: Any, dtype: Any) -> Any:
-    """clip(round(ratio) + zero_point), half to even, on the range of `dtype`; exact for types of up to 16 bits."""
+    """clip(round(ratio) + zero_point), half to even, on the range of `dtype`; exact for types of up to 16 bits.
+
+    NaN becomes the lowest integer, as in ONNX Runtime; the standard leaves it open.
+    """
     xp, limits = array_namespace(ratio, zero_point), jnp.iinfo(dtype)
     steps = xp.rint(ratio).astype(np.float32)
     if zero_point is not None:
         steps = steps + zero_point.astype(np.float32)
-    return convert(xp.clip(steps, float(limits.min), float(limits.max)), dtype)
+    low, high = np.float32(limits.min), np.float32(limits.max)
+    return convert(xp.where(xp.isnan(steps), low, xp.clip(steps, low, high)), dtype)
 
 
 @op("DynamicQuantizeLinear", since=11)

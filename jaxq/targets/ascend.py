@@ -10,6 +10,7 @@ from jaxq.targets.table import POINTWISE, Rule, Target
 ASCEND = Target(
     name="ascend",
     title="Ascend 310 and 910, CANN 7 to 9",
+    evidence="Never run on such a processor: made from Huawei's documentation of AMCT, its quantizer.",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, bias=2, output=False),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),

@@ -31,7 +31,8 @@ WIDE_INPUTS = Limit(
 # 128, which is the same grid.
 ONNXRUNTIME = Target(
     name="onnxruntime",
-    title="ONNX Runtime 1.31 on CPUs with 8-bit dot products (x86 with VNNI, ARM)",
+    title="ONNX Runtime on CPUs with 8-bit dot products (x86 with VNNI, ARM)",
+    evidence="Run by tests/test_runtime_onnxruntime.py in the version that is installed, on whatever CPU there is.",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, bias=2),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False, stored=True),
@@ -71,6 +72,6 @@ ONNXRUNTIME = Target(
 ONNXRUNTIME_AVX2 = replace(
     ONNXRUNTIME,
     name="onnxruntime-avx2",
-    title="ONNX Runtime 1.31 on x86 processors without VNNI (AVX2, AVX-512 without it)",
+    title="ONNX Runtime on x86 processors without VNNI (AVX2, AVX-512 without it)",
     overflow_fix="enable",
 )

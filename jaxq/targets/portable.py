@@ -10,6 +10,7 @@ from jaxq.targets.table import MOVES, POINTWISE, Rule, Target
 PORTABLE = Target(
     name="any",
     title="Any runtime that reads QDQ ONNX and computes in float what is not quantized",
+    evidence="What all other tables have in common; run in ONNX Runtime only.",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),

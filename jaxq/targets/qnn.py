@@ -10,6 +10,7 @@ from jaxq.targets.table import MOVES, POINTWISE, Rule, Target
 QNN = Target(
     name="qnn",
     title="Qualcomm HTP: QNN (QAIRT 2.2x), ONNX Runtime's QNN provider",
+    evidence="Never run on such a processor: made from Qualcomm's and ONNX Runtime's documentation of the QNN provider.",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, bias=2),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1),

@@ -17,6 +17,8 @@ class Rule:
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
       weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
+      only: attribute -> the value, which is also the standard's default, that a node must have: the kernel is for these alone.
+      centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
       bias: position of the bias, which the kernel wants as int32 with scale input_scale * weight_scale.
       output: the kernel is used only if the output is quantized too.
       body_only: worth quantizing only where something quantized follows (a Sigmoid inside of a network, not one that ends it).
@@ -29,11 +31,13 @@ class Rule:
     weights: tuple[int, ...] = ()
     weight_axis: int | None = 0
     activation_axis: int | None = None
+    centered: tuple[int, ...] = ()
+    only: Mapping[str, str | int] = field(default_factory=dict)
     bias: int | None = None
     output: bool = True
     body_only: bool = False
-    skip_only: bool = False
     stored: bool = False
+    skip_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,8 @@ class Target:
 
     Attributes:
       name: as in `target=...`.
-      title: the runtime and the version that the table is about, in words.
+      title: the runtime, in words.
+      evidence: how it is known that the runtime does what the table says: by which tests, or from which documents alone.
       rules: operator -> how its integer kernel takes it. `DepthwiseConv` is a Conv with one filter for each channel, where
         that differs from other convolutions.
       other: the rule for operators on floats that stand in no table; None leaves them in float.
@@ -92,6 +97,7 @@ class Target:
       activation_types, weight_types: what the kernels read, by name.
       activation_modes, weight_modes: "symmetric" (zero point 0, or the middle of an unsigned type) and "asymmetric".
       storage_types: of these, the ones that are read but turned into floats before anything is computed: smaller, not faster.
+      float_weights: types of weights, beside `storage_types`, that make even a kernel with quantized activations one in floats.
       limits: what some versions of the runtime do not take as it is written.
       packages: what the runtime is called where Python packages come from; its version is asked there.
       bias_types: what biases may be kept in beside float.
@@ -99,8 +105,10 @@ class Target:
         does not, they are turned into floats at every run.
       rounds_biases: whether the runtime makes int32 of a bias in float by itself, in units of the products, and clips it.
       centered: symmetric activations have zero in the middle even if none of them is negative: the zero point must be 0.
+      signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
+        unsigned; where a type is asked for, that counts.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
-      integer_products_symmetric: in transformers, both factors of a product of two activations are symmetric.
+      integer_products_symmetric: both factors of a product of two activations are symmetric.
       merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
         clips: its zero point must be the lowest integer.
       domains: of the operators that the runtime has.
@@ -113,6 +121,7 @@ class Target:
 
     name: str
     title: str
+    evidence: str
     rules: Mapping[str, Rule]
     other: Rule | None = None
     same_scale: frozenset[str]
@@ -131,12 +140,14 @@ class Target:
     activation_modes: frozenset[str] = frozenset({"symmetric", "asymmetric"})
     weight_modes: frozenset[str] = frozenset({"symmetric"})
     storage_types: frozenset[str] = frozenset()
+    float_weights: frozenset[str] = frozenset()
     limits: tuple[Limit, ...] = ()
     packages: tuple[str, ...] = ()
     bias_types: frozenset[str] = frozenset({"int32"})
     merges_weights: bool = False
     rounds_biases: bool = False
     centered: bool = False
+    signed_below_zero: bool = False
     per_channel: bool = True
     asymmetric_per_channel: bool = False
     integer_products_symmetric: bool = False

@@ -11,6 +11,7 @@ from jaxq.targets.table import MOVES, POINTWISE, Rule, Target
 TENSORRT = Target(
     name="tensorrt",
     title="TensorRT 10, explicit quantization",
+    evidence="Never run in TensorRT: made from NVIDIA's documentation of explicit quantization.",
     rules={
         "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, output=False),
         "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False),

@@ -1,5 +1,7 @@
 """That the program which is tried computes what the model that is written computes, for every setting."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,7 +94,7 @@ def test_a_shared_quantizer_stays_for_the_other_reader():
 
 
 def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_of_the_base():
-    space = Space(base_of(chain(), images(12)))
+    space = Space(base_of(chain(), images(24)))
     with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
     assert moved.moved
@@ -132,12 +134,23 @@ def test_candidates_upload_what_differs_from_those_before(monkeypatch):
 
 
 def test_a_reverted_layer_has_its_own_bias_again():
-    space = chain_space()
+    space = Space(base_of(chain(), images(24)))
     moved = next(bias for bias, node in space._biases.items() if node == "Conv_conv1")
     assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
                           ({"Conv_conv1": WEIGHTS}, "corrected")):  # fmt: skip
         np.testing.assert_array_equal(space.parts(setting).params[moved], getattr(space.base, kind)[moved])
+
+
+def test_16_bits_hold_what_was_seen_where_8_are_clipped():
+    base = base_of(chain(), images(12), "minmax")
+    first, seen = next(iter(base.encodings)), base.encodings["minmax"]
+    half = {name: replace(each, scale=each.scale / 2) for name, each in base.encodings[first].items()}
+    space = Space(replace(base, encodings={first: half, "minmax": seen}))
+    wide = {name: each for name, each in space.parts({"Conv_conv1": WIDE}).encodings.items() if int(each.qmax) == 65535}
+    assert wide
+    for name, each in wide.items():
+        np.testing.assert_allclose(each.scale * 65535, seen[name].scale * 255, rtol=0.01)
 
 
 def test_every_repair_is_closer_to_float_than_all_in_eight_bits():

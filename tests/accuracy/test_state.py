@@ -213,6 +213,10 @@ def test_what_is_said_of_an_earlier_search_is_true(tmp_path, monkeypatch):
     interrupted(tmp_path, monkeypatch)
     assert search(tmp_path).notes[0].startswith("going on with a search that was broken off: 2 candidates")
     assert search(tmp_path).notes[0].startswith("going on with a search that was finished: 2 candidates")
+
+
+def test_a_finished_search_that_is_broken_off_with_another_limit_is_broken_off(tmp_path, monkeypatch):
+    assert len(search(tmp_path, max_drop=0.5).report.steps) == 1  # one candidate is enough
     interrupted(tmp_path, monkeypatch, max_drop=0.0)
     assert search(tmp_path, max_drop=0.0).notes[0].startswith("going on with a search that was broken off")
 
