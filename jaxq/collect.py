@@ -64,7 +64,12 @@ def split_samples(
 
 
 def _is_free(wanted: TensorType, axis: int) -> bool:
-    return wanted.shape is not None and len(wanted.shape) > axis and not isinstance(wanted.shape[axis], int)
+    return (
+        not wanted.within
+        and wanted.shape is not None
+        and len(wanted.shape) > axis
+        and not isinstance(wanted.shape[axis], int)
+    )
 
 
 def collect(

@@ -25,9 +25,10 @@ from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
-from jaxq.dequantizers import SMALLEST_BLOCK
+from jaxq.dequantizers import SMALLEST_BLOCK, is_product
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.fusion import simplify_gemm
+from jaxq.graph import Graph
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.passes import keep_outputs_exact
@@ -121,7 +122,7 @@ def compress_weights(
     sites = compression_sites(model.graph, model.params, ignored)
     refuse_empty(model, sites, ignored)
     samples = () if dataset is None else Samples(model, dataset, subset_size)
-    primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(sites)
+    primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(model.graph, sites)
     wanted = {site.param: scheme_of(model, site, chosen, group, fallback) for site in primary}
     narrow = insensitive(model, primary, wanted, ratio, samples, batch_size)
     final = {name: scheme for name, scheme in wanted.items() if scheme is not None and name in narrow}
@@ -193,7 +194,7 @@ def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterab
     if not sites:
         left = listed(left_in_float(model, (), ignored))
         raise ModelError(
-            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 weight that is not ignored"
+            "the model has no weights to compress: no MatMul, Gemm or Gather with a float32 or float16 weight that is not ignored"
             + (f"; it has {left}" if left else "")
         )
     for site in sites:
@@ -255,10 +256,11 @@ def listed(left: Mapping[str, str]) -> str:
     )
 
 
-def inner_sites(sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]:
-    """All but the embeddings and the last matrix product, where few bits cost most."""
-    products = [site for site in sites if site.data]
-    return tuple(products[:-1])
+def inner_sites(graph: Graph, sites: Sequence[CompressionSite]) -> tuple[CompressionSite, ...]:
+    """All but the embeddings and the last matrix product, which may be one weight: there few bits cost most."""
+    known = {site.param for site in sites}
+    products = [node.inputs[1] for _, node in graph.walk() if is_product(node) and node.inputs[1] in known]
+    return tuple(site for site in sites if site.data and site.param != products[-1])
 
 
 def per_channel(model: Model, site: CompressionSite, mode: CompressWeightsMode) -> Scheme:

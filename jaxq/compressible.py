@@ -25,6 +25,7 @@ OPERANDS: Mapping[str, tuple[int, ...]] = {
     "GatherND": (0,),
     "GatherElements": (0,),
 }
+TYPES = ("float32", "float16")  # of weights that are compressed
 COMPRESSED = "MatMul, Gemm and Gather"
 NO_BACKUP = "the mode is not for it, and there is no backup mode"
 
@@ -35,7 +36,7 @@ def weight_of(node: Node, params: Mapping[str, Any]) -> tuple[str, int] | None:
         return None
     name = node.inputs[0 if node.op == "Gather" else 1]
     value = params.get(name)
-    if value is None or value.dtype != "float32" or not value.size or value.ndim < 2:
+    if value is None or value.dtype.name not in TYPES or not value.size or value.ndim < 2:
         return None
     if node.op == "Gather":
         axis = int(node.attributes.get("axis", 0)) % value.ndim
@@ -123,8 +124,8 @@ def reason(node: Node, index: int, value: Any, params: Mapping[str, Any], ignore
         return "ignored"
     if node.op not in ("MatMul", "Gemm", "Gather"):
         return f"a weight of {node.op}; {COMPRESSED} have theirs compressed"
-    if value.dtype != "float32":
-        return f"its type is {value.dtype.name}, not float32"
+    if value.dtype.name not in TYPES:
+        return f"its type is {value.dtype.name}, not float32 or float16"
     if node.op != "Gather" and index == 0:
         return f"it stands on the left in a {node.op}"
     if node.op != "Gather" and node.inputs[0] in params:

@@ -4,6 +4,8 @@ What merges was tried in ONNX Runtime 1.32 (`tests/test_dequantizers.py` asks th
 
 * with a quantized operator: if the DequantizeLinear stands in the reader's own graph, a branch or a body; its constants may be
   those of an outer graph.
+* embeddings: never. But of a table of bytes a Gather can take rows, which are then made floats by plain arithmetic: behind a
+  DequantizeLinear of theirs, a product would not be merged with that of its weight.
 * weights alone, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody else, with one scale for each of N
   or blocks along K, and its integers and scales are constants of that graph which nobody else reads. With those of an outer graph
   the file would not even load.
@@ -20,6 +22,7 @@ import numpy as np
 
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, unused_name
 
+FLOAT = 1  # ONNX's number of the type float32
 SMALLEST_BLOCK = 16  # that MatMulNBits takes; blocks are powers of two
 
 
@@ -145,12 +148,16 @@ class _Products:
 
     def rewrite(self) -> tuple[Graph, dict[str, Any]]:
         """The graph with all products changed, and its params; what else reads a weight still reads it as before."""
-        return map_nodes(self.graph, self.change), self.numbers
+        changed = without_unread(map_nodes(self.graph, self.change))
+        read, operands = reader_counts(changed), {name for node in self.made.values() for name in node.inputs}
+        return changed, {name: value for name, value in self.numbers.items() if read[name] or name not in operands}
 
     def change(self, graph: Graph, node: Node) -> tuple[Node, ...]:
         """The node, behind a DequantizeLinear of its own if the two can be merged."""
         if self.made.get(node.outputs[0]) is node and node.outputs[0] in self.weights:
             return (node,) if self.weights[node.outputs[0]].others else ()
+        if self.reads_rows(node):
+            return self.rows(node)
         if not self.merges(node):
             return (node,)
         name = node.inputs[1]
@@ -168,6 +175,44 @@ class _Products:
         attributes = FrozenDict({key: value for key, value in node.attributes.items() if key != "transB"})
         product = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
         return (*before, own, product)
+
+    def reads_rows(self, node: Node) -> bool:
+        """Whether a Gather takes rows of a table of bytes with a scale for each, which it can before they become floats."""
+        dequantize = self.made.get(node.inputs[0]) if node.op == "Gather" and not node.domain else None
+        if dequantize is None or node.attributes.get("axis", 0):
+            return False
+        table, scale = (self.params[name] for name in dequantize.inputs[:2])
+        per_row = dequantize.attributes.get("axis") == 0 and np.shape(scale) == np.shape(table)[:1]
+        return np.ndim(table) == 2 and table.dtype in ("int8", "uint8") and per_row
+
+    def rows(self, node: Node) -> tuple[Node, ...]:
+        """The rows that a Gather takes of a table, and (integers - zero points) * scales of these alone."""
+        table, *others = self.made[node.inputs[0]].inputs
+        indices, version = node.inputs[1:], node.version
+        scale, zero_point = (np.asarray(self.params[name], np.float32)[:, None] for name in others)
+
+        def taken(values: str, of: Node) -> Node:
+            name = unused_name(f"{values}_rows", self.taken)
+            return replace(
+                of, inputs=(values, *indices), outputs=(name,), name=unused_name(f"{name}_Gather", self.taken)
+            )
+
+        def then(op: str, *inputs: str, **attributes: Any) -> Node:
+            name = unused_name(f"{table}_{op}", self.taken)
+            return Node(
+                op, inputs, (name,), FrozenDict(attributes), unused_name(f"{name}_{op}", self.taken), version=version
+            )
+
+        nodes = [replace(taken(table, node), name=node.name)]
+        nodes.append(then("Cast", nodes[-1].outputs[0], to=FLOAT))
+        for op, values in (("Sub", zero_point), ("Mul", scale)):
+            if op == "Sub" and not values.any():
+                continue
+            operand = unused_name(f"{others[op == 'Sub']}_column", self.taken)
+            self.numbers[operand] = values
+            read = taken(operand, node)
+            nodes += [read, then(op, nodes[-1].outputs[0], read.outputs[0])]
+        return *nodes[:-1], replace(nodes[-1], outputs=node.outputs)
 
     def constants(self, name: str, number: int) -> tuple[str, ...]:
         """The names of the integers, scales and zero points of that copy of a weight, which are put into the params."""
@@ -205,7 +250,7 @@ def local_constants(graph: Graph, constants: Mapping[str, Any]) -> dict[int, tup
     readers = reader_counts(graph)
     for each, node in graph.walk():
         maker = each.producers.get(node.inputs[1]) if each is not graph and is_product(node) else None
-        floats = each.producers.get(node.inputs[0])
+        floats = each.producers.get(node.inputs[0]) if node.inputs else None
         if maker is not None and maker.op == "DequantizeLinear" and not (floats and floats.op == "DequantizeLinear"):
             alone = tuple(name for name in maker.inputs if name in constants and readers[name] == 1)
             found[id(each)] = found.get(id(each), ()) + alone

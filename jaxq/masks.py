@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.graph import Graph, Node
+from jaxq.graph import Graph, Node, constants
 from jaxq.observers import Observer
 
 DEPTH = 16.0  # below the largest of its row, a score counts for exp(-16) = 1e-7
@@ -23,7 +23,7 @@ LEAST = -1e30  # what minus infinity counts as, with room for sums
 MIXING = frozenset({"Add", "Sub", "Sum", "Where", "Max", "Min"})  # by which a mask meets the scores
 CARRIERS = frozenset(  # of values, as they are
     ["Identity", "Cast", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand", "Tile"]
-) | {"Slice", "Split", "Gather", "Concat"}
+) | {"Slice", "Split", "Gather", "Concat", "Clip"}
 Bounds = tuple[float, float]
 
 
@@ -92,6 +92,13 @@ def softmax_inputs(graph: Graph, values: Mapping[str, Any]) -> dict[str, Axes]:
     return found
 
 
+def mask_inputs(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:
+    """The inputs of a model of which only Softmaxes see anything: masks, in which minus infinity is no mistake."""
+    values = {**params, **constants(graph)}
+    lows = dict.fromkeys(softmax_inputs(graph, values), 0.0)
+    return frozenset(what_counts(graph, values, lows, lambda _: (0.0, 0.0))).intersection(graph.inputs)
+
+
 def _is_mixed(name: str, producer: Mapping[str, Node], values: Mapping[str, Any]) -> bool:
     while (node := producer.get(name)) is not None and not node.domain:
         if node.op in MIXING:
@@ -112,10 +119,10 @@ def _reads(graph: Graph) -> tuple[Counter[str], set[str]]:
     return reads, outputs
 
 
-def lowest_that_count(
+def what_counts(
     graph: Graph, values: Mapping[str, Any], lows: Mapping[str, float], bounds: Callable[[str], Bounds | None]
-) -> dict[str, float]:
-    """Tensor -> the value below which nothing of it counts, for what leads to Softmaxes and nowhere else.
+) -> dict[str, Bounds]:
+    """Tensor -> the values below and above which nothing of it counts, for what leads to Softmaxes and nowhere else.
 
     Args:
       graph: in which quantizers are placed.
@@ -124,45 +131,50 @@ def lowest_that_count(
       bounds: the lowest and the highest value of a tensor that were seen; None where they are not known.
     """
     reads, outputs = _reads(graph)
-    needs: dict[str, list[float]] = {}
+    needs: dict[str, list[Bounds]] = {}
 
-    def limit(name: str) -> float | None:
-        covered = name not in outputs and 0 < reads[name] == len(needs.get(name, ()))
-        return min(needs[name]) if covered else None
+    def limit(name: str) -> Bounds | None:
+        if name in outputs or not 0 < reads[name] == len(needs.get(name, ())):
+            return None
+        return min(low for low, _ in needs[name]), max(high for _, high in needs[name])
 
     for node in reversed([node for _, node in graph.walk()]):
         if node.op == "Softmax" and node.inputs[0] in lows:
-            needs.setdefault(node.inputs[0], []).append(lows[node.inputs[0]])
+            needs.setdefault(node.inputs[0], []).append((lows[node.inputs[0]], np.inf))
             continue
         limits = [limit(name) for name in node.outputs if name]
-        if limits and None not in limits and not node.domain:
-            low = min(each for each in limits if each is not None)
-            for name, needed in _passed_on(node, low, values, bounds):
+        known = [each for each in limits if each is not None]
+        if known and len(known) == len(limits) and not node.domain:
+            ends = min(low for low, _ in known), max(high for _, high in known)
+            for name, needed in _passed_on(node, ends, values, bounds):
                 needs.setdefault(name, []).append(needed)
     return {name: each for name in needs if (each := limit(name)) is not None}
 
 
 def _passed_on(
-    node: Node, low: float, values: Mapping[str, Any], bounds: Callable[[str], Bounds | None]
-) -> Iterator[tuple[str, float]]:
-    """(input, the value below which nothing of it counts) if nothing below `low` counts of what the node makes."""
-    names = [name for name in node.inputs if name]
+    node: Node, ends: Bounds, values: Mapping[str, Any], bounds: Callable[[str], Bounds | None]
+) -> Iterator[tuple[str, Bounds]]:
+    """(input, the values beyond which nothing of it counts) if nothing beyond `ends` counts of what the node makes."""
+    names, (low, high) = [name for name in node.inputs if name], ends
     if node.op in CARRIERS:
-        yield from ((name, low) for name in (names if node.op == "Concat" else names[:1]))
-    elif node.op == "Where":
-        yield from ((name, low) for name in names[1:])
-    elif node.op in ("Max", "Min"):
-        yield from ((name, low) for name in names)
+        yield from ((name, ends) for name in (names if node.op == "Concat" else names[:1]))
+    elif node.op in ("Where", "Max"):
+        yield from ((name, ends) for name in names[node.op == "Where" :])
+    elif node.op == "Min":
+        made = bounds(node.outputs[0])
+        yield from ((name, (low, high if made is None else min(high, made[1]))) for name in names)
     elif node.op in ("Add", "Sum"):
         for index, name in enumerate(names):
             others = [bounds(other) for place, other in enumerate(names) if place != index]
-            if None not in others:
-                yield name, low - sum(each[1] for each in others if each is not None)
+            known = [each for each in others if each is not None]
+            if len(known) == len(others):
+                yield name, (low - sum(each[1] for each in known), high - sum(each[0] for each in known))
     elif node.op == "Sub" and (seen := bounds(names[1])) is not None:
-        yield names[0], low + seen[0]
+        yield names[0], (low + seen[0], high + seen[1])
     elif node.op in ("Mul", "Div"):
         moving = [name for name in names if name not in values]
         factors = np.array([each for name in names if name in values for each in np.ravel(values[name])], np.float64)
         if len(moving) == 1 and (node.op == "Mul" or moving[0] == names[0]) and factors.size and factors.min() > 0:
-            ends = np.array([factors.min(), factors.max()])
-            yield moving[0], float((low / ends if node.op == "Mul" else low * ends).min())
+            both = np.array([factors.min(), factors.max()])
+            scaled = [each / both if node.op == "Mul" else each * both for each in ends]
+            yield moving[0], (float(scaled[0].min()), float(scaled[1].max()))

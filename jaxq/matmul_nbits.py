@@ -85,7 +85,11 @@ def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.
     """Integers [N, K], scales [N, blocks] and zero points [N, blocks], all unsigned."""
     shift = 1 << (BITS - 1) if int(each.qmin) < 0 else 0
     q = np.asarray(quantize(jnp.asarray(weight, jnp.float32), each)).astype(np.int32) + shift
-    scale, zero = np.asarray(each.scale), np.broadcast_to(np.asarray(each.zero_point) + shift, np.shape(each.scale))
+    kind = np.float16 if weight.dtype == np.float16 else np.float32  # that of the data, too
+    scale, zero = (
+        np.asarray(each.scale, kind),
+        np.broadcast_to(np.asarray(each.zero_point) + shift, np.shape(each.scale)),
+    )
     turn = (lambda x: x) if node.attributes.get("transB", 0) else np.transpose
     return turn(q), turn(scale), turn(zero)
 
@@ -96,7 +100,7 @@ def pack(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarra
     blocks = q.reshape(len(q), scale.shape[1], -1)
     return {
         "packed": packed_bytes(blocks),
-        "scales": np.ascontiguousarray(scale, np.float32).reshape(-1),
+        "scales": np.ascontiguousarray(scale).reshape(-1),
         "zero_points": packed_bytes(zero).reshape(-1),
     }
 

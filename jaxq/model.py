@@ -15,6 +15,7 @@ from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.indices import Bound, index_bounds, refuse_out_of_range
+from jaxq.masks import mask_inputs
 from jaxq.ops.layout import lay_out
 from jaxq.placed import Placed
 from jaxq.programs import Held, compiled, holding
@@ -65,6 +66,11 @@ class Model:
     def outputs(self) -> dict[str, TensorType]:
         """Output name -> declared type, in the order of the file."""
         return {name: self.graph.types.get(name, TensorType("float32")) for name in self.graph.outputs}
+
+    @functools.cached_property
+    def masks(self) -> frozenset[str]:
+        """The inputs that are attention masks, in which minus infinity is no mistake."""
+        return mask_inputs(self.graph, self.params)
 
     @property
     def program(self) -> Program:

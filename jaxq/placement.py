@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxq.graph import Graph, Node, tensor_names, unused_name
 from jaxq.linear_layers import channel_count
-from jaxq.masks import lowest_that_count, softmax_inputs
+from jaxq.masks import softmax_inputs, what_counts
 from jaxq.patterns import is_transformer
 from jaxq.places import Places, is_weight
 from jaxq.plan import Bias, BiasForm, Plan, Weight, read_copies
@@ -116,7 +116,7 @@ def plan_of(places: Places) -> Plan:
     biases = tuple(bias for node in places.nodes if (bias := bias_of(places, node, groups, schemes, weights, renamed)))
     graph, copies = copy_params(places, graph, {weight.name for weight in weights})
     floors = softmax_inputs(graph, places.values)
-    masked = frozenset(lowest_that_count(graph, places.values, dict.fromkeys(floors, 0.0), lambda _: (0.0, 0.0)))
+    masked = frozenset(what_counts(graph, places.values, dict.fromkeys(floors, 0.0), lambda _: (0.0, 0.0)))
     if masked.isdisjoint((*groups, *(renamed.values()), *(weight.name for weight in weights))):
         floors, masked = {}, frozenset()  # all in float
     return Plan(

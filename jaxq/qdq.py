@@ -41,6 +41,7 @@ INTEGERS = tuple(
 FLOATS = {grid.mantissa: (jnp.dtype(grid.name), 19) for grid in (E4M3, E5M2)}
 # Such a tensor has no zero point, which would be 0: ONNX Runtime (1.23 to 1.32, from ORT_ENABLE_EXTENDED on) takes that for the
 # lowest value of the type and drops a Relu before it. Without one, QuantizeLinear has to be told the type.
+HALF_OPSET = 19  # the first with float16
 TYPED_OPSET = 21  # the first with output_dtype in QuantizeLinear
 ELEMENT_NUMBERS = {np.dtype(dtype): number for number, dtype in ELEMENT_TYPES.items()}
 
@@ -51,9 +52,11 @@ def with_qdq(model: Model) -> Model:
     encodings = {name: each for name, each in model.encodings.items() if bool(np.all(each.enabled))}
     shapes = {name: np.shape(value) for name, value in params.items()}
     needed = [lowest_opset(each, shapes.get(name)) for name, each in encodings.items()]
+    needed += [HALF_OPSET for name in encodings if name in params and params[name].dtype == np.float16]
     graph, params = raise_opset(graph, params, max([PER_CHANNEL_OPSET, graph.opsets.get("", 1), *needed]))  # type: ignore[assignment]
     writer = _Qdq(
         encodings=encodings,
+        halves=frozenset(name for name, value in params.items() if value.dtype == np.float16),
         activations=frozenset(encodings) - set(params),
         params=dict(params),
         version=graph.opsets.get("", PER_CHANNEL_OPSET),
@@ -105,6 +108,7 @@ class _Qdq:
     """Writes Q and DQ nodes, and puts what they need into `params`."""
 
     encodings: Mapping[str, QuantParams]
+    halves: frozenset[str]  # params of float16, which have scales of float16
     activations: frozenset[str]
     params: dict[str, Any]
     version: int
@@ -123,7 +127,8 @@ class _Qdq:
     ) -> tuple[tuple[str, ...], FrozenDict[str, Any]]:
         """The scale and zero point operands of tensor `name`, and the attributes (axis, block_size) that go with them."""
         each = self.encodings[name]
-        scale, zero_point = np.asarray(each.scale, np.float32), np.asarray(each.zero_point).astype(dtype)
+        kind = np.float16 if name in self.halves else np.float32
+        scale, zero_point = np.asarray(each.scale, kind), np.asarray(each.zero_point).astype(dtype)
         blocked = None if shape is None else block_axis(each, shape)
         attributes: FrozenDict[str, Any]
         if shape is not None and blocked is not None:

@@ -290,6 +290,12 @@ def test_a_static_input_is_given_to_each_sample():
     assert [int(feed["rate"]) for feed in found] == [8, 8]
 
 
+def test_an_item_with_a_sequence_is_one_sample():
+    types = {"x": TensorType("float32", ("N", 2)), "list": TensorType("float32", ("N", 2), ("sequence",))}
+    item = {"x": np.zeros((3, 2), np.float32), "list": [np.zeros((3, 2), np.float32)]}
+    assert len(list(split_samples(types, [item]))) == 1
+
+
 def test_an_item_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="axis 1 must be 2, not 3"):
         list(split_samples(declared(("N", 2)), [np.zeros((3, 3), np.float32)]))

@@ -170,6 +170,39 @@ def test_integers_that_several_graphs_read_are_in_the_file_once(name, count):
     assert stored(to_proto(compress_weights(subgraphs(SUBGRAPHS[name][0]), **INT4))) == count
 
 
+TABLE = random.normal(size=(64, 64)).astype(np.float32)
+EMBEDDINGS = {  # text, products that are merged, weights of 64 x 64 that are stored
+    "an embedding": (
+        "(int64[N] i) => (float[N, 64] y) { x = Gather (t, i)  h = MatMul (x, w)  y = MatMul (h, v) }",
+        2,
+        3,
+    ),
+    "tied": (
+        "(int64[N] i) => (float[N, 64] y) { x = Gather (t, i)  h = MatMul (x, w)  y = Gemm <transB = 1> (h, t) }",
+        2,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("text, merged, count", EMBEDDINGS.values(), ids=EMBEDDINGS.keys())
+@pytest.mark.parametrize("backup", ["int8_sym", "int8_asym"])
+def test_rows_of_an_embedding_are_unpacked_and_not_the_table(text, merged, count, backup, tmp_path):
+    weights = {
+        name: value for name, value in ({"t": TABLE} | SQUARE).items() if f" {name})" in text or f"({name}," in text
+    }
+    model = compress_weights(written(text, **weights), mode="int4_sym", group_size=32, backup_mode=backup)
+    feed = {"i": np.array([5, 0, 63, 5])}
+    save(model, tmp_path / "model.onnx")
+    again = load(tmp_path / "model.onnx")
+    assert lint(again, find_target("onnxruntime")) == ()
+    outputs, found = optimized(tmp_path / "model.onnx", feed, rounded=False)
+    assert not MERGES or found["MatMulNBits"] == merged
+    for result in (outputs, run_onnx(str(tmp_path / "model.onnx"), feed), again(feed)):
+        np.testing.assert_allclose(result["y"], model(feed)["y"], rtol=1e-3, atol=1e-3)
+    assert stored(onnx.load(tmp_path / "model.onnx")) == count
+
+
 # -------------------------------------------------------------------------------------------------- quantized activations
 
 
@@ -189,3 +222,8 @@ def test_a_branch_computes_in_integers_what_it_reads_from_outside(text, count, t
         outputs, found = optimized(tmp_path / "model.onnx", feed)
         assert not {"MatMul", "Gemm"} & found.keys(), found
         np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.02)
+
+
+def test_nodes_without_inputs_are_written():
+    model = load(written("(float[N] x) => (float[N] y) { r = RandomNormal <shape = [1]> () y = Add (x, r) }"))
+    assert [node.op_type for node in to_proto(model).graph.node] == ["RandomNormal", "Add"]

@@ -10,6 +10,7 @@ from models import NETWORKS, residual_network, samples, smooth, written
 from onnx import TensorProto
 
 import jaxq
+from jaxq.algorithms.weight_compression import not_below
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.float_types import float_types, in_float32, to_replace
 from jaxq.onnx_export import to_proto
@@ -210,3 +211,61 @@ def test_types_are_found_wherever_they_stand():
     assert to_replace(load(in_type(residual_network(), DOUBLE))) == {"float64"}
     assert to_replace(load(between_casts(residual_network(), HALF, ("Relu",)))) == {"float16"}
     assert to_replace(load(residual_network())) == frozenset()
+
+
+# ---------------------------------------------------------------------------------------------------------- weights alone
+
+FEED_FORWARD = """(float16[N, 64] x, int64[M] i) => (float16[N, 8] y, float16[M, 64] e) {
+    t = Gemm <transB = 1> (x, a)  r = Relu (t)  y = MatMul (r, w)  e = Gather (table, i)
+}"""
+
+
+def half(*shape: int) -> np.ndarray:
+    return RANDOM.normal(size=shape).astype(np.float16)
+
+
+@pytest.mark.parametrize("options", [
+    {"mode": "int8_asym"}, {"mode": "int8_sym"}, {"mode": "int4_sym", "group_size": 32, "all_layers": True},
+    {"mode": "int4_asym", "group_size": 32, "all_layers": True, "gptq": True}], ids=lambda each: each["mode"])  # fmt: skip
+def test_weights_of_16_bits_are_compressed_as_they_are(tmp_path, options):
+    proto = written(FEED_FORWARD, a=half(64, 64), w=half(64, 8) * np.float16(1e-3), table=half(10, 64))
+    feed = {"x": smooth(3, 64).astype(np.float16), "i": np.array([1, 9])}
+    data = {"dataset": jaxq.Dataset([feed], batch_axis=None)} if options.get("gptq") else {}
+    model = jaxq.compress_weights(proto, **options, **data)
+    assert model.encodings.keys() == {"a", "w", "table"}
+    exact = {name: np.asarray(value, np.float32) for name, value in load(proto)(feed).items()}
+    for nbits in (False, True) if "int4" in options["mode"] else (False,):
+        jaxq.save(model, tmp_path / "m.onnx", matmul_nbits=nbits)
+        check_ends(proto, tmp_path / "m.onnx")
+        for level, close in (
+            ("ORT_DISABLE_ALL", 2e-3),
+            ("ORT_ENABLE_ALL", 2e-2),
+        ):  # the kernels round the data to 8 bits
+            settings = ort.SessionOptions()
+            settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+            found = ort.InferenceSession(tmp_path / "m.onnx", settings).run(["y", "e"], feed)
+            for name, value in zip(("y", "e"), found, strict=True):
+                assert value.dtype == np.float16
+                simulated = np.asarray(model(feed)[name], np.float32)
+                spread = np.abs(exact[name]).max()
+                assert np.abs(value - simulated).max() < close * spread
+                assert np.abs(simulated - exact[name]).max() < (0.3 if "int4" in options["mode"] else 0.03) * spread
+
+
+def test_weights_of_other_types_are_named_when_others_are_compressed():
+    proto = written(SIDE, w=W, v=V.astype(np.float64))
+    with pytest.warns(JaxqWarning, match="float64, not float32 or float16"):
+        assert jaxq.compress_weights(proto).encodings.keys() == {"w"}
+    with pytest.raises(ModelError, match="float64, not float32 or float16"):
+        jaxq.compress_weights(
+            in_type(written("(float[N, 16] x) => (float[N, 16] y) { y = MatMul (x, w) }", w=W), DOUBLE)
+        )
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_scales_are_numbers_of_the_weights_type_and_cover_all(kind):
+    scale = np.exp(RANDOM.uniform(-18, 4, 1000)).astype(np.float32)
+    found = not_below(scale, np.dtype(kind))
+    assert (found >= scale).all()
+    np.testing.assert_array_equal(found, found.astype(kind).astype(np.float32))
+    assert (found <= np.maximum(scale * 1.001, 6e-8) + 6e-8).all()

@@ -157,7 +157,7 @@ class MetricValidation:
         def feeds() -> Iterator[dict[str, Any]]:
             for number, (feed, target) in enumerate(self.items()):
                 for name, value in feed.items():
-                    refuse_not_finite(name, np.asarray(value), number, "validation")
+                    refuse_not_finite(name, np.asarray(value), number, "validation", mask=name in self.model.masks)
                 refuse_out_of_range(self.model.index_bounds, feed, f" of validation sample {number} (counted from 0)")
                 targets.append(target)
                 yield feed

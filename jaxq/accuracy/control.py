@@ -19,7 +19,7 @@ from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, 
 from jaxq.accuracy.remembered_rankings import Rankings
 from jaxq.accuracy.report import BROKEN_OFF, INTERRUPTED, MISSED, REACHED, RUNNING, AccuracyReport, Kept
 from jaxq.accuracy.search import bisect, one_by_one, put_back, refine, repair
-from jaxq.accuracy.space import ESTIMATORS, NAMED, UNCORRECTED, Setting, Space
+from jaxq.accuracy.space import ESTIMATORS, HOLDING, NAMED, UNCORRECTED, Setting, Space
 from jaxq.accuracy.state import State, encoding_arrays, key
 from jaxq.accuracy.validation import EXACT
 from jaxq.data import Dataset
@@ -194,6 +194,8 @@ class Control:
     def open_space(self) -> None:
         """Quantizes the model, and with it opens the space of its variants."""
         others: tuple[str, ...] = NAMED if "range_estimator" in self.advanced.repairs else ()
+        if "int16_activations" in self.advanced.repairs:
+            others = tuple(dict.fromkeys((*others, HOLDING)))
         others = tuple(ESTIMATORS.values()) if self.advanced.tune_hyperparams else others
         with self.journal.timed("quantizing"):
             self.space = Space(open_base(self.prepared, others, self.state))

@@ -34,6 +34,7 @@ FLOAT = "float"  # the layer is as it was
 WEIGHTS = "int8 weights"  # its weights stay rounded, for a smaller file; what it reads and adds is float
 WIDE = "16-bit activations"  # what it reads is rounded to 16 bits
 UNCORRECTED = "no bias correction"
+HOLDING = "minmax"  # the estimator whose ranges hold what was seen, as those of 16 bits should
 NAMED = ("mse", "mean_minmax", "minmax", "percentile")  # of `RangeEstimatorParametersSet`
 
 
@@ -176,11 +177,12 @@ class Space:
             if step in ESTIMATORS or step == WIDE:
                 variant.update(dict.fromkeys(self.layers[name].inputs, ESTIMATORS.get(step, step)))
         first = self.base.encodings[self.first]
+        holding = self.base.encodings.get(HOLDING, first)
         found = dict(first)
         for name, group in self.base.plan.activations.items():
             if group in variant and name in first:
                 chosen = variant[group]
-                found[name] = widened(first[name]) if chosen == WIDE else self.base.encodings[chosen][name]
+                found[name] = widened(holding[name]) if chosen == WIDE else self.base.encodings[chosen][name]
         return found, {name for name, group in self.base.plan.activations.items() if variant.get(group) == WIDE}
 
     # ------------------------------------------------------------------------------------------------------------- models

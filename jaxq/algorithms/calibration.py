@@ -17,9 +17,10 @@ from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstim
 from jaxq.graph import Graph, constants
 from jaxq.layer_errors import LayerErrors
 from jaxq.mapped import forget_pages
-from jaxq.masks import bounded, floored, lowest_that_count
+from jaxq.masks import bounded, floored, what_counts
 from jaxq.model import Model
 from jaxq.observers import (
+    BINS,
     ROOM,
     Histogram,
     Observer,
@@ -69,6 +70,14 @@ class Calibration:
         if given.distribution and per_channel:
             given = self.clipping_alike(RangeEstimatorParametersSet.MINMAX)
         return given.completed(weights=False, symmetric=scheme.symmetric, per_channel=per_channel)
+
+    def holds_all(self, scheme: Scheme) -> bool:
+        """Whether the range holds everything that was seen, although an estimator would weigh clipping against rounding.
+
+        On a grid of more levels than the histogram has bins, it would weigh the error of the bins: 16 bits gain nothing.
+        """
+        weighs = self.activations.distribution not in (None, AggregatorType.PERCENTILE)
+        return weighs and isinstance(scheme.grid, IntType) and scheme.grid.qmax - scheme.grid.qmin > BINS // 2
 
     def clipping_alike(self, other: RangeEstimatorParameters) -> RangeEstimatorParameters:
         """Another estimator with the clipping values of this step's."""
@@ -123,7 +132,7 @@ class Calibration:
     def without_masks(
         self, found: Mapping[str, Range], stats: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[dict[str, Range], dict[str, Any]]:
-        """The ranges of the groups, and the params, without what lies so low in front of a Softmax that it counts for nothing."""
+        """The ranges of the groups, and the params, without what counts for nothing in the Softmax behind it."""
         plan, ranges, numbers = self.plan, dict(found), dict(params)
         values = {**params, **constants(plan.graph)}
         seen: dict[str, tuple[float, float]] = {}
@@ -141,22 +150,26 @@ class Calibration:
             for name in plan.floors
             if name in seen
         }
-        limits = lowest_that_count(plan.graph, values, lows, bounds)
+        limits = what_counts(plan.graph, values, lows, bounds)
+        free = (-np.inf, np.inf)
         for group in {plan.activations[name] for name in limits if name in plan.activations and name in seen}:
             members = [name for name, each in plan.activations.items() if each == group and name in seen]
-            if any(seen[name][0] < limits.get(name, -np.inf) for name in members) and not np.ndim(ranges[group].low):
-                low = min(max(seen[name][0], limits.get(name, -np.inf)) for name in members)
-                high = max(seen[name][1] for name in members)
-                ranges[group] = Range(np.float32(low), np.float32(max(low, high)))
+            ends_of = [np.clip(seen[name], *limits.get(name, free)) for name in members]
+            if any(tuple(ends) != seen[name] for name, ends in zip(members, ends_of, strict=True)):
+                low, high = min(each for each, _ in ends_of), max(each for _, each in ends_of)
+                ranges[group] = Range(np.float32(low), np.float32(high))
         for weight in plan.weights:
             if weight.name in limits:
-                numbers[weight.name] = np.maximum(params[weight.name], np.float32(limits[weight.name]))
+                low, high = limits[weight.name]
+                numbers[weight.name] = np.clip(params[weight.name], np.float32(low), np.float32(high))
         return ranges, numbers
 
     def outlying(self, stats: Mapping[str, Any]) -> dict[str, Outliers]:
         """The tensors in which some samples reach values far beyond those of the others."""
         found = {}
         for name, each in stats.items():
+            if name in self.plan.masked:
+                continue
             seen: Any = each[0] if isinstance(each[0], tuple) else each
             found[name] = outliers(np.maximum(seen.high, -seen.low))
         return {name: each for name, each in found.items() if each is not None}
@@ -201,7 +214,7 @@ class Calibration:
             estimator = self.estimator(scheme)
             if not real.any():
                 continue  # never made for any sample: a branch that was not taken stays in float
-            if isinstance(rest, Histogram) and group in self.plan.unclipped:
+            if isinstance(rest, Histogram) and (group in self.plan.unclipped or self.holds_all(scheme)):
                 found[name] = Range(aggregate(seen.low[real], "min"), aggregate(seen.high[real], "max"))
             elif estimator.distribution:
                 assert isinstance(rest, Histogram), "it was asked for"
@@ -259,6 +272,7 @@ class Calibration:
             isinstance(seen[1], Histogram)
             and group not in self.plan.unclipped
             and isinstance(self.plan.schemes[group].grid, IntType)
+            and not self.holds_all(self.plan.schemes[group])
         )
 
     def _errors(

@@ -56,7 +56,7 @@ class WeightRounding:
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
         encodings = dict(model.encodings)
         for name, scheme in self.schemes.items():
-            encodings[name] = rounding_params(np.asarray(model.params[name], np.float32), scheme)
+            encodings[name] = rounding_params(np.asarray(model.params[name]), scheme)
         return model.replace(encodings=encodings)
 
 
@@ -88,7 +88,7 @@ class GPTQ:
     def apply(self, model: Model, stats: Mapping[str, Any], samples: object = None) -> Model:
         params, encodings = dict(model.params), dict(model.encodings)
         for site in self.sites:
-            value = np.asarray(model.params[site.param], np.float32)
+            value = np.asarray(model.params[site.param])
             moment = np.asarray(stats[site.data], np.float64)
             if not np.isfinite(moment).all():
                 raise CalibrationError(
@@ -105,7 +105,7 @@ class GPTQ:
         return model.replace(params=params, encodings=encodings)
 
     def rounded(self, weight: np.ndarray, moment: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, QuantParams]:
-        """The rounded weight [K, N] float32, and its parameters with scale [K / group, N], or [1, N] without groups."""
+        """The rounded weight [K, N], in its own type, and its parameters with scale [K / group, N], or [1, N] without groups."""
         w = weight.astype(np.float64)
         factor = inverse_factor(moment, self.damp)
         grouped = isinstance(scheme.granularity, PerBlock)
@@ -115,7 +115,7 @@ class GPTQ:
         for start in range(0, len(w), step):
             rows = slice(start, min(start + step, len(w)))
             if grouped:
-                parameters.append(column_params(w[rows].astype(np.float32), scheme))
+                parameters.append(column_params(w[rows].astype(weight.dtype), scheme))
             done[rows], errors = self.block(w[rows], factor[rows, rows], parameters[-1])
             w[rows.stop :] -= factor[rows, rows.stop :].T @ errors
         scale, zero_point = (
@@ -206,14 +206,24 @@ def params_of_extremes(low: np.ndarray, high: np.ndarray, scheme: Scheme) -> Qua
         symmetric:   scale = 2 * max(-low, high) / (levels - 1),  zero_point = 0
         asymmetric:  scale = (high - low) / (levels - 1),         zero_point = qmin + round(-low / scale)
 
-    Unlike ranges of activations they are not widened: there is no int32 bias behind them, and groups are small.
+    Unlike ranges of activations they are not widened: there is no int32 bias behind them, and groups are small. Scales are
+    numbers of the type of the ends, which is the weight's: a runtime has them in no other.
     """
-    grid = scheme.grid
+    grid, kind = scheme.grid, low.dtype
+    low, high = low.astype(np.float32), high.astype(np.float32)
     levels = np.float32(grid.qmax - grid.qmin)
     if scheme.symmetric:
-        return QuantParams.of(2 * np.maximum(-low, high) / levels, (grid.qmin + grid.qmax + 1) // 2, grid)
-    scale = np.maximum((high - low) / levels, np.finfo(np.float32).tiny)
+        scale = not_below(2 * np.maximum(-low, high) / levels, kind)
+        return QuantParams.of(scale, (grid.qmin + grid.qmax + 1) // 2, grid)
+    scale = not_below(np.maximum((high - low) / levels, np.finfo(np.float32).tiny), kind)
     return QuantParams.of(scale, grid.qmin + np.rint(-low / scale), grid)
+
+
+def not_below(scale: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """The least numbers of a float type that are not below `scale`, as float32: the grid still covers all."""
+    nearest = scale.astype(kind)
+    above = np.nextafter(nearest, np.asarray(np.inf, kind))
+    return np.where(nearest.astype(np.float32) < scale, above, nearest).astype(np.float32)
 
 
 def output_error(weight: np.ndarray, scheme: Scheme, axis: int, moment: np.ndarray | None = None) -> float:
@@ -221,7 +231,8 @@ def output_error(weight: np.ndarray, scheme: Scheme, axis: int, moment: np.ndarr
 
     tr(D^T H D) / tr(W^T H W) with D the rounding error of W [K, N];  H = identity without data
     """
-    rounded = fake_quantize_array(weight, rounding_params(weight, scheme))
+    rounded = fake_quantize_array(np.asarray(weight, np.float32), rounding_params(weight, scheme))
+    weight = np.asarray(weight, np.float32)
     exact, wrong = (np.moveaxis(value, axis, 0).reshape(weight.shape[axis], -1) for value in (weight, weight - rounded))
     with np.errstate(all="ignore"):  # of moments that no float32 holds
         parts = [each if moment is None else moment @ each for each in (wrong, exact)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ class DataCheck:
 
     Args:
       samples: feeds of one sample each, {input name: array}.
+      masks: inputs that are added to, or select, what a Softmax reads: minus infinity in them is no mistake.
 
     Raises (while the samples are passed through):
       CalibrationError: a value is NaN or infinite; the message names the input and the sample.
     """
 
-    def __init__(self, samples: Iterable[Mapping[str, Any]]):
-        self._samples = samples
+    def __init__(self, samples: Iterable[Mapping[str, Any]], masks: Collection[str] = ()):
+        self._samples, self._masks = samples, masks
         self._count = 0
         self._first: dict[str, np.ndarray] = {}
         self._identical = True
@@ -41,7 +42,7 @@ class DataCheck:
         for feed in self._samples:
             arrays = {name: np.asarray(value) for name, value in feed.items()}
             for name, array in arrays.items():
-                refuse_not_finite(name, array, self._count)
+                refuse_not_finite(name, array, self._count, mask=name in self._masks)
             self._watch(arrays)
             self._count += 1
             yield feed
@@ -58,7 +59,7 @@ class DataCheck:
 
     def _watch(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
-            if _is_float(array):
+            if _is_float(array) and name not in self._masks:
                 size = float(max(array.max(), -array.min())) if array.size else 0.0
                 self._magnitudes.setdefault(name, []).append(size)
         if self._count == 0:
@@ -101,11 +102,18 @@ class DataCheck:
         return found
 
 
-def refuse_not_finite(name: str, array: np.ndarray, number: int, data: str = "calibration") -> None:
-    """Raises CalibrationError if a float array holds NaN or infinity; `number` is that of the sample, `data` what it is for."""
+def refuse_not_finite(
+    name: str, array: np.ndarray, number: int, data: str = "calibration", *, mask: bool = False
+) -> None:
+    """Raises CalibrationError if a float array holds NaN or infinity; `number` is that of the sample, `data` what it is for.
+
+    A `mask` may hold minus infinity.
+    """
     if not _is_float(array):
         return
     bad = ~np.isfinite(array)
+    if mask:
+        bad &= ~np.isneginf(array.astype(np.float32))
     if bad.any():
         what = "NaN" if np.isnan(array).any() else "infinity"
         raise CalibrationError(

@@ -61,7 +61,7 @@ class Samples:
         return (feed for number, feed in enumerate(samples) if number not in self.left_out)
 
     def _first_pass(self) -> Iterator[Mapping[str, Any]]:
-        self.check = DataCheck(self._samples())
+        self.check = DataCheck(self._samples(), self.model.masks)
         hashed = Hashed(self.check)
         yield from self._kept(hashed)
         self.hashed = hashed  # a pass that was broken off has not seen them all

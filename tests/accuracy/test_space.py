@@ -1,5 +1,7 @@
 """That the program which is tried computes what the model that is written computes, for every setting."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -138,6 +140,17 @@ def test_a_reverted_layer_has_its_own_bias_again():
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
                           ({"Conv_conv1": WEIGHTS}, "corrected")):  # fmt: skip
         np.testing.assert_array_equal(space.parts(setting).params[moved], getattr(space.base, kind)[moved])
+
+
+def test_16_bits_hold_what_was_seen_where_8_are_clipped():
+    base = base_of(chain(), images(12), "minmax")
+    first, seen = next(iter(base.encodings)), base.encodings["minmax"]
+    half = {name: replace(each, scale=each.scale / 2) for name, each in base.encodings[first].items()}
+    space = Space(replace(base, encodings={first: half, "minmax": seen}))
+    wide = {name: each for name, each in space.parts({"Conv_conv1": WIDE}).encodings.items() if int(each.qmax) == 65535}
+    assert wide
+    for name, each in wide.items():
+        np.testing.assert_allclose(each.scale * 65535, seen[name].scale * 255, rtol=0.01)
 
 
 def test_every_repair_is_closer_to_float_than_all_in_eight_bits():

@@ -27,6 +27,7 @@ from jaxq.plan import Bias, BiasForm, Plan, Weight
 from jaxq.quantize import quantize
 from jaxq.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize, fake_quantize_array
 from jaxq.ranges import Range, aggregate, asymmetric_params, symmetric_params, symmetric_weight_params
+from jaxq.schemes import QuantizationParameters
 
 FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
 UINT8, WEIGHT = IntType(8, signed=False), IntType(8, narrow=True)
@@ -182,6 +183,45 @@ def test_the_least_squares_estimator_reads_the_histogram():
     low, high = step.ranges({"x": (seen, Histogram(counts, np.int32(3), np.int32(0)))})["x"]
     assert low == 0
     assert 1 < high < 4
+
+
+@pytest.mark.parametrize("name", ["mse", "entropy", "histogram", "percentile"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_the_range_of_a_wide_grid_holds_what_was_seen(name, bits):
+    counts = np.zeros(4096, np.int32)
+    counts[2048:2248] = 100_000
+    counts[-1] = 1
+    seen = Extremes(np.float32([0, 0]), np.float32([0.5, 7.999]))
+    scheme = Scheme(IntType(bits, signed=False), symmetric=False)
+    plan = Plan(Graph((), (), ()), {"x": "x"}, {"x": scheme}, (), (), ())
+    step = Calibration(plan=plan, activations=Estimators.of(name))
+    found = step.ranges({"x": (seen, Histogram(counts, np.int32(3), np.int32(0)))})["x"]
+    if name == "percentile":  # says itself how much is left out
+        assert found.high < 2
+    elif bits >= 12:
+        assert found == (0, np.float32(7.999))
+    elif bits == 8:
+        assert found.high < 7
+
+
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_activations_of_16_bits_are_as_with_extremes(name):
+    wide = QuantizationParameters(num_bits=16)
+    found = [
+        quantize(
+            shuffle_network(),
+            samples("shuffle", 8),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_quantization_params=wide,
+                activations_range_estimator_params=each and Estimators.of(each),
+                disable_bias_correction=True,
+            ),
+        ).encodings
+        for each in (name, "minmax")
+    ]
+    assert {each: float(value.scale.max()) for each, value in found[0].items()} == {
+        each: float(value.scale.max()) for each, value in found[1].items()
+    }
 
 
 def test_a_weight_of_zeros_has_a_scale():
