@@ -129,16 +129,22 @@ def imported() -> Any:
 
 def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(integer kernels, convolutions and products left in float) in the graph that ONNX Runtime made: operator -> count."""
+    counts = operators(optimized)
+    integer = {op: count for op, count in counts.items() if op in INTEGER_OPS or op.startswith("QLinear")}
+    return integer, {op: count for op, count in counts.items() if op in LINEAR_OPS}
+
+
+def operators(path: Path) -> collections.Counter[str]:
+    """Operator -> how many nodes of it the file has, those of subgraphs too."""
     import onnx
 
     counts = collections.Counter[str]()
-    pending = [onnx.load(str(optimized), load_external_data=False).graph]
+    pending = [onnx.load(str(path), load_external_data=False).graph]
     while pending:
         nodes = pending.pop().node
         counts.update(node.op_type for node in nodes)
         pending.extend(each.g for node in nodes for each in node.attribute if each.HasField("g"))
-    integer = {op: count for op, count in counts.items() if op in INTEGER_OPS or op.startswith("QLinear")}
-    return integer, {op: count for op, count in counts.items() if op in LINEAR_OPS}
+    return counts
 
 
 def saturation() -> str:

@@ -41,8 +41,9 @@ class LayerComparison:
       steps: the largest difference in steps of the quantizer behind it (of one of 16 bits, in fours of them: sums in float32 are
         no finer); else in those of 8 bits over the runtime's values.
       typical_steps: the root of the mean squared difference, in the same steps.
-      count: how many values were compared.
-      roundings: how many quantizers inside of it the runtime does not show.
+      count: how many integers were compared; 0 of floats.
+      roundings: how many roundings there are inside of it that the runtime does not show: quantizers, and inputs of products
+        that the optimized runtime rounds by itself.
       same_rows: of a result whose shape depends on values: share of rows that occur on both sides; else None.
     """
 
@@ -64,8 +65,8 @@ class LayerComparison:
             return self.same_rows >= SAME_ROWS
         if self.roundings:
             return self.typical_steps <= ROUNDED_STEPS
-        allowed = max(TYPICAL_STEPS, (FEW_VALUES / max(self.count, 1)) ** 0.5)
-        return self.steps <= LARGEST_STEPS and self.typical_steps <= allowed
+        few = (FEW_VALUES / self.count) ** 0.5 if self.count else 0.0
+        return self.steps <= LARGEST_STEPS and self.typical_steps <= max(TYPICAL_STEPS, few)
 
     def __str__(self) -> str:
         if self.same_rows is not None:
@@ -93,6 +94,7 @@ class VerifyReport:
       layers: one entry for each layer and way of running, in the order of the graph.
       unseen: way of running -> why its layers could not be compared.
       costs: what quantization costs at each output; None if no float model was given.
+      rounded: how many products round their inputs to 8 bits in the optimized runtime, though the file does not say so.
     """
 
     samples: int
@@ -104,6 +106,7 @@ class VerifyReport:
     layers: tuple[LayerComparison, ...] = ()
     unseen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     costs: tuple[OutputCost, ...] | None = None
+    rounded: int = 0
 
     @property
     def agreement(self) -> float | None:
@@ -159,6 +162,11 @@ class VerifyReport:
         ]
         if self.refused:
             lines.append(f"note: with graph optimizations on: {self.refused} (not compared)")
+        if self.rounded:
+            lines.append(
+                f"note: the optimized runtime rounds the inputs of {self.rounded} products to 8 bits (MatMulNBits), which the "
+                'file does not say; add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1") keeps them in float'
+            )
         if self.saturation:
             lines.append(f"note: {self.saturation}")
         return lines

@@ -23,12 +23,15 @@ from jaxq.onnx_import import Source, load
 from jaxq.outputs import OutputComparison, as_array, compare, compare_rows, cost
 from jaxq.progress import track
 from jaxq.qdq import with_qdq
-from jaxq.runtime import Inner, Runner, kernels, saturation, session
+from jaxq.runtime import Inner, Runner, kernels, operators, saturation, session
 from jaxq.verdict import LayerComparison, VerifyReport
 
 __all__ = ["VerifyReport", "verify"]
 
 FLOAT = "float"
+ROUNDED = (
+    "MatMulNBits"  # which ONNX Runtime makes of DequantizeLinear and MatMul, and which rounds its inputs to 8 bits
+)
 CLOSER_SAMPLES = 3  # that are kept, to find the node inside of a layer
 Values = dict[str, list[np.ndarray]]
 
@@ -95,7 +98,7 @@ class _Work:
         self.unseen: dict[str, str] = {}
         self.programs: dict[Any, Any] = {}
         self.feeds: list[Mapping[str, Any]] = []
-        self.refused, self.integer, self.left = "", dict[str, int](), dict[str, int]()
+        self.refused, self.integer, self.left, self.rounded = "", dict[str, int](), dict[str, int](), 0
         self.runners: dict[str, Runner] = {"plain": session(path, optimized=None)}
         self._look_inside("plain", path, frozenset())
         try:
@@ -104,6 +107,7 @@ class _Work:
             self.refused = str(error)
             return
         self.integer, self.left = kernels(folder / "optimized.onnx")
+        self.rounded = operators(folder / "optimized.onnx")[ROUNDED] - operators(path)[ROUNDED]
         session(path, optimized=folder / "inner.onnx", layouts=False)
         self._look_inside("optimized", folder / "inner.onnx", merged(self.explicit))
 
@@ -158,7 +162,7 @@ class _Work:
             layer
             for way, (_, inside) in self.inside.items()
             if way not in self.unseen
-            for layer in compared(inside, way)
+            for layer in compared(inside, way, self.rounded if way == "optimized" else 0)
         ]
         layers = self._closer(layers)
         layers += [self._session(name, way) for way in self.inside if way not in self.unseen for name in self.expected]
@@ -179,6 +183,7 @@ class _Work:
             tuple(layers),
             self.unseen,
             costs,
+            self.rounded,
         )
 
     def _compare(self, name: str, way: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
@@ -209,8 +214,8 @@ class _Work:
         ]
 
 
-def compared(inside: Layers, way: str) -> list[LayerComparison]:
-    """What was found of each layer, in the order of the graph."""
+def compared(inside: Layers, way: str, rounded: int) -> list[LayerComparison]:
+    """What was found of each layer, in the order of the graph; `rounded` products round their inputs in the runtime alone."""
     found = []
     for tensor, layer in inside.layers.items():
         if layer.is_random or (tensor not in inside.differences and tensor not in inside.rows):
@@ -218,6 +223,7 @@ def compared(inside: Layers, way: str) -> list[LayerComparison]:
         node, nodes = layer.node, tuple(each.name for each in layer.nodes if each.op not in QUANTIZERS)
         steps = inside.differences.get(tensor, Difference(1.0))
         matched, total = inside.rows.get(tensor, (0, 0))
+        products = sum(each.op in ("MatMul", "Gemm") for each in layer.nodes)
         rows = None if tensor not in inside.rows else matched / total if total else 1.0
         found.append(
             LayerComparison(
@@ -228,8 +234,8 @@ def compared(inside: Layers, way: str) -> list[LayerComparison]:
                 nodes,
                 steps.steps,
                 steps.typical_steps,
-                steps.count,
-                layer.roundings,
+                0 if steps.unit is None else steps.count,
+                layer.roundings + min(products, rounded),
                 rows,
             )
         )

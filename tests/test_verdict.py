@@ -31,6 +31,7 @@ def report(*layers: LayerComparison, **changes) -> VerifyReport:
         ({"steps": math.inf, "typical_steps": 0.0}, False),
         ({"steps": 1.0, "typical_steps": 0.86, "count": 4}, True),  # three of four values
         ({"steps": 1.0, "typical_steps": 1.0, "count": 4}, False),
+        ({"steps": 1.0, "typical_steps": 0.2, "count": 0}, False),  # floats, of which all may be that far
         ({"steps": 9.0, "typical_steps": 0.9, "roundings": 2}, True),
         ({"steps": 9.0, "typical_steps": 1.1, "roundings": 2}, False),
         ({"steps": 9.0, "typical_steps": math.nan, "roundings": 2}, False),

@@ -155,6 +155,18 @@ def test_a_runtime_that_computes_something_else_is_found(monkeypatch):
     assert found.agreement < 0.9
 
 
+def test_products_that_round_their_inputs_in_the_runtime_alone_are_said(tmp_path):
+    text = """(float[N, 32] x) => (float[N, 32] y) {
+        d = DequantizeLinear <axis = 0, block_size = 32> (w, s, z) y = MatMul (x, d) }"""
+    integers = np.random.default_rng(0).integers(-8, 8, (32, 32)).astype(ml_dtypes.int4)
+    scales = {"s": np.full((1, 32), 0.1, np.float32), "z": np.zeros((1, 32), ml_dtypes.int4)}
+    onnx.save(written(text, 21, w=integers, **scales), tmp_path / "model.onnx")
+    found = verify(tmp_path / "model.onnx", [smooth(64, 32)])
+    assert found.agrees
+    assert ("rounds the inputs of 1 products to 8 bits" in found.table()) is bool(found.rounded)
+    assert {layer.roundings for layer in found.layers if layer.runtime == "plain" and layer.op != "output"} == {0}
+
+
 # ------------------------------------------------------------------------------------------------- against the float model
 
 
