@@ -7,7 +7,6 @@ docstring says what is done instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,8 +173,9 @@ def signed(params: QuantParams, grid: Grid) -> QuantParams:
     """The same quantizer in signed integers: 0 to 255 with zero point 128 becomes -128 to 127 with zero point 0."""
     if not isinstance(grid, IntType) or grid.signed:
         return params
-    half = np.int32(1 << (grid.bits - 1))
-    return replace(params, zero_point=params.zero_point - half, qmin=params.qmin - half, qmax=params.qmax - half)
+    half = 1 << (grid.bits - 1)
+    shifted = IntType(grid.bits, levels=(grid.qmin - half, grid.qmax - half))
+    return QuantParams.of(params.scale, params.zero_point - half, shifted)
 
 
 def bias_params(input_scale: Any, weight_scale: np.ndarray) -> QuantParams:

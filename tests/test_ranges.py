@@ -82,6 +82,9 @@ def test_the_integers_of_what_goes_below_zero_can_be_signed_on_the_same_grid(fou
     assert (other.qmin, other.qmax) == (one.qmin - half, one.qmax - half)
     np.testing.assert_array_equal(other.zero_point, one.zero_point - half)
     np.testing.assert_array_equal(other.scale, one.scale)
+    assert (
+        other.lowest == (IntType(bits) if goes_below else IntType(bits, signed=False)).lowest_stored
+    )  # what NaN becomes
     if symmetric:
         assert not other.zero_point.any()
 
@@ -187,10 +190,7 @@ def test_the_channels_of_a_symmetric_tensor_have_one_zero_point():
 
 @pytest.mark.parametrize(("low", "high"), [(-8, 7), (-127, 127), (0, 15), (-5, 10), (-64, 63)])
 def test_weights_take_any_pair_of_levels(low, high):
-    class Levels:
-        qmin, qmax = low, high
-
-    params = symmetric_weight_params(np.float32([1.0]), Levels())
+    params = symmetric_weight_params(np.float32([1.0]), IntType(8, levels=(low, high)))
     weights = np.linspace(-1, 1, 41)
     q = np.clip(np.round(weights / params.scale) + params.zero_point, low, high)
     np.testing.assert_allclose((q - params.zero_point) * params.scale, weights, atol=1.01 * float(params.scale[0]))
