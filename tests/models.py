@@ -273,7 +273,10 @@ NETWORKS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[int], dict[st
     "shuffle": (shuffle_network, lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
     "transformer": (transformer_block, lambda seed: {"tokens": smooth(1, 6, 16, seed=seed)}),
     "free size": (free_size_network, lambda seed: {"image": smooth(1, 1, 8, 12, seed=seed)}),
-    "branching": (branching_network, lambda seed: {"sound": smooth(1, 1, 16, seed=seed), "rate": np.array(8000)}),
+    "branching": (
+        branching_network,
+        lambda seed: {"sound": smooth(1, 1, 16, seed=seed), "rate": np.array(8000 if seed % 2 else 16000)},
+    ),
     "fixed batch": (lambda: residual_network(1), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
     "opset 7": (lambda: old_network(7), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),
     "opset 11": (lambda: old_network(11), lambda seed: {"image": smooth(1, 3, 8, 8, seed=seed)}),

@@ -116,7 +116,7 @@ def test_settings_do_not_compile_again():
 def test_candidates_upload_what_differs_from_those_before(monkeypatch):
     found, put = [], placed.traced_param
     monkeypatch.setattr(placed, "traced_param", lambda name, value: found.append(name) or put(name, value))
-    space = Space(base_of(chain(), images(12)))
+    space = Space(base_of(chain(), images(24)))
 
     def uploads(setting, **options):
         found.clear()
