@@ -282,7 +282,8 @@ def rule_for(target: Target, node: Node, *, depthwise: bool = False) -> Rule | N
 def merges(node: Node, target: Target, values: Mapping[str, Any]) -> bool:
     """Whether the target merges a pointwise function, such as a Relu, into a kernel before it.
 
-    `values` are the constants of the model. A quantizer stands in for a Clip exactly only at zero, which is on its grid; another lowest value lies between two steps.
+    `values` are the constants of the model. A quantizer stands in for a Clip exactly only at zero, which is on its grid; another
+    lowest value lies between two steps.
     """
     if node.op not in target.fused or node.domain:
         return False
