@@ -45,18 +45,18 @@ def floored(observer: Observer, axes: Axes) -> Observer:
 
     Rows that are masked as a whole count as the largest row.
     """
-    return _looking_at(observer, functools.partial(_floored, axes=axes), ("floored", axes))
+    return looking_at(observer, functools.partial(_floored, axes=axes), ("floored", axes))
 
 
 def bounded(observer: Observer) -> Observer:
     """The observer, given LEAST in place of minus infinity and of what lies below."""
-    return _looking_at(observer, _bounded, ("bounded",))
+    return looking_at(observer, _bounded, ("bounded",))
 
 
 _CHANGED: dict[Any, Observer] = {}  # so that the same wish is the same object, and compiled once
 
 
-def _looking_at(observer: Observer, change: Callable[[jax.Array], jax.Array], key: Any) -> Observer:
+def looking_at(observer: Observer, change: Callable[[jax.Array], jax.Array], key: Any) -> Observer:
     key = (observer, key)
     if key not in _CHANGED:
 

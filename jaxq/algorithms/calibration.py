@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 from jaxq.activation_ranges import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
 from jaxq.distance import worst_if_nan
 from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
-from jaxq.errors import CalibrationError
+from jaxq.errors import CalibrationError, JaxqWarning
 from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.fillers import NEAR, Filler, fillers, without
 from jaxq.graph import Graph, constants
 from jaxq.layer_errors import LayerErrors
 from jaxq.mapped import forget_pages
@@ -92,7 +94,33 @@ class Calibration:
         for name in self.plan.masked.intersection(wanted):
             axes = self.plan.floors.get(name)
             wanted[name] = bounded(wanted[name]) if axes is None else floored(wanted[name], axes)
+        for name, filler in self.fillers(model.params).items():
+            if name in wanted and not filler.counts:
+                wanted[name] = without(wanted[name], filler)
         return wanted
+
+    def fillers(self, params: Mapping[str, Any]) -> dict[str, Filler]:
+        """The quantized tensors with huge constants in them, but for the masks of a Softmax."""
+        found = fillers(self.plan.graph, {**params, **constants(self.plan.graph)})
+        return {
+            name: each for name, each in found.items() if name in self.plan.activations and name not in self.plan.masked
+        }
+
+    def warn_of_fillers(self, model: Model, found: Mapping[str, Range]) -> None:
+        """Says which ranges still reach a huge constant: of one of each group."""
+        told = set()
+        for name, filler in self.fillers(model.params).items():
+            group = self.plan.activations[name]
+            if group in found and group not in told:
+                end = float(np.min(found[group].low) if filler.value < 0 else np.max(found[group].high))
+                if end / filler.value >= NEAR:
+                    told.add(group)
+                    warnings.warn(
+                        f"the range of tensor {name!r} reaches {end:.4g}, because node {filler.node!r} puts {filler.value:.4g} "
+                        "into it; smaller values have few steps left. Leave the nodes that read it in float (--ignore)",
+                        JaxqWarning,
+                        stacklevel=2,
+                    )
 
     def observer(self, model: Model, group: str, scheme: Scheme) -> Observer:
         """What is to be seen of a tensor: always its extremes, which show what is not finite, and what the estimator wants."""
@@ -117,6 +145,7 @@ class Calibration:
         params = model.params
         if self.plan.masked:
             found, params = self.without_masks(found, everything, params)
+        self.warn_of_fillers(model, found)
         encodings = {**model.encodings, **self.activation_encodings(model, found)}
         read = self.plan.read_in_float(encodings)
         for weight in self.plan.weights:

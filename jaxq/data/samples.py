@@ -125,9 +125,7 @@ class Samples:
 def _sentence(name: str, numbers: list[int], found: Outliers, left_out: bool) -> str:
     """What to say of samples that are outlying in a tensor."""
     listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    done = (
-        "left out of the calibration" if left_out else "used all the same, and leave the others few steps of the range"
-    )
+    done = "left out of the calibration" if left_out else "used all the same"
     return (
         f"calibration sample(s) {listed} (counted from 0) reach {max(found.values):.4g} in tensor {name!r}, where the others "
         f"stay within {found.others:.4g}; they are {done}: repair the data, or take them out"
