@@ -23,6 +23,7 @@ SAME_RANK = QUANTIZERS | frozenset(
     {"MatMul", "BatchNormalization", "LayerNormalization", "Softmax", "Cast", "Identity", "Dropout"}
 )
 SAME_RANK |= {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Elu"}
+BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div"})
 
 Role = Literal["activation", "weight", "bias"]
 
@@ -62,7 +63,7 @@ class Network:
             for index, name in enumerate(node.inputs):
                 if name:
                     self.readers.setdefault(name, []).append((node, index))
-        self.outputs = set(model.graph.outputs)
+        self.outputs = set(model.graph.outputs).union(*(sub.outputs for node in self.nodes for sub in node.subgraphs))
 
     @cached_property
     def seen(self) -> dict[str, Quantizer]:
@@ -108,6 +109,9 @@ class Network:
             node = self.producer[name]
             if node.op in ("Gemm", "Flatten"):
                 return 2
+            if node.op in BROADCASTS:
+                ranks = [self.tensor_rank(each) for each in node.inputs]
+                return None if None in ranks else max(rank for rank in ranks if rank is not None)
             if node.op == "Reshape":
                 shape = self.values.get(node.inputs[1])
                 return None if shape is None else int(np.size(shape))
