@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.clamps import merges
 from jaxq.graph import Graph, Node, constants
 from jaxq.patterns import is_depthwise
-from jaxq.schemes import rule_for
+from jaxq.schemes import merges, rule_for
 from jaxq.targets import Rule, Target
 
 INTEGER = "in integers"

@@ -78,7 +78,7 @@ def why_float_matmul(network: Network, node: Node) -> Reason | None:
     bias = network.values.get(other)
     problem = f"the runtime makes a Gemm of it and Add {addition.name!r}, with "
     if bias is None:
-        if network.tensor_rank(node.inputs[0]) != MATRIX or network.tensor_rank(other) not in (1, MATRIX):
+        if network.ranks.get(node.outputs[0]) != MATRIX or network.ranks.get(other) not in (1, MATRIX):
             return None
         if is_merged_first(network, other, node):
             return None
@@ -108,7 +108,7 @@ def becomes_gemm(network: Network, node: Node) -> bool:
         each is not None and each.shape is not None and all(isinstance(size, int) for size in each.shape)
         for each in declared
     )
-    return fixed or network.tensor_rank(node.inputs[0]) == MATRIX
+    return fixed or network.ranks.get(node.inputs[0]) == MATRIX
 
 
 def is_read_once(network: Network, node: Node) -> bool:
