@@ -54,12 +54,12 @@ lock: $(INSTALLED)
 
 # Environments of their own: these two ask what the bounds in pyproject.toml are worth, not whether a commit is good.
 test-newest: $(INSTALLED)
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest --upgrade --editable '.[dev]'
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest --editable '.[dev]'
 	.venv-newest/bin/pytest
 
 test-oldest: $(INSTALLED)
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-oldest
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
 	.venv-oldest/bin/pytest
 

@@ -12,7 +12,6 @@ from jaxq.graph import FrozenDict, Graph, Literal, Node, constants, map_graphs, 
 from jaxq.passes import Params
 
 Bounds = tuple[float, float]
-FULL: Bounds = (-np.inf, np.inf)
 INPUTS_SINCE = 11  # the opset from which on the bounds of Clip are inputs
 
 
@@ -43,19 +42,6 @@ def clip_bounds(node: Node, values: Mapping[str, Any]) -> Bounds | None:
             if np.isfinite(bound):
                 return (bound, np.inf) if node.op == "Max" else (-np.inf, bound)
     return None
-
-
-def merges(node: Node, target: Any, values: Mapping[str, Any]) -> bool:
-    """Whether the target merges such a function into a kernel before it.
-
-    A quantizer stands in for a Clip exactly only at zero, which is on its grid; another lowest value lies between two steps.
-    """
-    if node.op not in target.fused or node.domain:
-        return False
-    if node.op != "Clip" or not target.merges_at_zero:
-        return True
-    bounds = clip_bounds(node, values)
-    return bounds is not None and bounds[0] == 0
 
 
 def write_clips(graph: Graph, params: Params) -> tuple[Graph, Params]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, unused_name
+from jaxq.ops import ELEMENT_NUMBERS
 
-FLOAT = 1  # ONNX's number of the type float32
 SMALLEST_BLOCK = 16  # that MatMulNBits takes; blocks are powers of two
 
 
@@ -204,7 +204,7 @@ class _Products:
             )
 
         nodes = [replace(taken(table, node), name=node.name)]
-        nodes.append(then("Cast", nodes[-1].outputs[0], to=FLOAT))
+        nodes.append(then("Cast", nodes[-1].outputs[0], to=ELEMENT_NUMBERS["float32"]))
         for op, values in (("Sub", zero_point), ("Mul", scale)):
             if op == "Sub" and not values.any():
                 continue

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxq.clamps import merges
 from jaxq.graph import Graph, Node, constants
 from jaxq.patterns import is_depthwise
-from jaxq.schemes import rule_for
+from jaxq.schemes import merges, rule_for
 from jaxq.targets import Rule, Target
 
 INTEGER = "in integers"

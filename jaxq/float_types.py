@@ -28,12 +28,12 @@ from jaxq.graph import (
     unused_name,
 )
 from jaxq.model import Model
-from jaxq.ops import ELEMENT_TYPES
+from jaxq.ops import ELEMENT_NUMBERS, ELEMENT_TYPES
 
 HALVES = frozenset({"float16", "bfloat16"})
 DOUBLE = "float64"
 FLOATS = HALVES | {"float32", DOUBLE}
-FLOAT32 = next(number for number, name in ELEMENT_TYPES.items() if name == "float32")
+FLOAT32 = ELEMENT_NUMBERS["float32"]
 TYPE_ATTRIBUTES = (
     "to",
     "dtype",

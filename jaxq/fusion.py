@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxq.clamps import write_clips
 from jaxq.graph import FrozenDict, Graph, Node, map_graphs, map_nodes, node_names, tensor_names, unused_name
-from jaxq.linear_layers import BIASED, LINEAR, Numbers, along_output, channel_count, output_rank
+from jaxq.linear_layers import BIASED, LINEAR, Numbers, along_output, channel_count
 from jaxq.passes import Params, clean, until_stable
+from jaxq.ranks import ranks
 
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 UNEVEN = 4.0  # how many times the smallest row of a constant the largest must be to get a scale of its own
@@ -93,14 +94,15 @@ def fold_affine(graph: Graph, params: Params) -> tuple[Graph, Params]:
 
     For BatchNormalization, factor = gamma / sqrt(variance + epsilon) and shift = beta - mean * factor. A MatMul between
     matrices that gets a bias becomes a Gemm, as in ONNX Runtime, which would miss its integer kernel otherwise. Left alone: a
-    BatchNormalization in training form, and a layer whose result is read elsewhere, too.
+    BatchNormalization in training form or along another axis than the layer's channels, and a layer whose result is read
+    elsewhere, too.
     """
-    numbers = Numbers(graph, params)
-    changed = map_graphs(graph, lambda inner: _fold_affine_once(inner, numbers))
+    numbers, known = Numbers(graph, params), ranks(graph, params)
+    changed = map_graphs(graph, lambda inner: _fold_affine_once(inner, numbers, known))
     return numbers.result(changed)
 
 
-def _fold_affine_once(graph: Graph, numbers: Numbers) -> Graph:
+def _fold_affine_once(graph: Graph, numbers: Numbers, known: Mapping[str, int]) -> Graph:
     """One step of arithmetic behind each linear layer of a graph."""
     merged: dict[str, Node] = {}  # name of the linear layer -> what it becomes
     dropped: set[str] = set()
@@ -113,7 +115,7 @@ def _fold_affine_once(graph: Graph, numbers: Numbers) -> Graph:
                 continue
             if before.name in dropped or len(graph.consumers[name]) != 1 or name in graph.outputs:
                 continue
-            found = _merged(graph, before, node, index, numbers)
+            found = _merged(before, node, index, known.get(name), numbers)
             if found is not None:
                 merged[before.name] = found
                 dropped.add(node.name)
@@ -123,28 +125,30 @@ def _fold_affine_once(graph: Graph, numbers: Numbers) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _merged(graph: Graph, before: Node, node: Node, index: int, numbers: Numbers) -> Node | None:
-    """The linear layer that gives what `node`, which reads it at input `index`, gives; None if there is none."""
+def _merged(before: Node, node: Node, index: int, rank: int | None, numbers: Numbers) -> Node | None:
+    """The linear layer that gives what `node` gives, whose input `index` is its result, of that rank; None if there is none."""
     weight = numbers.params.get(before.inputs[1])
     plain = all(before.attributes.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
     if weight is None or not plain or weight.ndim < 2 or weight.dtype.kind in "iub":
         return None
-    ranks, count = output_rank(graph, before, numbers), channel_count(before, weight.shape)
+    count = channel_count(before, weight.shape)
     with np.errstate(all="ignore"):
         affine = (
-            _normalization(node, ranks, numbers)
+            _normalization(before, node, rank, numbers)
             if node.op == "BatchNormalization"
-            else _arithmetic(node, index, before, ranks, count, numbers)
+            else _arithmetic(node, index, before, rank, count, numbers)
         )
         if affine is None or affine[0].shape != (count,) or affine[1].shape != (count,):
             return None
-        return _scaled(before, node, affine, ranks, numbers)
+        return _scaled(before, node, affine, rank, numbers)
 
 
-def _normalization(node: Node, ranks: int | None, numbers: Numbers) -> Affine | None:
-    """Factor and shift of a BatchNormalization, which has its channels on axis 1."""
+def _normalization(before: Node, node: Node, rank: int | None, numbers: Numbers) -> Affine | None:
+    """Factor and shift of a BatchNormalization, whose channels are on axis 1: the last one of a product if it is a matrix."""
     operands = [numbers.get(name) for name in node.inputs[1:]]
-    if ranks is None or len(operands) != 4 or any(each is None or each.ndim != 1 for each in operands):
+    if before.op == "MatMul" and rank != 2:
+        return None
+    if len(operands) != 4 or any(each is None or each.ndim != 1 for each in operands):
         return None
     if node.attributes.get("training_mode", 0) or len([name for name in node.outputs if name]) > 1:
         return None
@@ -153,16 +157,16 @@ def _normalization(node: Node, ranks: int | None, numbers: Numbers) -> Affine | 
     return factor, beta - mean * factor
 
 
-def _arithmetic(node: Node, index: int, before: Node, ranks: int | None, count: int, numbers: Numbers) -> Affine | None:
+def _arithmetic(node: Node, index: int, before: Node, rank: int | None, count: int, numbers: Numbers) -> Affine | None:
     """Factor and shift of an Add, Sub, Mul or Div whose other operand is constant, with one value a channel or for all."""
     value = numbers.get(node.inputs[1 - index])
     if value is None or node.version < 7:  # older ones do not broadcast by themselves
         return None
-    if ranks is None and value.ndim > 1:
+    if rank is None and value.ndim > 1:
         return None  # it might add an axis
     axis = 1 if before.op in ("Conv", "ConvTranspose") else -1
-    shape = (1,) * ((ranks or 1) - value.ndim) + value.shape
-    if len(shape) != (ranks or 1) or shape[axis] not in (1, count) or value.size != shape[axis]:
+    shape = (1,) * ((rank or 1) - value.ndim) + value.shape
+    if len(shape) != (rank or 1) or shape[axis] not in (1, count) or value.size != shape[axis]:
         return None
     vector = np.broadcast_to(value.reshape(-1), (count,))
     ones, zeros = np.ones(count), np.zeros(count)
@@ -179,12 +183,12 @@ def _arithmetic(node: Node, index: int, before: Node, ranks: int | None, count: 
     return forms[node.op, index]()
 
 
-def _scaled(before: Node, node: Node, affine: Affine, ranks: int | None, numbers: Numbers) -> Node | None:
+def _scaled(before: Node, node: Node, affine: Affine, rank: int | None, numbers: Numbers) -> Node | None:
     """The layer with its output times factor plus shift; None where its numbers do not fit their type, or it takes no bias."""
     factor, shift = affine
     name, weight = before.inputs[1], numbers.params[before.inputs[1]]
     has_bias = len(before.inputs) > 2 and bool(before.inputs[2])
-    if before.op == "MatMul" and shift.any() and (ranks != 2 or weight.ndim != 2):
+    if before.op == "MatMul" and shift.any() and (rank != 2 or weight.ndim != 2):
         return None
     bias_name = before.inputs[2] if has_bias else ""
     bias = numbers.get(bias_name) if has_bias else np.zeros(len(factor))
@@ -214,16 +218,20 @@ def _bias(before: Node, node: Node, name: str, value: np.ndarray, numbers: Numbe
 def even_rows(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """MatMul of a constant and data, rows of very different size: the constant's rows become alike, and a Mul behind scales them.
 
-        W @ x = r * ((W / r) @ x),   r [M, 1]: the largest absolute value of each row
+        W @ x = r * ((W / r) @ x),   r [M, 1]: the largest absolute value of each row; [M] if x is a vector, as is the result
 
-    The kernels take one scale for what stands on the left, and one scale would make zeros of the small rows.
+    The kernels take one scale for what stands on the left, and one scale would make zeros of the small rows. Left alone: a
+    product with data of unknown rank.
     """
     numbers, taken = Numbers(graph, params), {*tensor_names(graph), *params}
-    names = node_names(graph)
+    names, known = node_names(graph), ranks(graph, params)
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
         weight = numbers.params.get(node.inputs[0]) if node.op == "MatMul" and not node.domain else None
         if weight is None or weight.ndim < 2 or weight.dtype.kind != "f" or numbers.get(node.inputs[1]) is not None:
+            return (node,)
+        rank = known.get(node.inputs[1])
+        if rank is None:
             return (node,)
         value = np.asarray(weight, np.float64)
         sizes = np.abs(value).max(axis=-1, keepdims=True, initial=0.0)
@@ -231,7 +239,7 @@ def even_rows(graph: Graph, params: Params) -> tuple[Graph, Params]:
             return (node,)
         sizes = np.where(sizes > 0, sizes, 1.0)
         left = numbers.put(node.inputs[0], value / sizes, f"{node.outputs[0]}.weight", weight.dtype)
-        rows = numbers.put("", sizes, f"{node.outputs[0]}.rows", weight.dtype)
+        rows = numbers.put("", sizes[..., 0] if rank == 1 else sizes, f"{node.outputs[0]}.rows", weight.dtype)
         made = unused_name(f"{node.outputs[0]}.even", taken)
         scaled = unused_name(f"{node.name}.rows", names)
         product = replace(node, inputs=(left, node.inputs[1]), outputs=(made,))

@@ -14,13 +14,14 @@ import numpy as np
 
 from jaxq.errors import InputError
 from jaxq.graph import Graph, Node
+from jaxq.ops import ELEMENT_NUMBERS
 
 MICROSOFT = "com.microsoft"
 KEEPING = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Tile"})  # values
 STORED = frozenset(
     {"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
 )  # between a table and what it is stored as
-INTEGERS = (6, 7)  # ONNX's numbers of int32 and int64
+INTEGERS = tuple(ELEMENT_NUMBERS[name] for name in ("int32", "int64"))
 
 
 class Bound(NamedTuple):

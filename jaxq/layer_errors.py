@@ -20,9 +20,8 @@ from jaxq.distance import worst_if_nan
 from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
 from jaxq.model import Model, split_static
 from jaxq.observers import SampleStatistic, sample_statistics
+from jaxq.ops import ELEMENT_NUMBERS
 from jaxq.quantizer import QuantParams
-
-FLOAT32 = 1  # ONNX's number of the type
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class _Doubling:
     def compare(self, found: str, exact: str) -> tuple[str, str]:
         """Names of the squared difference of two tensors, and of the square of the second."""
         if self.shapes[exact].dtype != jnp.float32:  # squares of numbers of 16 bits have no room in 16 bits
-            found, exact = (self.node("Cast", each, to=FLOAT32) for each in (found, exact))
+            found, exact = (self.node("Cast", each, to=ELEMENT_NUMBERS["float32"]) for each in (found, exact))
         error = self.node("Sub", found, exact)
         return self.node("Mul", error, error), self.node("Mul", exact, exact)
 

@@ -12,21 +12,6 @@ from jaxq.graph import Graph, Node, constants, graphs, tensor_names, unused_name
 
 BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})  # whose third input is a bias
 LINEAR = BIASED | {"MatMul"}
-KEEP_RANK = frozenset(
-    [
-        "Relu",
-        "LeakyRelu",
-        "Clip",
-        "Sigmoid",
-        "Tanh",
-        "Dropout",
-        "Identity",
-        "BatchNormalization",
-        "Cast",
-        "Transpose",
-        "Elu",
-    ]
-)
 
 
 class Numbers:
@@ -110,29 +95,3 @@ def scale_output(node: Node, numbers: dict[str, Any], factor: np.ndarray) -> Non
             value = np.asarray(numbers[name], np.float64)
             spread = along_output(node, value, factor) if position == 1 else factor
             numbers[name] = (value * spread).astype(numbers[name].dtype)
-
-
-def output_rank(graph: Graph, node: Node, numbers: Numbers) -> int | None:
-    """The rank of what a linear layer with a constant weight gives, as far as the graph says it."""
-    if node.op == "MatMul":
-        return rank(graph, node.inputs[0], numbers)
-    weight = numbers.get(node.inputs[1])
-    return None if weight is None else weight.ndim
-
-
-def rank(graph: Graph, name: str, numbers: Numbers) -> int | None:
-    """The rank of a tensor: declared, or that which the operators before it make; None if they do not say."""
-    declared = graph.types.get(name)
-    if declared is not None and declared.shape is not None:
-        return len(declared.shape)
-    node = graph.producers.get(name)
-    if node is None or node.domain:
-        return None
-    if node.op in ("Flatten", "Gemm"):
-        return 2
-    if node.op in LINEAR:
-        return output_rank(graph, node, numbers) if numbers.get(node.inputs[1]) is not None else None
-    if node.op == "Reshape":
-        sizes = numbers.get(node.inputs[1]) if len(node.inputs) > 1 else None
-        return None if sizes is None else sizes.size
-    return rank(graph, node.inputs[0], numbers) if node.op in KEEP_RANK else None

@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.clamps import clip_bounds, merges
+from jaxq.clamps import clip_bounds
 from jaxq.graph import Graph, Node, constants
 from jaxq.patterns import Matcher, is_depthwise, post_processing, tail_nodes
 from jaxq.quantizer import Scheme
-from jaxq.schemes import (
-    Wishes,
-    rule_for,
-)
+from jaxq.schemes import Wishes, merges, rule_for
 from jaxq.targets import Rule, Target
 
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Reciprocal"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from jaxq.checks import check_kind, member
+from jaxq.clamps import clip_bounds
 from jaxq.errors import ConfigError
 from jaxq.graph import Graph, Node
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
@@ -276,6 +277,20 @@ def rule_for(target: Target, node: Node, *, depthwise: bool = False) -> Rule | N
     if rule is None or any(node.attributes.get(key, value) != value for key, value in rule.only.items()):
         return None
     return rule
+
+
+def merges(node: Node, target: Target, values: Mapping[str, Any]) -> bool:
+    """Whether the target merges a pointwise function, such as a Relu, into a kernel before it.
+
+    `values` are the constants of the model. A quantizer stands in for a Clip exactly only at zero, which is on its grid; another
+    lowest value lies between two steps.
+    """
+    if node.op not in target.fused or node.domain:
+        return False
+    if node.op != "Clip" or not target.merges_at_zero:
+        return True
+    bounds = clip_bounds(node, values)
+    return bounds is not None and bounds[0] == 0
 
 
 def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:

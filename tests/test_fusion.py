@@ -372,3 +372,90 @@ def test_a_product_of_matrices_and_a_sum_become_one_gemm(shape, reshape, bias):
 def test_a_product_of_higher_rank_stays_a_matmul():
     model = product_and_sum((2, 3, 6), reshape=False)
     assert [node.op for node in fuse(model.graph, model.params)[0].nodes] == ["MatMul", "Add"]
+
+
+ROWS_AND_DATA = {
+    "matrix and vector": ((4, 4), (4,)),
+    "matrix and matrix": ((3, 4), (4, 5)),
+    "matrix and stacked matrices": ((3, 4), (2, 4, 5)),
+    "stacked matrices and vector": ((2, 4, 4), (4,)),
+    "stacked matrices and matrix": ((2, 3, 4), (4, 5)),
+    "stacked matrices and stacked matrices": ((2, 3, 4), (2, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("behind", ["Relu", "Add"])
+@pytest.mark.parametrize(("rows", "data"), ROWS_AND_DATA.values(), ids=ROWS_AND_DATA)
+def test_uneven_rows_are_made_even_for_data_of_each_rank(rows, data, behind):
+    net = Network()
+    x = net.node(behind, [net.input("x", data)] * (1 if behind == "Relu" else 2), "data")
+    sizes = np.logspace(0, 3, rows[-2])[:, None]
+    net.node("MatMul", [net.constant("w", net.random.normal(size=rows) * sizes), x], "y")
+    net.output("y", np.matmul(np.ones(rows), np.ones(data)).shape)
+    model, feed = fused(net.proto()), smooth(*data)
+    assert ops(model) == [behind, "MatMul", "Mul"]
+    expected = run_onnx(net.proto(), {"x": feed})["y"]
+    assert model(feed)["y"].shape == expected.shape
+    np.testing.assert_allclose(model(feed)["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_uneven_rows_stay_where_the_data_might_be_a_vector():
+    net = Network()
+    x = net.node("Squeeze", [net.input("x", ["N", 4])], "data")
+    net.node("MatMul", [net.constant("w", net.random.normal(size=(4, 4)) * np.logspace(0, 3, 4)[:, None]), x], "y")
+    net.output("y", [None])
+    net.outputs[0].type.tensor_type.ClearField("shape")
+    model, feed = fused(net.proto()), smooth(1, 4)
+    assert ops(model) == ["Squeeze", "MatMul"]
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4)
+
+
+def product_and_normalization(data, weight, shift: bool):
+    """x -> MatMul -> BatchNormalization, which shifts or scales only -> y."""
+    net = Network()
+    net.node("MatMul", [net.input("x", data), net.weight("w", *weight)], "z")
+    zero, one = np.zeros(4), np.ones(4)
+    operands = {"scale": [1, 2, 3, 4], "beta": [1, 2, 3, 4] if shift else zero, "mean": zero, "var": one}
+    net.node("BatchNormalization", ["z", *(net.constant(f"z.{key}", each) for key, each in operands.items())], "y")
+    net.output("y", np.matmul(np.ones(data), np.ones(weight)).shape)
+    return net.proto(), smooth(*data)
+
+
+@pytest.mark.parametrize("shift", [False, True], ids=["scale", "shift"])
+@pytest.mark.parametrize(
+    ("data", "weight", "expected"),
+    [
+        ((2, 4, 5), (5, 4), ["MatMul", "BatchNormalization"]),
+        ((4, 5), (3, 5, 4), ["MatMul", "BatchNormalization"]),
+        ((2, 5), (5, 4), None),
+    ],
+    ids=["stacked data", "stacked weights", "matrices"],
+)
+def test_normalization_goes_into_a_product_only_along_its_last_axis(data, weight, expected, shift):
+    proto, x = product_and_normalization(data, weight, shift)
+    model = fused(proto)
+    assert ops(model) == (expected or (["Gemm"] if shift else ["MatMul"]))
+    np.testing.assert_allclose(model(x)["y"], run_onnx(proto, {"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("follow", ["Add", "BatchNormalization"])
+@pytest.mark.parametrize(
+    ("data", "first", "second"),
+    [((4, 8), (2, 8, 6), (6, 4)), ((3, 8), (8, 6), (2, 6, 4)), ((8,), (2, 8, 6), (6, 4)), ((8,), (8, 6), (6, 4))],
+    ids=["stacked weights", "stacked second weights", "vector and stacked weights", "vector"],
+)
+def test_only_a_product_of_matrices_becomes_a_gemm(data, first, second, follow):
+    """The rank of a product is that of the larger factor, less one for a vector."""
+    net = Network()
+    net.node("MatMul", [net.input("x", data), net.weight("v", *first)], "a")
+    net.node("MatMul", [net.node("Relu", ["a"], "b"), net.weight("w", *second)], "z")
+    shape = (np.ones(data) @ np.ones(first) @ np.ones(second)).shape
+    if follow == "Add" or len(shape) == 1:
+        net.node("Add", ["z", net.constant("shift", smooth(4))], "y")
+    else:
+        channels = shape[1]
+        net.normalization("z", "y", channels)
+    net.output("y", shape)
+    model, feed = fused(net.proto()), smooth(*data)
+    assert ("Gemm" in ops(model)) == (shape == (2, 4) and len(second) == 2)
+    np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)

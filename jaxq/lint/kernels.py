@@ -90,7 +90,7 @@ def becomes_gemm(network: Network, node: Node) -> bool:
         each is not None and each.shape is not None and all(isinstance(size, int) for size in each.shape)
         for each in declared
     )
-    return fixed or network.tensor_rank(node.inputs[0]) == 2
+    return fixed or network.ranks.get(node.inputs[0]) == 2
 
 
 def is_read_once(network: Network, node: Node) -> bool:

@@ -12,17 +12,11 @@ from jaxq.graph import Node, constants
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
 from jaxq.patterns import is_depthwise
+from jaxq.ranks import ranks
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target
 
 SCALE_TOLERANCE = 1e-5
-
-QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-# Operators whose result has the rank of their first input; of a product with a matrix, too.
-SAME_RANK = QUANTIZERS | frozenset(
-    {"MatMul", "BatchNormalization", "LayerNormalization", "Softmax", "Cast", "Identity", "Dropout"}
-)
-SAME_RANK |= {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "Elu"}
 
 Role = Literal["activation", "weight", "bias"]
 
@@ -102,22 +96,10 @@ class Network:
         value = self.values.get(node.inputs[0])
         return -1 if value is None else int(np.ndim(value))
 
-    def tensor_rank(self, name: str) -> int | None:
-        """The rank of a tensor, as far as operators that keep or decide it say it."""
-        while name in self.producer:
-            node = self.producer[name]
-            if node.op in ("Gemm", "Flatten"):
-                return 2
-            if node.op == "Reshape":
-                shape = self.values.get(node.inputs[1])
-                return None if shape is None else int(np.size(shape))
-            if node.op not in SAME_RANK:
-                return None
-            name = node.inputs[0]
-        declared = self.model.graph.types.get(name)
-        if name in self.values:
-            return int(np.ndim(self.values[name]))
-        return None if declared is None or declared.shape is None else len(declared.shape)
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """Tensor name -> rank, where it is known."""
+        return ranks(self.model.graph, self.model.params)
 
     def rule(self, node: Node) -> Rule | None:
         """The target's rule for a node; None where it has no kernel in integers."""

@@ -210,3 +210,4 @@ ELEMENT_TYPES: Mapping[int, str] = {
     23: "float4_e2m1fn", 24: "float8_e8m0fnu", 25: "uint2", 26: "int2",
     27: "float6_e2m3fn", 28: "float6_e3m2fn",
 }  # fmt: skip
+ELEMENT_NUMBERS: Mapping[str, int] = {name: number for number, name in ELEMENT_TYPES.items()}
