@@ -218,6 +218,7 @@ def test_a_runtime_that_gives_no_number_is_found_where_roundings_lie_inside_of_a
     assert {each.runtime for each in found.lost} == {"plain", "optimized"}
 
 
+@pytest.mark.filterwarnings("ignore:the model is in float:jaxq.errors.JaxqWarning")
 @pytest.mark.parametrize("name", ["bfloat16", "float8e4m3fn", "int4"])
 def test_outputs_of_types_that_python_does_not_get_are_named(tmp_path, name):
     proto = written(
