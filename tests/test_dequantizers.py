@@ -224,6 +224,31 @@ def test_a_branch_computes_in_integers_what_it_reads_from_outside(text, count, t
         np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.02)
 
 
+WIDE = {
+    "one graph": "(float[N, 64] x) => (float[N, 64] y) { h = MatMul (x, w)  r = Tanh (h)  y = MatMul (r, w) }",
+    "both axes": "(float[N, 64] x) => (float[N, 64] y) { h = Gemm (x, w, b)  r = Tanh (h)  y = Gemm <transB = 1> (r, w) }",
+    "branches": branches("m = MatMul (x, w)  u = Relu (m)", "o = Gemm <transB = 1> (x, w, b)"),
+    "a branch alone": branches("m = MatMul (x, w)  u = Relu (m)", "o = Gemm <transB = 1> (x, v, b)"),
+    "outside and inside": branches("u = MatMul (k, w)", "o = MatMul (k, w)", "h = MatMul (x, w)  k = Relu (h)"),
+}
+
+
+@pytest.mark.parametrize("text", WIDE.values(), ids=WIDE.keys())
+def test_products_of_16_bits_that_share_a_weight_are_loaded(text, tmp_path):
+    samples = [{"x": smooth(4, 64, seed=seed), "flag": np.array(bool(seed % 2))} for seed in range(8)]
+    inputs = ("x", "flag") if "flag" in text else ("x",)
+    samples = [{name: each[name] for name in inputs} for each in samples]
+    bits = jaxq.AdvancedQuantizationParameters(activations_quantization_params=jaxq.QuantizationParameters(num_bits=16))
+    proto = (
+        subgraphs(text) if "flag" in text else written(text, w=SQUARE["w"], **{"b": BIAS["b"]} if "b)" in text else {})
+    )
+    model = jaxq.quantize(proto, jaxq.Dataset(samples), advanced_parameters=bits)
+    save(model, tmp_path / "model.onnx")
+    for feed in samples[:2]:
+        outputs, _ = optimized(tmp_path / "model.onnx", feed, rounded=False)
+        np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.001)
+
+
 def test_nodes_without_inputs_are_written():
     model = load(written("(float[N] x) => (float[N] y) { r = RandomNormal <shape = [1]> () y = Add (x, r) }"))
     assert [node.op_type for node in to_proto(model).graph.node] == ["RandomNormal", "Add"]
