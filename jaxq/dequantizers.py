@@ -6,9 +6,10 @@ What merges was tried in ONNX Runtime 1.32 (`tests/test_dequantizers.py` asks th
   those of an outer graph.
 * embeddings: never. But of a table of bytes a Gather can take rows, which are then made floats by plain arithmetic: behind a
   DequantizeLinear of theirs, a product would not be merged with that of its weight.
-* weights alone, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody else, with one scale for each of N
-  or blocks along K, and its integers and scales are constants of that graph which nobody else reads. With those of an outer graph
-  the file would not even load.
+* weights alone, and those of products of 16 bits, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody
+  else, with one scale for each of N or blocks along K, and its integers and scales are constants of that graph which nobody else
+  reads. With those of an outer graph the file would not even load. With a Relu or Clip behind it that others read, it looks for a
+  QuantizeLinear and does not merge: these become Max and Min.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, unused_name
 from jaxq.ops import ELEMENT_NUMBERS
 
+WIDE = 2  # bytes of activations with which ONNX Runtime makes a MatMulNBits of a product, as it does with floats
 SMALLEST_BLOCK = 16  # that MatMulNBits takes; blocks are powers of two
 
 
@@ -31,9 +33,22 @@ def beside_readers(graph: Graph, params: Mapping[str, Any], taken: set[str]) -> 
 
     `taken` are the names of all tensors and nodes; new ones are added.
     """
+    narrow = narrow_data(graph, params)
+    graph, params = _Products(graph, params, taken, narrow).rewrite()
     if any(node.op == "QuantizeLinear" for _, node in graph.walk()):
-        return without_unread(into_subgraphs(graph, {}, taken)), dict(params)
-    return _Products(graph, params, taken).rewrite()
+        graph = without_unread(into_subgraphs(graph, {}, taken))
+    return graph, params
+
+
+def narrow_data(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:
+    """The activations that a DequantizeLinear makes from 8 bits: kernels in integers read them, and no MatMulNBits."""
+    return frozenset(
+        node.outputs[0]
+        for _, node in graph.walk()
+        if node.op == "DequantizeLinear"
+        and node.inputs[0] not in params
+        and (len(node.inputs) < 3 or np.dtype(params[node.inputs[2]].dtype).itemsize < WIDE)
+    )
 
 
 def without_unread(graph: Graph) -> Graph:
@@ -107,9 +122,10 @@ class _Products:
     there each has its own copy.
     """
 
-    def __init__(self, graph: Graph, params: Mapping[str, Any], taken: set[str]):
-        self.graph, self.params, self.taken = graph, params, taken
+    def __init__(self, graph: Graph, params: Mapping[str, Any], taken: set[str], narrow: frozenset[str]):
+        self.graph, self.params, self.taken, self.narrow = graph, params, taken, narrow
         self.numbers = dict(params)  # of the changed graph
+        self.quantized = any(node.op == "QuantizeLinear" for _, node in graph.walk())
         self.made = {
             node.outputs[0]: node
             for node in graph.nodes
@@ -129,7 +145,7 @@ class _Products:
     def merges(self, node: Node) -> bool:
         """Whether MatMulNBits can stand for this product and the DequantizeLinear of its weight."""
         dequantize = self.made.get(node.inputs[1]) if is_product(node) else None
-        if dequantize is None:
+        if dequantize is None or node.inputs[0] in self.narrow:
             return False
         axis, shape, known = (
             summed_axis(node),
@@ -158,6 +174,9 @@ class _Products:
             return (node,) if self.weights[node.outputs[0]].others else ()
         if self.reads_rows(node):
             return self.rows(node)
+        product = self.clamped_product(graph, node)
+        if product is not None:
+            return self.clamped(node, self.params[self.made[product.inputs[1]].inputs[1]].dtype)
         if not self.merges(node):
             return (node,)
         name = node.inputs[1]
@@ -173,8 +192,35 @@ class _Products:
         own = weight.dequantize if first else copied(weight.dequantize, self.taken)
         own = replace(own, inputs=operands, attributes=attributes)
         attributes = FrozenDict({key: value for key, value in node.attributes.items() if key != "transB"})
-        product = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
-        return (*before, own, product)
+        changed = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
+        return (*before, own, changed)
+
+    def clamped_product(self, graph: Graph, node: Node) -> Node | None:
+        """The product, if the node is a Relu or Clip behind one or its bias, which would keep the runtime from merging it."""
+        if self.quantized or node.op not in ("Relu", "Clip") or node.domain:
+            return None
+        before = [graph.producers.get(node.inputs[0])]
+        if before[0] is not None and before[0].op == "Add":
+            before += [graph.producers.get(name) for name in before[0].inputs]
+        return next((each for each in before if each is not None and self.merges(each)), None)
+
+    def clamped(self, node: Node, kind: np.dtype) -> tuple[Node, ...]:
+        """The same as Max and Min, which nothing is fused with."""
+        lower, upper = (*node.inputs[1:], "", "")[:2]
+        if node.op == "Relu":
+            lower = unused_name(f"{node.outputs[0]}_zero", self.taken)
+            self.numbers[lower] = np.zeros((), kind)
+        steps = [(op, bound) for op, bound in (("Max", lower), ("Min", upper)) if bound]
+        nodes, value = list[Node](), node.inputs[0]
+        for index, (op, bound) in enumerate(steps, 1):
+            last = index == len(steps)
+            output = node.outputs[0] if last else unused_name(f"{node.outputs[0]}_{op}", self.taken)
+            name = node.name if last else unused_name(f"{node.name}_{op}", self.taken)
+            nodes.append(
+                replace(node, op=op, inputs=(value, bound), outputs=(output,), name=name, attributes=FrozenDict())
+            )
+            value = output
+        return tuple(nodes) or (node,)
 
     def reads_rows(self, node: Node) -> bool:
         """Whether a Gather takes rows of a table of bytes with a scale for each, which it can before they become floats."""
@@ -189,7 +235,8 @@ class _Products:
         """The rows that a Gather takes of a table, and (integers - zero points) * scales of these alone."""
         table, *others = self.made[node.inputs[0]].inputs
         indices, version = node.inputs[1:], node.version
-        scale, zero_point = (np.asarray(self.params[name], np.float32)[:, None] for name in others)
+        kind = self.params[others[0]].dtype
+        scale, zero_point = (np.asarray(self.params[name], kind)[:, None] for name in others)
 
         def taken(values: str, of: Node) -> Node:
             name = unused_name(f"{values}_rows", self.taken)
@@ -204,7 +251,7 @@ class _Products:
             )
 
         nodes = [replace(taken(table, node), name=node.name)]
-        nodes.append(then("Cast", nodes[-1].outputs[0], to=ELEMENT_NUMBERS["float32"]))
+        nodes.append(then("Cast", nodes[-1].outputs[0], to=ELEMENT_NUMBERS[str(kind)]))
         for op, values in (("Sub", zero_point), ("Mul", scale)):
             if op == "Sub" and not values.any():
                 continue
@@ -244,14 +291,13 @@ class _Products:
 def local_constants(graph: Graph, constants: Mapping[str, Any]) -> dict[int, tuple[str, ...]]:
     """id of a subgraph -> those `constants` of the outermost graph that must be written into it, to be found by its products.
 
-    They are those of a DequantizeLinear that makes the weight of a product of floats there, and that nothing else reads.
+    They are those of a DequantizeLinear that makes the weight of a product there, and that nothing else reads.
     """
     found: dict[int, tuple[str, ...]] = {}
     readers = reader_counts(graph)
     for each, node in graph.walk():
         maker = each.producers.get(node.inputs[1]) if each is not graph and is_product(node) else None
-        floats = each.producers.get(node.inputs[0]) if node.inputs else None
-        if maker is not None and maker.op == "DequantizeLinear" and not (floats and floats.op == "DequantizeLinear"):
+        if maker is not None and maker.op == "DequantizeLinear":
             alone = tuple(name for name in maker.inputs if name in constants and readers[name] == 1)
             found[id(each)] = found.get(id(each), ()) + alone
     return found

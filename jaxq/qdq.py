@@ -172,19 +172,31 @@ class _Qdq:
         typed = attributes
         if each.mantissa is not None:
             typed = attributes | {"output_dtype": ELEMENT_NUMBERS[dtype]}
-        clip: tuple[Node, ...] = ()
+        clips: list[Node] = []
         if not fills_storage(each):
-            limits = (self.name(name, "low"), self.name(name, "high"))
-            for limit, end in zip(limits, (each.qmin, each.qmax), strict=True):
-                steps = np.float32(int(end)) - np.asarray(each.zero_point, np.float32)
-                self.params[limit] = np.asarray(steps * np.asarray(each.scale, np.float32)).reshape(())
-            clip = (self.node("Clip", (source, *limits), self.name(name, "clipped"), name, FrozenDict()),)
-            source = self.name(name, "clipped")
+            clips = self.clips(source, name)
+            source = clips[-1].outputs[0]
         return (
-            *clip,
+            *clips,
             self.node("QuantizeLinear", (source, *operands), self.name(name, "quantized"), name, typed),
             self.node("DequantizeLinear", (self.name(name, "quantized"), *operands), output, name, attributes),
         )
+
+    def clips(self, source: str, name: str) -> list[Node]:
+        """What holds tensor `source` to the grid of `name`: a Clip, or Max and Min where each channel has bounds of its own."""
+        each, limits = self.encodings[name], (self.name(name, "low"), self.name(name, "high"))
+        clipped = self.name(name, "clipped")
+        for limit, end in zip(limits, (each.qmin, each.qmax), strict=True):
+            steps = np.float32(int(end)) - np.asarray(each.zero_point, np.float32)
+            self.params[limit] = np.asarray(steps * np.asarray(each.scale, np.float32))
+        if np.size(each.scale) == 1:
+            self.params.update((limit, self.params[limit].reshape(())) for limit in limits)
+            return [self.node("Clip", (source, *limits), clipped, name, FrozenDict())]
+        raised = self.name(name, "raised")
+        return [
+            self.node("Max", (source, limits[0]), raised, name, FrozenDict()),
+            self.node("Min", (raised, limits[1]), clipped, name, FrozenDict()),
+        ]
 
     def rewrite(self, graph: Graph) -> Graph:
         """The graph with a Q, DQ pair behind each activation that has an encoding; its readers read the DQ's output.

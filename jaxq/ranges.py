@@ -166,7 +166,13 @@ def activation_params(found: Range, scheme: Scheme) -> QuantParams:
         made = symmetric_params(found, scheme.grid, centered=scheme.centered)
     else:
         made = asymmetric_params(found, scheme.grid)
-    return signed(made, scheme.grid) if scheme.signed_below_zero and (made.zero_point > made.qmin).any() else made
+    return signed_below_zero(made, scheme)
+
+
+def signed_below_zero(params: QuantParams, scheme: Scheme) -> QuantParams:
+    """The quantizer in signed integers, if its range goes below zero and the scheme wants such ones signed."""
+    wanted = scheme.signed_below_zero and (params.zero_point > params.qmin).any()
+    return signed(params, scheme.grid) if wanted else params
 
 
 def signed(params: QuantParams, grid: Grid) -> QuantParams:

@@ -12,6 +12,7 @@ from jaxq.ranges import (
     asymmetric_borders,
     asymmetric_params,
     clipped,
+    signed_below_zero,
     symmetric_weight_params,
 )
 
@@ -40,8 +41,10 @@ def weight_params(
     found = clipped(weight_range(rows, scheme, estimator), estimator, scheme.symmetric)
     found = Range(*(np.asarray(each, np.float32).reshape(shape) for each in found))
     if scheme.symmetric:
-        return symmetric_weight_params(found.high, scheme.grid)
-    return asymmetric_params(found, scheme.grid, unified_zero_point=unified_zero_point)
+        made = symmetric_weight_params(found.high, scheme.grid)
+    else:
+        made = asymmetric_params(found, scheme.grid, unified_zero_point=unified_zero_point)
+    return signed_below_zero(made, scheme)  # as a constant in the place of an activation may be wanted
 
 
 def refuse_not_finite(name: str, weight: np.ndarray) -> None:

@@ -52,20 +52,30 @@ MODELS = [
     "cifar_resnet8_tiny/resnet8_tiny",
     "dncnn_s25/dncnn_s25",
     "fastestdet/FastestDet",
+    "gtcrn/gtcrn_simple",
     "kws_dscnn/kws_dscnn",
     "minilm_l6/minilm_l6",
     "mnist_cnn/mnist",
     "mobilenetv1_x0.25/mobilenetv1_x0.25",
     "mobilenetv2_1.0_dq/mobilenetv2_1.0_dq",
+    "openwakeword/embedding_model",
+    "silero_vad/silero_vad_16k_flat",
     "silero_vad/silero_vad_16k_op15",
     "squeezenet1.1/squeezenet1.1",
+    "supres_espcn/espcn_x3",
     "vit_cifar/vit_cifar_a",
+    "yolox_nano/yolox_nano",
 ]
 
 # Free dimensions, by name; one that is not named is the batch on axis 0, and else SIZE.
-SIZES = {"wav2vec2.ts": {"s": 4000}, "silero_vad/silero_vad_16k_op15": {"sequence": 576}}
+SIZES = {
+    "wav2vec2.ts": {"s": 4000},
+    "silero_vad/silero_vad_16k_op15": {"sequence": 576},
+    "silero_vad/silero_vad_16k_flat": {"sequence": 576},
+}
 SIZE = 16
 LARGEST_TOKEN = 100
+PIXELS = {"yolox_nano/yolox_nano"}  # images from 0 to 255: of small values its float32 sums keep little
 VALUES = {"sr": np.array(16000, np.int64)}
 
 
@@ -94,6 +104,8 @@ def inputs_of(model: onnx.ModelProto, name: str, batch: int) -> dict[str, np.nda
         elif dtype == np.int64:
             masks = "mask" in given.name
             feed[given.name] = np.ones(shape, dtype) if masks else random.integers(1, LARGEST_TOKEN, shape)
+        elif name in PIXELS:
+            feed[given.name] = random.uniform(0, 255, shape).astype(dtype)
         else:
             feed[given.name] = random.standard_normal(shape).astype(dtype)
     return feed

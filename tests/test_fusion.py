@@ -459,3 +459,14 @@ def test_only_a_product_of_matrices_becomes_a_gemm(data, first, second, follow):
     model, feed = fused(net.proto()), smooth(*data)
     assert ("Gemm" in ops(model)) == (shape == (2, 4) and len(second) == 2)
     np.testing.assert_allclose(model(feed)["y"], run_onnx(net.proto(), {"x": feed})["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [6, 7, 11])
+def test_a_gemm_of_an_early_opset_runs_without_a_computed_bias(opset):
+    """C became optional with opset 11; what is no bias becomes an Add behind the product at each."""
+    broadcast = "<broadcast = 1>" if opset < 7 else ""
+    text = f"(float[2, 4] x, float[3] c) => (float[2, 3] y) {{ y = Gemm {broadcast} (x, w, c) }}"
+    weight = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    model, x, c = fused(written(text, opset, w=weight)), smooth(2, 4), smooth(3)
+    assert ops(model) == ["Gemm", "Add"]
+    np.testing.assert_allclose(model({"x": x, "c": c})["y"], x @ weight + c, rtol=1e-5)

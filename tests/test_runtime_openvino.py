@@ -190,3 +190,20 @@ def test_weights_of_which_kernels_are_in_float_are_said_to_be(made, wanted, tmp_
 def test_the_table_claims_no_more_than_these_tests_run():
     tested = {*CONVOLUTIONS, "MatMul", "Gemm", "Gather", "Upsample"}
     assert OPENVINO.rules.keys() <= tested
+
+
+@pytest.mark.parametrize("bits", [5, 12])
+def test_a_narrow_grid_with_bounds_for_each_channel_is_clipped_to(bits, tmp_path):
+    """The channels of the data of a depthwise convolution have scales of their own, and the file has no type of 5 bits."""
+    proto, shapes = image(*CONVOLUTIONS["DepthwiseConv"][:1], w=weights(C, 1, 3, 3))
+    samples = [{name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name, shape in shapes.items()}]
+    wanted = jaxq.AdvancedQuantizationParameters(
+        activations_quantization_params=jaxq.QuantizationParameters(num_bits=bits),
+        weights_quantization_params=jaxq.QuantizationParameters(num_bits=3),
+    )
+    quantized = jaxq.quantize(proto, jaxq.Dataset(samples), target_device="openvino", advanced_parameters=wanted)
+    outside = {name: 3 * value for name, value in samples[0].items()}
+    simulated = np.asarray(quantized(outside)["y"])
+    save(quantized, tmp_path / "model.onnx")
+    assert any(node.op == "Max" for node in load(tmp_path / "model.onnx").graph.nodes)
+    np.testing.assert_allclose(np.asarray(load(tmp_path / "model.onnx")(outside)["y"]), simulated, rtol=1e-5, atol=1e-5)

@@ -59,7 +59,8 @@ def over_trailing(function, x, axis: int):
 
 
 @op("Gemm", since=6)
-def gemm_6(a, b, c, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
+def gemm_6(a, b, c=None, *, alpha=1.0, beta=1.0, broadcast=0, transA=0, transB=0):
+    """Before opset 7; no file of that time lacks c, but the passes move it into an Add where it is no bias."""
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 

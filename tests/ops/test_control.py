@@ -96,10 +96,27 @@ def test_a_known_condition_leaves_no_trace_of_the_other_branch():
     assert "mul" not in str(traced)
 
 
-def test_statistics_see_into_an_inlined_branch_only():
+def test_statistics_see_into_branches_and_are_told_whether_they_are_taken():
     tap = observing({"then": lambda _, seen: jnp.max(seen)})
     assert run(if_model(), ("cond",), tap=tap, carry={"then": jnp.float32(0)}, x=x, cond=True)["then"] == 6
-    assert run(if_model(), (), tap=tap, carry={"then": jnp.float32(0)}, x=x, cond=True)["then"] == 0
+
+    loaded = load(if_model())
+
+    @jax.jit
+    def both(inputs):
+        taken: dict[str, jax.Array] = {}
+        _, stats = execute(
+            loaded.graph,
+            traced_params(loaded.params),
+            inputs,
+            tap=tap,
+            carry={"then": jnp.float32(0)},
+            conditions=taken,
+        )
+        return stats["then"], taken["then"]
+
+    for cond in (True, False):  # what the data decide is not known while tracing: both branches are there
+        assert [each.item() for each in both({"x": jnp.asarray(x), "cond": jnp.asarray(cond)})] == [6, cond]
 
 
 def test_branches_of_different_shapes_need_a_known_condition():
