@@ -3,7 +3,11 @@
     distance = sum of (found - expected)^2 / sum of expected^2
 
 NaN or infinity that is found where a number was expected is infinitely far. What is the same on both sides is no distance, be it
-infinity (a masked score) or NaN. A number that is found where none was expected does not count: nothing tells how far it is.
+infinity (a masked score) or NaN. A number that is found where none was expected
+
+* does not count in an error that is summed to rank or to choose (`squared_differences`): nothing tells how far it is, and it
+  is the same for all candidates;
+* is infinitely far where two sides are to be the same (`differences`): one of them computes something else.
 """
 
 from __future__ import annotations
@@ -16,13 +20,17 @@ import numpy as np
 TINY = 1e-30  # stands in for the square of what is zero everywhere
 
 
+def differences(a: Any, b: Any) -> np.ndarray:
+    """|a - b| of each element, float64: infinite where only one side is a number, whichever it is."""
+    x, y = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    return worst_if_nan(np.abs(np.subtract(x, y, out=np.zeros(x.shape), where=~same)))
+
+
 def squared_differences(expected: Any, found: Any) -> np.ndarray:
-    """(found - expected)^2 of each element, float64."""
-    x, y = np.broadcast_arrays(np.asarray(expected, np.float64), np.asarray(found, np.float64))
-    wanted, there = np.isfinite(x), np.isfinite(y)
-    squares = np.subtract(y, x, out=np.zeros(x.shape), where=wanted & there) ** 2
-    lost = ~there & (wanted | (np.isinf(x) & (x != y)))  # also where NaN or the other infinity stands for an infinity
-    return np.where(lost, np.inf, squares)
+    """(found - expected)^2 of each element, float64: of `differences`, without those from what is no number."""
+    unknown = np.isnan(expected) | (np.isinf(expected) & np.isfinite(found))
+    return np.where(unknown, 0.0, differences(expected, found) ** 2)
 
 
 def squares(expected: Any) -> np.ndarray:

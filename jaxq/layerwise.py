@@ -75,7 +75,7 @@ class Difference:
     Attributes:
       unit: what counts as one step: of the grid, or, of floats, None.
       largest: the largest difference; infinity where only one side is a number, or the shapes differ.
-      squared: the sum of the squares, of the finite ones.
+      squared: the sum of the squares; infinity where the largest is.
       count: of elements.
       low, high: of the runtime's values, and 0.
     """
@@ -90,7 +90,7 @@ class Difference:
     def add(self, found: Any, count: int) -> None:
         """One more sample of `count` elements, as `distance` gives it."""
         largest, mean_ratio, low, high = map(float, found)
-        self.squared += mean_ratio * count * (largest**2 if math.isfinite(largest) else 1.0)
+        self.squared += mean_ratio * count * largest**2 if math.isfinite(largest) else math.inf
         self.largest = max(self.largest, largest)
         self.low, self.high, self.count = min(self.low, low), max(self.high, high), self.count + count
 

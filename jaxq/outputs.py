@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.distance import squared_differences, squares
+from jaxq.distance import differences, squares
 
 MOST_PAIRS = 1 << 22  # of rows that are compared with each other; more are compared in their order
 
@@ -26,6 +26,8 @@ class OutputComparison:
       agreement: share of samples (rows) with the same largest entry; None if the output is not known to be class scores.
       same_rows: for an output whose shape depends on values (boxes that are left over): share of rows that occur on both sides,
         integers exactly, floats within one such step; else None. The differences then are those of the samples with equal shapes.
+      lost: whether the runtime gives NaN or infinity where the simulation gives a number, or another shape (where the shape
+        depends on values: NaN or infinity for a sample for which the simulation gives numbers alone).
     """
 
     name: str
@@ -35,6 +37,7 @@ class OutputComparison:
     typical_steps: float
     agreement: float | None
     same_rows: float | None = None
+    lost: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +66,14 @@ def compare(
 ) -> OutputComparison:
     """One output, one way of running, over all samples; `classes` says that it is class scores."""
     if any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
-        return OutputComparison(name, runtime, math.inf, math.inf, math.inf, 0.0 if classes else None)
-    differences = [difference(a, b) for a, b in zip(expected, found, strict=True)]
-    largest = float(max(each.max(initial=0.0) for each in differences))
-    squared = sum(float((each**2).sum()) for each in differences) / max(sum(each.size for each in differences), 1)
+        return OutputComparison(name, runtime, math.inf, math.inf, math.inf, 0.0 if classes else None, lost=True)
+    apart = [differences(a, b) for a, b in zip(expected, found, strict=True)]
+    largest = float(max(each.max(initial=0.0) for each in apart))
+    squared = sum(float((each**2).sum()) for each in apart) / max(sum(each.size for each in apart), 1)
     step = step_of(expected)
     agreement = same_class(expected, found) if classes else None
-    return OutputComparison(name, runtime, largest, largest / step, squared**0.5 / step, agreement)
+    lost = any((np.isfinite(a) & ~np.isfinite(b)).any() for a, b in zip(expected, found, strict=True))
+    return OutputComparison(name, runtime, largest, largest / step, squared**0.5 / step, agreement, lost=lost)
 
 
 def compare_rows(name: str, runtime: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
@@ -79,14 +83,15 @@ def compare_rows(name: str, runtime: str, expected: list[np.ndarray], found: lis
     plain = compare(name, runtime, [a for a, _ in equal] or [np.zeros(1)], [b for _, b in equal] or [np.zeros(1)])
     step = step_of(expected) if expected[0].dtype.kind == "f" else 0.0
     matched, total = (sum(counts) for counts in zip(*(count_rows(a, b, step) for a, b in pairs), strict=True))
-    return dataclasses.replace(plain, agreement=None, same_rows=matched / total if total else 1.0)
+    lost = any(np.isfinite(a).all() and not np.isfinite(b).all() for a, b in pairs)
+    return dataclasses.replace(plain, agreement=None, same_rows=matched / total if total else 1.0, lost=lost)
 
 
 def cost(name: str, reference: list[np.ndarray], found: list[np.ndarray], *, classes: bool) -> OutputCost:
     """What one output lost, over all samples."""
     if any(a.shape != b.shape for a, b in zip(reference, found, strict=True)):
         return OutputCost(name, None, None)
-    noise = sum(float(squared_differences(a, b).sum()) for a, b in zip(reference, found, strict=True))
+    noise = sum(float((differences(a, b) ** 2).sum()) for a, b in zip(reference, found, strict=True))
     signal = sum(float(squares(each).sum()) for each in reference)
     return OutputCost(name, decibels(signal, noise), same_class(reference, found) if classes else None)
 
@@ -111,14 +116,6 @@ def _scores(value: np.ndarray) -> np.ndarray | None:
     return scores if scores.ndim == 2 and scores.shape[1] > 1 else None
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| in float64: zero where both are NaN or the same infinity (a masked score), infinity where only one is a number."""
-    a, b = _float(a), _float(b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    apart = np.abs(np.subtract(a, b, out=np.zeros_like(a), where=~same))
-    return np.where(np.isnan(apart), np.inf, apart)
-
-
 def count_rows(a: np.ndarray, b: np.ndarray, step: float) -> tuple[int, int]:
     """(how many rows of both have an equal one in the other, to `step` in each place, how many rows there are).
 
@@ -133,7 +130,7 @@ def count_rows(a: np.ndarray, b: np.ndarray, step: float) -> tuple[int, int]:
         first, second = (value.reshape(len(value), math.prod(value.shape[1:])) for value in moved)
     total = len(first) + len(second)
     if first.shape == second.shape:
-        same = (difference(first, second) <= step).all(1)
+        same = (differences(first, second) <= step).all(1)
         if same.all() or len(first) ** 2 > MOST_PAIRS:
             return 2 * int(same.sum()), total
     return _matched(first, second, step) + _matched(second, first, step), total
@@ -143,7 +140,7 @@ def _matched(rows: np.ndarray, others: np.ndarray, step: float) -> int:
     """How many of `rows` [n, k] have an equal one, to one step in each place, among `others` [m, k]."""
     if rows.shape[1] != others.shape[1]:
         return 0
-    return sum(bool((np.abs(others - row) <= step).all(1).any()) for row in rows)
+    return sum(bool((differences(others, row) <= step).all(1).any()) for row in rows)
 
 
 def step_of(values: list[np.ndarray]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ INTEGER_OPS = frozenset(
 LARGE_INITIALIZER = (
     1 << 20
 )  # bytes, from which on the optimized graph keeps them in a second file: protobuf ends at 2 GiB
+FOREIGN = re.compile(r"bfloat16|float[48]|int[24]\b")  # types that it gives to Python not at all, or as bits
 LAYOUTS = ("NchwcTransformer", "NhwcTransformer")  # optimizers that order axes anew, and give tensors other names
 Runner = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -100,6 +102,12 @@ def runner(source: str | bytes, options: Any, where: str, without: Sequence[str]
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelError(f"ONNX Runtime {onnxruntime.__version__} refuses {where!r}: {error}") from error
     names = [output.name for output in made.get_outputs()]
+    foreign = [output for output in made.get_outputs() if FOREIGN.search(output.type)]
+    if foreign:
+        raise ModelError(
+            f"output {foreign[0].name!r} of {where!r} is a {foreign[0].type}, a type that numpy does not have: ONNX Runtime "
+            "cannot give its values to Python, so that they cannot be compared; add a Cast to float32 behind it"
+        )
     wanted = {given.name for given in made.get_inputs()}
 
     def run(feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,15 +144,23 @@ def kernels(optimized: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 def operators(path: Path) -> collections.Counter[str]:
     """Operator -> how many nodes of it the file has, those of subgraphs too."""
+    return collections.Counter(node.op_type for node in nodes_of(path))
+
+
+def results(path: Path, op: str) -> frozenset[str]:
+    """The names of what nodes of an operator make in the file, those of subgraphs too."""
+    return frozenset(name for node in nodes_of(path) if node.op_type == op for name in node.output)
+
+
+def nodes_of(path: Path) -> Iterator[Any]:
+    """The nodes of a file as ONNX has them, those of subgraphs too."""
     import onnx
 
-    counts = collections.Counter[str]()
     pending = [onnx.load(str(path), load_external_data=False).graph]
     while pending:
         nodes = pending.pop().node
-        counts.update(node.op_type for node in nodes)
+        yield from nodes
         pending.extend(each.g for node in nodes for each in node.attribute if each.HasField("g"))
-    return counts
 
 
 def saturation() -> str:

@@ -15,13 +15,15 @@ FEW_VALUES = 3  # that may be a step apart, however few values there are
 ROUNDED_STEPS = (
     1.0  # typically, of a result behind roundings that the runtime does not show: steps are carried on there
 )
+LARGEST_ROUNDED_STEPS = 32.0  # of such a result: an eighth of the range of 8 bits
 SAME_ROWS = 0.9  # of a result whose number of rows depends on values
 LAYERS_SHOWN = 5
 CRITERION = (
     f"criterion: each layer, fed with what the runtime fed it, comes within {LARGEST_STEPS:g} step of its own quantizer (of 16 "
     f"bits: 4; of a float output: one of 8 bits over its range), and typically within {TYPICAL_STEPS:g} (one value of a hundred, "
     f"or {FEW_VALUES}); where roundings lie inside of a layer that the runtime does not show, typically within "
-    f"{ROUNDED_STEPS:g} step; of rows that values select, {SAME_ROWS:.0%} are the same"
+    f"{ROUNDED_STEPS:g} step, and within {LARGEST_ROUNDED_STEPS:g} at the most; of rows that values select, {SAME_ROWS:.0%} are "
+    "the same; nowhere does NaN, infinity or another shape stand for a number"
 )
 
 
@@ -64,7 +66,7 @@ class LayerComparison:
         if self.same_rows is not None:
             return self.same_rows >= SAME_ROWS
         if self.roundings:
-            return self.typical_steps <= ROUNDED_STEPS
+            return carried(self.steps, self.typical_steps)
         few = (FEW_VALUES / self.count) ** 0.5 if self.count else 0.0
         return self.steps <= LARGEST_STEPS and self.typical_steps <= max(TYPICAL_STEPS, few)
 
@@ -120,14 +122,19 @@ class VerifyReport:
         return tuple(layer for layer in self.layers if not layer.agrees)
 
     @property
+    def lost(self) -> tuple[OutputComparison, ...]:
+        """The outputs that are NaN, infinity or of another shape where the simulation gives numbers, from end to end."""
+        return tuple(each for each in self.outputs if each.lost)
+
+    @property
     def agrees(self) -> bool:
         """Whether the runtime, plain and optimized, computes what the file says, see `CRITERION`.
 
         Where the layers of one way of running could not be compared, its outputs decide, from end to end.
         """
         outputs = [each for each in self.outputs if each.runtime in self.unseen]
-        return not self.faults and all(
-            each.typical_steps <= ROUNDED_STEPS if each.same_rows is None else each.same_rows >= SAME_ROWS
+        return not (self.faults or self.lost) and all(
+            carried(each.steps, each.typical_steps) if each.same_rows is None else each.same_rows >= SAME_ROWS
             for each in outputs
         )
 
@@ -150,6 +157,10 @@ class VerifyReport:
             f"does not agree: of {listed_counts(counts)}, {len(self.faults)} differ by more than rounding explains"
             if self.faults
             else "does not agree: the outputs differ by more than rounding explains"
+        ]
+        lines += [
+            f"  output {each.name!r}, {each.runtime}: NaN, infinity or another shape where the simulation gives numbers"
+            for each in self.lost[:LAYERS_SHOWN]
         ]
         lines += [f"  {layer}" for layer in self.faults[:LAYERS_SHOWN]]
         more = len(self.faults) - LAYERS_SHOWN
@@ -217,6 +228,11 @@ class VerifyReport:
             f"integer kernels: {', '.join(kernels) or 'none'}; products left in float: {', '.join(floats) or 'none'}"
         )
         return "\n".join([*lines, self.verdict])
+
+
+def carried(steps: float, typical_steps: float) -> bool:
+    """Whether single steps that were carried on explain a difference."""
+    return typical_steps <= ROUNDED_STEPS and steps <= LARGEST_ROUNDED_STEPS
 
 
 def listed_counts(counts: Mapping[str, int]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxq.onnx_import import Source, load
 from jaxq.outputs import OutputComparison, as_array, compare, compare_rows, cost
 from jaxq.progress import track
 from jaxq.qdq import with_qdq
-from jaxq.runtime import Inner, Runner, kernels, operators, saturation, session
+from jaxq.runtime import Inner, Runner, kernels, results, saturation, session
 from jaxq.verdict import LayerComparison, VerifyReport
 
 __all__ = ["VerifyReport", "verify"]
@@ -69,7 +70,7 @@ def verify(
             work.add_float(float_model)
         items = data if isinstance(data, Dataset) else Dataset(data)
         feeds = items.feeds(simulated)
-        for feed in track((feed for feed, _ in zip(feeds, range(samples), strict=False)), "verifying", samples):
+        for feed in track(itertools.islice(feeds, samples), "verifying", samples):
             work.add(feed)
         if not work.count:
             raise CalibrationError("there are no samples to verify with; at least one is needed")
@@ -98,7 +99,7 @@ class _Work:
         self.unseen: dict[str, str] = {}
         self.programs: dict[Any, Any] = {}
         self.feeds: list[Mapping[str, Any]] = []
-        self.refused, self.integer, self.left, self.rounded = "", dict[str, int](), dict[str, int](), 0
+        self.refused, self.integer, self.left, self.rounded = "", dict[str, int](), dict[str, int](), frozenset[str]()
         self.runners: dict[str, Runner] = {"plain": session(path, optimized=None)}
         self._look_inside("plain", path, frozenset())
         try:
@@ -107,8 +108,8 @@ class _Work:
             self.refused = str(error)
             return
         self.integer, self.left = kernels(folder / "optimized.onnx")
-        self.rounded = operators(folder / "optimized.onnx")[ROUNDED] - operators(path)[ROUNDED]
         session(path, optimized=folder / "inner.onnx", layouts=False)
+        self.rounded = results(folder / "inner.onnx", ROUNDED) - results(path, ROUNDED)
         self._look_inside("optimized", folder / "inner.onnx", merged(self.explicit))
 
     def _look_inside(self, way: str, path: Path, without: frozenset[str]) -> None:
@@ -162,7 +163,7 @@ class _Work:
             layer
             for way, (_, inside) in self.inside.items()
             if way not in self.unseen
-            for layer in compared(inside, way, self.rounded if way == "optimized" else 0)
+            for layer in compared(inside, way, self.rounded if way == "optimized" else ())
         ]
         layers = self._closer(layers)
         layers += [self._session(name, way) for way in self.inside if way not in self.unseen for name in self.expected]
@@ -183,7 +184,7 @@ class _Work:
             tuple(layers),
             self.unseen,
             costs,
-            self.rounded,
+            len(self.rounded),
         )
 
     def _compare(self, name: str, way: str, expected: list[np.ndarray], found: list[np.ndarray]) -> OutputComparison:
@@ -214,8 +215,11 @@ class _Work:
         ]
 
 
-def compared(inside: Layers, way: str, rounded: int) -> list[LayerComparison]:
-    """What was found of each layer, in the order of the graph; `rounded` products round their inputs in the runtime alone."""
+def compared(inside: Layers, way: str, rounded: Collection[str]) -> list[LayerComparison]:
+    """What was found of each layer, in the order of the graph.
+
+    `rounded` are results of products that round their inputs in the runtime alone.
+    """
     found = []
     for tensor, layer in inside.layers.items():
         if layer.is_random or (tensor not in inside.differences and tensor not in inside.rows):
@@ -223,7 +227,6 @@ def compared(inside: Layers, way: str, rounded: int) -> list[LayerComparison]:
         node, nodes = layer.node, tuple(each.name for each in layer.nodes if each.op not in QUANTIZERS)
         steps = inside.differences.get(tensor, Difference(1.0))
         matched, total = inside.rows.get(tensor, (0, 0))
-        products = sum(each.op in ("MatMul", "Gemm") for each in layer.nodes)
         rows = None if tensor not in inside.rows else matched / total if total else 1.0
         found.append(
             LayerComparison(
@@ -235,11 +238,17 @@ def compared(inside: Layers, way: str, rounded: int) -> list[LayerComparison]:
                 steps.steps,
                 steps.typical_steps,
                 0 if steps.unit is None else steps.count,
-                layer.roundings + min(products, rounded),
+                layer.roundings + sum(made_in(node, rounded) for node in layer.nodes),
                 rows,
             )
         )
     return found
+
+
+def made_in(node: Node, names: Collection[str]) -> int:
+    """How many of the tensors of these names a node makes, itself or inside of its bodies."""
+    own = sum(name in names for name in node.outputs)
+    return own + sum(made_in(each, names) for sub in node.subgraphs for each in sub.nodes)
 
 
 def first_apart(every: Layers, nodes: Sequence[Node]) -> Node | None:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from jaxq.distance import difference, distance, distances, output_distances, squared_differences, worst_if_nan
+from jaxq.distance import (
+    difference,
+    differences,
+    distance,
+    distances,
+    output_distances,
+    squared_differences,
+    worst_if_nan,
+)
 
 INF, NAN = np.inf, np.nan
 
@@ -27,6 +35,23 @@ INF, NAN = np.inf, np.nan
 )
 def test_squared_differences(expected, found, squared):
     assert squared_differences(np.float32([expected]), np.float32([found]))[0] == pytest.approx(squared, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        (1.0, 3.0, 2),
+        (1.0, NAN, INF),
+        (NAN, 1.0, INF),
+        (INF, 1.0, INF),
+        (NAN, INF, INF),
+        (NAN, NAN, 0),
+        (-INF, -INF, 0),
+        (INF, -INF, INF),
+    ],
+)
+def test_of_two_sides_that_are_to_be_the_same_a_number_on_either_side_alone_is_infinitely_far(a, b, wanted):
+    assert differences(np.float32([a]), np.float32([b])).tolist() == [wanted]
 
 
 def test_distance_is_relative_to_what_was_expected():

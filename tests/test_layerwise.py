@@ -239,12 +239,12 @@ def apart(ours, theirs) -> Difference:
         (np.uint8([1, 255]), np.uint8([1, 0]), 255, 255**2),
         (np.float32([0.5, 2]), np.float32([1, 2]), 0.5, 0.25),
         (np.float32([np.nan, np.inf, -np.inf]), np.float32([np.nan, np.inf, -np.inf]), 0, 0),
-        (np.float32([np.nan, 1]), np.float32([1, 1]), np.inf, 0),
-        (np.float32([1, 1]), np.float32([np.inf, 3]), np.inf, 4),
-        (np.float32([np.inf]), np.float32([-np.inf]), np.inf, 0),
+        (np.float32([np.nan, 1]), np.float32([1, 1]), np.inf, np.inf),
+        (np.float32([1, 1]), np.float32([np.inf, 3]), np.inf, np.inf),
+        (np.float32([np.inf]), np.float32([-np.inf]), np.inf, np.inf),
         (np.int32([7, 8, 9]), np.int32([7, 80, 90]), 1, 2),  # indices that differ are one apart
         (np.bool_([True, False]), np.bool_([True, True]), 1, 1),
-        (np.float32([1, 2]), np.float32([1, 2, 3]), np.inf, 2),
+        (np.float32([1, 2]), np.float32([1, 2, 3]), np.inf, np.inf),
         (np.zeros(0, np.float32), np.zeros(0, np.float32), 0, 0),
     ],
 )

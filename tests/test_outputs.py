@@ -40,6 +40,7 @@ def test_classes_are_compared_in_rows_of_several_numbers(shape, scores):
         ([[0, 0, 255], [9, 9, 9]], [[0, 0], [9, 9]], 4 / 5),  # columns, as NonZero gives them
         ([[0, 255]], [[0, 254.5]], 1.0),  # within a step
         ([[0, 255]], [[0, 253]], 0.5),
+        ([[-np.inf, 1], [0, 255]], [[-np.inf, 1]], 2 / 3),  # the same infinity
         (np.zeros((0, 2)), [[0, 255]], 0.0),
         (np.zeros((0, 2)), np.zeros((0, 2)), 1.0),
         ([1.0, 255], 1.0, 2 / 3),  # another rank
@@ -71,7 +72,36 @@ def test_what_is_a_number_on_one_side_alone_is_infinitely_far(value):
         found = comparison(*sides)
         assert found.largest == found.steps == found.typical_steps == math.inf
     assert comparison([[1.0, value]], [[1.0, value]]).largest == 0
-    assert cost("y", [np.float32([1, 2])], [np.float32([1, value])], classes=False).snr == -math.inf
+    for sides in (([1, 2], [1, value]), ([1, value], [1, 2])):
+        assert cost("y", *([np.float32(each)] for each in sides), classes=False).snr == -math.inf
+
+
+@pytest.mark.parametrize(
+    "expected, found, lost",
+    [
+        ([1, 2], [1, np.nan], True),
+        ([1, 2], [1, -np.inf], True),
+        ([1, 2], [1, 2, 3], True),
+        ([1, np.nan], [1, 2], False),
+        ([1, -np.inf], [1, -np.inf], False),
+        ([1, 2], [1, 3], False),
+    ],
+)
+def test_what_is_no_number_where_one_was_simulated_is_lost(expected, found, lost):
+    assert comparison([expected], [found], classes=False).lost is lost
+
+
+@pytest.mark.parametrize(
+    "expected, found, lost",
+    [
+        ([1, 2], [1, 2, np.inf], True),
+        ([1, 2, 3], [1, np.nan], True),
+        ([1, 2], [1, 2, 3], False),
+        ([np.inf, 2], [np.inf], False),
+    ],
+)
+def test_rows_may_be_more_or_fewer_but_numbers(expected, found, lost):
+    assert compare_rows("y", "plain", [np.float32(expected)], [np.float32(found)]).lost is lost
 
 
 def test_other_shapes_are_infinitely_far():

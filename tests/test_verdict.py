@@ -35,6 +35,9 @@ def report(*layers: LayerComparison, **changes) -> VerifyReport:
         ({"steps": 9.0, "typical_steps": 0.9, "roundings": 2}, True),
         ({"steps": 9.0, "typical_steps": 1.1, "roundings": 2}, False),
         ({"steps": 9.0, "typical_steps": math.nan, "roundings": 2}, False),
+        ({"steps": 33.0, "typical_steps": 0.1, "roundings": 2}, False),  # one value far off, that no step explains
+        ({"steps": math.inf, "typical_steps": 0.0, "roundings": 2}, False),
+        ({"steps": math.nan, "typical_steps": 0.0, "roundings": 2}, False),
         ({"same_rows": 0.95}, True),
         ({"same_rows": 0.85}, False),
     ],
@@ -51,6 +54,7 @@ def test_a_layer_agrees_where_rounding_explains_the_difference(changes, agrees):
         (entry(agreement=0.5, typical_steps=0.9, steps=30.0), True),
         (entry(agreement=1.0, typical_steps=1.1), False),
         (entry(typical_steps=math.nan), False),
+        (entry(typical_steps=0.9, steps=33.0), False),
         (entry(runtime="optimized", typical_steps=1.1), True),
         (entry(same_rows=0.95, typical_steps=7.0), True),
         (entry(same_rows=0.85), False),
@@ -59,6 +63,15 @@ def test_a_layer_agrees_where_rounding_explains_the_difference(changes, agrees):
 def test_outputs_decide_where_layers_could_not_be_compared(output, ok):
     assert report(outputs=(output,)).agrees  # single steps that the layers carry on
     assert report(outputs=(output,), unseen={"plain": "a reason"}).agrees is ok
+
+
+@pytest.mark.parametrize("runtime", ["plain", "optimized"])
+def test_an_output_that_is_no_number_from_end_to_end_is_a_fault_whatever_the_layers_say(runtime):
+    found = report(layer(), layer(runtime="optimized"), outputs=(entry(), entry(name="z", runtime=runtime, lost=True)))
+    assert not found.agrees
+    words = found.verdict.splitlines()
+    assert words[0].startswith("does not agree")
+    assert words[1] == f"  output 'z', {runtime}: NaN, infinity or another shape where the simulation gives numbers"
 
 
 def test_the_verdict_is_in_words_with_its_criterion_and_what_was_not_looked_at():

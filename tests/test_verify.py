@@ -135,6 +135,12 @@ def test_batches_are_split_and_no_more_samples_are_taken_than_asked_for():
     assert verify(quantized("residual"), [smooth(4, 3, 8, 8), smooth(4, 3, 8, 8)], samples=6).samples == 6
 
 
+def test_no_more_is_read_of_the_data_than_what_is_compared():
+    source = iter(samples("residual", 3))
+    assert verify(quantized("residual"), source, samples=2).samples == 2
+    assert len(list(source)) == 1
+
+
 @pytest.mark.filterwarnings("ignore:the model is in float:jaxq.errors.JaxqWarning")
 def test_outputs_that_are_integers_are_compared():
     proto = written("(float[N, 4] x) => (int64[N, 1] y) { h = Relu (x)  y = ArgMax <axis = 1> (h) }")
@@ -165,6 +171,63 @@ def test_products_that_round_their_inputs_in_the_runtime_alone_are_said(tmp_path
     assert found.agrees
     assert ("rounds the inputs of 1 products to 8 bits" in found.table()) is bool(found.rounded)
     assert {layer.roundings for layer in found.layers if layer.runtime == "plain" and layer.op != "output"} == {0}
+
+
+def test_what_rounds_in_the_runtime_alone_is_told_from_other_products_of_the_file(tmp_path):
+    text = """(float[N, 32] x) => (float[N, 32] y, float[N, 32] z, float[N, 32] g) {
+        d = DequantizeLinear <axis = 0, block_size = 32> (w, s, o) m = MatMul (x, d) y = Add (m, b)
+        z = MatMul (x, v) g = Gemm (x, v, b) }"""
+    random = np.random.default_rng(0)
+    stored = {"w": random.integers(-8, 8, (32, 32)).astype(ml_dtypes.int4), "o": np.zeros((1, 32), ml_dtypes.int4)}
+    floats = {"s": np.full((1, 32), 0.1), "v": random.normal(size=(32, 32)), "b": random.normal(size=32)}
+    proto = written(text, 21, **stored, **{name: value.astype(np.float32) for name, value in floats.items()})
+    onnx.save(proto, tmp_path / "model.onnx")
+    found = verify(tmp_path / "model.onnx", [smooth(64, 32)])
+    assert found.agrees
+    roundings = {
+        each.tensor: each.roundings for each in found.layers if each.runtime == "optimized" and each.op != "output"
+    }
+    assert roundings == {"y": found.rounded, "z": 0, "g": 0}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_runtime_that_gives_no_number_is_found_where_roundings_lie_inside_of_a_layer(tmp_path, monkeypatch, value):
+    """Both the session and what is looked into give it, so that the two are the same."""
+
+    def broken(open_):
+        def opened(*args, **options):
+            run = open_(*args, **options)
+            return lambda feed: {
+                name: np.where(np.arange(32) == 3, np.float32(value), each) for name, each in run(feed).items()
+            }
+
+        return opened
+
+    text = """(float[N, 32] x, bool c) => (float[N, 32] y) { y = If (c) <then_branch = t () => (float[N, 32] a) {
+        q = QuantizeLinear (x, s, o) d = DequantizeLinear (q, s, o) a = Mul (d, d) },
+        else_branch = e () => (float[N, 32] b) { b = Identity (x) }> }"""
+    proto = written(text, 21, s=np.float32(0.1), o=np.int8(0))
+    onnx.save(proto, tmp_path / "model.onnx")
+    feeds = [{"x": smooth(4, 32), "c": np.array(True)}]
+    assert verify(tmp_path / "model.onnx", feeds).agrees
+    monkeypatch.setattr(MODULE, "session", broken(MODULE.session))
+    monkeypatch.setattr(MODULE.Inner, "open", broken(MODULE.Inner.open))
+    found = verify(tmp_path / "model.onnx", feeds)
+    assert not found.agrees
+    assert {each.roundings for each in found.faults if each.op == "If"} == {1}
+    assert {each.runtime for each in found.lost} == {"plain", "optimized"}
+
+
+@pytest.mark.filterwarnings("ignore:the model is in float:jaxq.errors.JaxqWarning")
+@pytest.mark.parametrize("name", ["bfloat16", "float8e4m3fn", "int4"])
+def test_outputs_of_types_that_python_does_not_get_are_named(tmp_path, name):
+    proto = written(
+        f"(float[2, 4] x) => ({name}[2, 4] y) {{ y = Cast <to = {onnx.TensorProto.DataType.Value(name.upper())}> (x) }}",
+        21,
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=rf"output 'y' of .* is a tensor\({name}\), a type that numpy does not have"):
+        verify(tmp_path / "model.onnx", [{"x": smooth(2, 4)}])
 
 
 # ------------------------------------------------------------------------------------------------- against the float model

@@ -11,6 +11,7 @@ import numpy as np
 from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.by_metric import MetricValidation, labelled_items
 from jaxq.accuracy.validation import EMPTY
+from jaxq.classes import class_scores
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, ConfigError
 from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
@@ -73,13 +74,15 @@ def open_validation(
 
 
 def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
-    """What compares a model with itself: top1, if its first output is one row of class scores for a sample, else cosine."""
+    """What compares a model with itself: top1, if its first output is one row of class scores (`jaxq.classes`), else cosine."""
     for feed, _ in items:
         name = model.graph.outputs[0]
         if name in model.made_on_host(feed):
             return COSINE_OF_LISTS
-        output = np.asarray(model(feed)[name])
-        return METRICS["top1" if output.dtype.kind == "f" and 1 < output.size == max(output.shape) else "cosine"]
+        if name not in class_scores(model.graph, model.params):
+            return METRICS["cosine"]
+        scores = np.asarray(model(feed)[name])
+        return METRICS["top1" if scores.size == max(scores.shape) else "cosine"]
     raise CalibrationError(EMPTY)
 
 

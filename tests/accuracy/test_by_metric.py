@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import images, picking
-from models import Network
+from models import Network, written
 
 import jaxq
 from jaxq.accuracy import by_metric
@@ -55,6 +55,23 @@ def test_what_is_kept_of_the_float_model_is_bounded_and_the_result_the_same(runs
     assert found[0] == found[1]
     # in the first round the float model runs at first alone, in the second again for the three batches that are not kept
     assert runs.count(model) == 4 + 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("output", "shape", "metric"),
+    [("embedding", [1, 12], "cosine"), ("logits", [1, 12], "top1"), ("logits", [2, 12], "cosine")],
+)
+def test_only_a_row_of_class_scores_is_compared_by_class(output, shape, metric):
+    """By the rule of `jaxq.classes`, as everywhere."""
+    proto = written(
+        f"(float[{shape[0]}, 4] x) => (float[{shape[0]}, 12] {output}) {{ {output} = MatMul (x, w) }}",
+        17,
+        w=np.ones((4, 12), np.float32),
+    )
+    validation = open_validation(
+        [{"x": np.ones((shape[0], 4), np.float32)}], None, [], jaxq.load(proto), batch_size=None
+    )
+    assert [each.name for each in validation.metrics] == [metric]
 
 
 @pytest.mark.parametrize("name", ["mse", "psnr", "spearman", "cosine"])
