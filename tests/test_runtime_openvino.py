@@ -214,7 +214,7 @@ CHAINS = {
     "Relu between": "a = MatMul (x, p)  c = Relu (a)  y = MatMul (c, q)",
     "Clip between": "a = MatMul (x, p)  c = Clip (a, zero, six)  y = MatMul (c, q)",
     "Gemm": "a = Gemm <transB = 1> (x, p)  c = Relu (a)  y = Gemm (c, q)",
-    "Gemm with one number for all": "a = Gemm (x, p, one)  c = Relu (a)  y = Gemm (c, q)",
+    "one number for all": "a = MatMul (x, p)  d = Add (a, one)  c = Relu (d)  y = MatMul (c, q)",
     "three, the second with a bias": "a = MatMul (x, p)  c = Relu (a)  d = Gemm (c, q, b)  e = Relu (d)  y = MatMul (e, p)",
     "a sum behind": "a = MatMul (x, p)  c = Relu (a)  d = MatMul (c, q)  e = Relu (d)  f = MatMul (e, p)  y = Add (f, c)",
 }
