@@ -6,9 +6,10 @@ What merges was tried in ONNX Runtime 1.32 (`tests/test_dequantizers.py` asks th
   those of an outer graph.
 * embeddings: never. But of a table of bytes a Gather can take rows, which are then made floats by plain arithmetic: behind a
   DequantizeLinear of theirs, a product would not be merged with that of its weight.
-* weights alone, and those of products of 16 bits, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody else, with one scale for each of N
-  or blocks along K, and its integers and scales are constants of that graph which nobody else reads. With those of an outer graph
-  the file would not even load.
+* weights alone, and those of products of 16 bits, into MatMulNBits: if it makes the matrix [K, N] of a MatMul or Gemm for nobody
+  else, with one scale for each of N or blocks along K, and its integers and scales are constants of that graph which nobody else
+  reads. With those of an outer graph the file would not even load. With a Relu or Clip behind it that others read, it looks for a
+  QuantizeLinear and does not merge: these become Max and Min.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class _Products:
     def __init__(self, graph: Graph, params: Mapping[str, Any], taken: set[str], narrow: frozenset[str]):
         self.graph, self.params, self.taken, self.narrow = graph, params, taken, narrow
         self.numbers = dict(params)  # of the changed graph
+        self.quantized = any(node.op == "QuantizeLinear" for _, node in graph.walk())
         self.made = {
             node.outputs[0]: node
             for node in graph.nodes
@@ -172,6 +174,9 @@ class _Products:
             return (node,) if self.weights[node.outputs[0]].others else ()
         if self.reads_rows(node):
             return self.rows(node)
+        product = self.clamped_product(graph, node)
+        if product is not None:
+            return self.clamped(node, self.params[self.made[product.inputs[1]].inputs[1]].dtype)
         if not self.merges(node):
             return (node,)
         name = node.inputs[1]
@@ -187,8 +192,35 @@ class _Products:
         own = weight.dequantize if first else copied(weight.dequantize, self.taken)
         own = replace(own, inputs=operands, attributes=attributes)
         attributes = FrozenDict({key: value for key, value in node.attributes.items() if key != "transB"})
-        product = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
-        return (*before, own, product)
+        changed = replace(node, inputs=(node.inputs[0], own.outputs[0], *node.inputs[2:]), attributes=attributes)
+        return (*before, own, changed)
+
+    def clamped_product(self, graph: Graph, node: Node) -> Node | None:
+        """The product, if the node is a Relu or Clip behind one or its bias, which would keep the runtime from merging it."""
+        if self.quantized or node.op not in ("Relu", "Clip") or node.domain:
+            return None
+        before = [graph.producers.get(node.inputs[0])]
+        if before[0] is not None and before[0].op == "Add":
+            before += [graph.producers.get(name) for name in before[0].inputs]
+        return next((each for each in before if each is not None and self.merges(each)), None)
+
+    def clamped(self, node: Node, kind: np.dtype) -> tuple[Node, ...]:
+        """The same as Max and Min, which nothing is fused with."""
+        lower, upper = (*node.inputs[1:], "", "")[:2]
+        if node.op == "Relu":
+            lower = unused_name(f"{node.outputs[0]}_zero", self.taken)
+            self.numbers[lower] = np.zeros((), kind)
+        steps = [(op, bound) for op, bound in (("Max", lower), ("Min", upper)) if bound]
+        nodes, value = list[Node](), node.inputs[0]
+        for index, (op, bound) in enumerate(steps, 1):
+            last = index == len(steps)
+            output = node.outputs[0] if last else unused_name(f"{node.outputs[0]}_{op}", self.taken)
+            name = node.name if last else unused_name(f"{node.name}_{op}", self.taken)
+            nodes.append(
+                replace(node, op=op, inputs=(value, bound), outputs=(output,), name=name, attributes=FrozenDict())
+            )
+            value = output
+        return tuple(nodes) or (node,)
 
     def reads_rows(self, node: Node) -> bool:
         """Whether a Gather takes rows of a table of bytes with a scale for each, which it can before they become floats."""

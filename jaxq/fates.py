@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxq.graph import Graph, Node, constants
 from jaxq.patterns import is_depthwise
 from jaxq.schemes import merges, rule_for
@@ -22,15 +24,18 @@ LEFT = "float: {}"  # and why, as the plan says it
 NO_READER = "float: nothing in integers follows"
 ON_HOST = "float: on the host, since shapes depend on values"
 NO_FIT = "float: its data or weights are constant, computed, or not float32"
+CONSTANT_SIDE = "float: it computes with a constant, which is not worth a quantizer"
 NOT_QUANTIZED = "float: not quantized"
 AN_OUTPUT = "float: its result is an output of the model"
 NOT_TAKEN = "float: its result is not quantized, since {} takes it in float"
+READ_TWICE = "float: its result is quantized for some of its readers, and read or given out in float too"
+SUMMED = "float: the runtime makes a Gemm of it and of the Add behind it, whose other summand is in float"
 COMPUTED_BIAS = "float: its bias is computed"
 READ_ONLY = "float: {} is read, but computed with in float"
 IN_LOOP = "float: in the body of a loop, where nothing is quantized"
 
-QUANTIZED_FATES = frozenset({INTEGER, FOLDED, MERGED, MOVES})
 LOOPS = frozenset({"Loop", "Scan"})
+MATRIX = 2  # axes
 
 
 class Fates:
@@ -43,6 +48,7 @@ class Fates:
       target: the runtime's table.
       dtypes: of the tensors that are made when the graph runs, as far as they are known.
       left: node name -> why it stays in float, where that is known.
+      shapes: of the tensors that are made when the graph runs, as far as they are known.
     """
 
     def __init__(
@@ -53,8 +59,10 @@ class Fates:
         target: Target,
         dtypes: Mapping[str, str],
         left: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
     ):
         self.params, self.encoded, self.target, self.dtypes, self.left = params, encoded, target, dtypes, left
+        self.shapes = shapes
         self.values = {**params, **constants(graph)}
         self.looped = frozenset(in_loops(graph))
         self.outputs = set(graph.outputs)
@@ -78,7 +86,7 @@ class Fates:
         if not self.makes_floats(node):
             return NO_FLOATS
         between = before is not None and node.inputs[0] in self.encoded
-        if before is not None and not between and self.merges(before, node) and self.of(before) == INTEGER:
+        if before is not None and not between and self.is_merged(before, node) and self.of(before) == INTEGER:
             return MERGED
         if node.op in self.target.same_scale and not node.domain:
             return MOVES if all(name in self.encoded for name in node.outputs if name) else FLOAT_AROUND
@@ -125,7 +133,44 @@ class Fates:
         bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
         if bias and bias not in self.params:
             return COMPUTED_BIAS
-        return self.why_not_taken(node) if rule.output else INTEGER
+        if rule.output:
+            return self.why_not_taken(node)
+        return self.why_not_alone(node) if self.target.rounds_biases and rule.weights else INTEGER
+
+    def why_not_alone(self, node: Node) -> str:
+        """Why a kernel that makes floats too is not used all the same: a runtime that looks for quantizers around a node
+        (`jaxq.lint.kernels`) wants either none behind it or one alone, and it merges sums of matrices before."""
+        readers = self.readers.get(node.outputs[0], [])
+        if self.quantizers_behind(node.outputs[0]) and not self.is_quantized_alone(node.outputs[0]):
+            return READ_TWICE
+        if node.op != "MatMul" or node.outputs[0] in self.encoded or node.outputs[0] in self.outputs:
+            return INTEGER
+        if len(readers) != 1 or readers[0].op != "Add" or len(self.shapes.get(node.outputs[0], ())) != MATRIX:
+            return INTEGER
+        other = next((name for name in readers[0].inputs if name != node.outputs[0]), "")
+        constant = other in self.values
+        shape = np.shape(self.values[other]) if constant else self.shapes.get(other, ())
+        if not is_summand(tuple(shape), self.shapes[node.outputs[0]]) or self.is_merged_first(other, node):
+            return INTEGER
+        return INTEGER if constant and self.is_quantized_alone(readers[0].outputs[0]) else SUMMED
+
+    def is_merged_first(self, other: str, node: Node) -> bool:
+        """Whether the other summand is a product too, which the runtime meets first, and merges with the sum."""
+        maker = self.producers.get(other)
+        alone = len(self.readers.get(other, ())) == 1 and other not in self.outputs and other not in self.encoded
+        first = next((each for each in self.producers.values() if each is maker or each is node), node)
+        return maker is not None and maker.op == "MatMul" and alone and first is maker
+
+    def quantizers_behind(self, name: str) -> int:
+        """How many quantizers read the tensor: its own, or those of the copies that quantized readers have."""
+        copies = [node for node in self.readers.get(name, []) if node.op == "Identity"]
+        return 1 if name in self.encoded else sum(node.outputs[0] in self.encoded for node in copies)
+
+    def is_quantized_alone(self, name: str) -> bool:
+        """Whether one quantizer reads the tensor, and nothing else."""
+        if name in self.encoded:
+            return True
+        return len(self.readers.get(name, ())) == self.quantizers_behind(name) == 1 and name not in self.outputs
 
     def why_not_taken(self, node: Node) -> str:
         """Why a kernel that makes integers is not used, since its result, or what is merged into it, is not quantized."""
@@ -144,13 +189,30 @@ class Fates:
         alone = len(self.readers.get(before.outputs[0], ())) == 1 and before.outputs[0] not in self.outputs
         return alone and before.op in self.target.fusing and merges(node, self.target, self.values)
 
+    def is_merged(self, before: Node, node: Node) -> bool:
+        """The same where a kernel before it may run in integers without it: then only a quantizer behind it stands in for it."""
+        by_quantizer = not self.target.merges_at_zero or self.is_quantized_alone(node.outputs[0])
+        return by_quantizer and self.merges(before, node)
+
     def why_not(self, node: Node, rule: Rule) -> str:
         """Why a node that has a rule is not quantized."""
         varying = [name for name in node.inputs if name and name not in self.values]
         needed = 1 if rule.weights or rule.activations is None else len(rule.activations)
+        if (
+            not rule.weights
+            and 0 < len(varying) < needed
+            and all(self.dtypes.get(each) == "float32" for each in varying)
+        ):
+            return CONSTANT_SIDE
         if len(varying) < needed or (rule.weights and not rule.body_only):
             return NO_FIT
         return NO_READER if rule.body_only else NOT_QUANTIZED
+
+
+def is_summand(shape: tuple[int, ...], product: tuple[int, ...]) -> bool:
+    """Whether a Gemm that makes such a product may add a tensor of that shape to it."""
+    rows, columns = product
+    return shape in ((columns,), (1, columns), (rows, columns), (rows, 1))
 
 
 def in_loops(graph: Graph, inside: bool = False) -> Iterator[str]:

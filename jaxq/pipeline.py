@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.fates import in_loops
 from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.graph import Graph, Node
@@ -122,10 +123,16 @@ class Prepared:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
         unseen = self.unseen_layers(quantized)
         if unseen:
-            named = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
             warnings.warn(
-                f"no calibration sample takes the branches of {len(unseen)} layer(s), which stay in float: {named}; "
+                f"no calibration sample takes the branches of {len(unseen)} layer(s), which stay in float: {first(unseen)}; "
                 "calibrate with samples that take every branch",
+                JaxqWarning,
+                stacklevel=stacklevel + 1,
+            )
+        looped = self.looped_layers()
+        if looped:
+            warnings.warn(
+                f"{len(looped)} layer(s) in bodies of loops stay in float, since nothing is quantized there: {first(looped)}",
                 JaxqWarning,
                 stacklevel=stacklevel + 1,
             )
@@ -143,7 +150,19 @@ class Prepared:
         late = [
             node.name for _, node in self.plan.graph.walk() if node.name in unseen and has_weights(node, self.options)
         ]
-        return sorted({*self.untaken, *late})
+        return sorted({*self.untaken, *late}.difference(in_loops(self.plan.graph)))
+
+    def looped_layers(self) -> list[str]:
+        """Names of the layers in bodies of loops that a runtime could compute in integers, were they not in there."""
+        inside = set(in_loops(self.plan.graph)) - self.ignored
+        nodes = (node for _, node in self.plan.graph.walk() if node.name in inside)
+        return sorted(node.name for node in nodes if has_weights(node, self.options))
+
+
+def first(names: Sequence[str], many: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - many} more" if len(names) > many else ""
+    return ", ".join(map(repr, names[:many])) + more
 
 
 @dataclass(frozen=True)

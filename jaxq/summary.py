@@ -101,18 +101,18 @@ def count_fates(model: Model, target: Target) -> dict[str, dict[str, int]]:
     Of a model with encodings, what these make of it; of a float model, what `quantize` would make of it by default.
     """
     if model.encodings:
-        dtypes, on_host = guess_run(model)
+        dtypes, on_host, shapes = guess_run(model)
         kinds = {name: stored_type(each) for name, each in model.encodings.items() if bool(np.all(each.enabled))}
-        fates = Fates(model.graph, model.params, kinds, target, dtypes, {})
+        fates = Fates(model.graph, model.params, kinds, target, dtypes, {}, shapes)
         made = model.graph
     else:
         wide = in_float32(model, types) if (types := to_replace(model)) else model
         with as_declared(wide):
             graph = without_needless_casts(wide.graph, guess_run(wide)[0]) if types else model.graph
             graph, params = fuse(graph, wide.params)
-            dtypes, on_host = guess_run(model.replace(graph=graph, params=params))
+            dtypes, on_host, shapes = guess_run(model.replace(graph=graph, params=params))
         plan = place_quantizers(graph, params, dtypes, target, ignored=on_host)
-        fates = Fates(plan.graph, params, encoded_types(plan), target, dtypes, plan.left)
+        fates = Fates(plan.graph, params, encoded_types(plan), target, dtypes, plan.left, shapes)
         made = plan.graph
     nodes = {node.name: node for _, node in made.walk()}
     found: dict[str, Counter[str]] = {}
@@ -152,8 +152,8 @@ def stored_type(params: QuantParams) -> str:
     return storage(params)[0].name
 
 
-def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:
-    """(tensor name -> dtype name, names of the nodes that the host runs), as far as one can tell without data.
+def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str], dict[str, tuple[int, ...]]]:
+    """(tensor -> dtype name, names of the nodes that the host runs, tensor -> shape), as far as one can tell without data.
 
     Sizes that the model leaves free are guessed.
     """
@@ -162,12 +162,13 @@ def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str]]:
         try:
             shapes = tensor_shapes(model, static, inputs)
             on_host = split(model.graph, model.params, static, inputs).host_nodes
-            return {name: shape.dtype.name for name, shape in shapes.items()}, on_host
+            dtypes = {name: each.dtype.name for name, each in shapes.items()}
+            return dtypes, on_host, {name: tuple(each.shape) for name, each in shapes.items()}
         except JaxqError:
             continue
     made = (name for _, node in model.graph.walk() for name in node.outputs if name)
     declared = {name: each.dtype for name, each in model.graph.types.items()}
-    return dict.fromkeys([*model.params, *made], "float32") | declared, frozenset()
+    return dict.fromkeys([*model.params, *made], "float32") | declared, frozenset(), {}
 
 
 def _guess_inputs(model: Model, size: int) -> tuple[FrozenDict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:

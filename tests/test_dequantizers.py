@@ -18,6 +18,7 @@ from jaxq.targets import find_target
 random = np.random.default_rng(0)
 SQUARE = {name: (random.normal(size=(64, 64)) / 8).astype(np.float32) for name in ("w", "v")}
 BIAS = {name: random.normal(size=64).astype(np.float32) for name in "bc"}
+BIAS |= {"low": np.float32(-0.5), "high": np.float32(0.75)}
 BIAS |= {"row": random.normal(size=(1, 64)).astype(np.float32), "one": np.float32([0.7])}
 INT4 = {"mode": "int4_sym", "group_size": 32, "all_layers": True}
 # Older ones merge fewer kinds (8 bits, one scale a channel, Gemm); what they compute is the same.
@@ -82,6 +83,11 @@ PRODUCTS = {
     "beta": "h = Gemm <beta = 0.5> (x, w, b)  r = Tanh (h)  y = Gemm <beta = 3.0> (r, v, b)",
     "other shapes of bias": "h = Gemm (x, w, row)  r = Tanh (h)  y = Gemm <transB = 1> (r, v, one)",
     "transposed data": "p = Transpose (x)  h = Gemm <transA = 1> (p, w, b)  r = Tanh (h)  y = MatMul (r, v)",
+    "relu": "h = Gemm <transB = 1> (x, w, b)  r = Relu (h)  q = Gemm (r, v, c)  y = Relu (q)",
+    "relu alone": "h = MatMul (x, w)  r = Relu (h)  y = MatMul (r, v)",
+    "relu behind an add": "p = MatMul (x, w)  h = Add (p, b)  r = Relu (h)  y = MatMul (r, v)",
+    "clip": "h = Gemm (x, w, b)  r = Clip (h, low, high)  y = MatMul (r, v)",
+    "clip from above": "h = MatMul (x, w)  r = Clip (h, , high)  y = MatMul (r, v)",
     "a weight read along both axes": "h = MatMul (x, w)  r = Tanh (h)  y = Gemm <transB = 1> (r, w)",
 }
 
@@ -247,6 +253,14 @@ def test_products_of_16_bits_that_share_a_weight_are_loaded(text, tmp_path):
     for feed in samples[:2]:
         outputs, _ = optimized(tmp_path / "model.onnx", feed, rounded=False)
         np.testing.assert_allclose(outputs["y"], model(feed)["y"], atol=0.001)
+
+
+def test_a_relu_that_keeps_the_runtime_from_merging_is_found():
+    half = "w = DequantizeLinear <axis = 1> (i, s)  p = MatMul (x, w)  r = Relu (p)"
+    constants = {"i": np.ones((64, 64), np.int8), "s": np.ones(64, np.float32)}
+    for text, count in ((f"{half}  y = Tanh (r)", 1), (half.replace("r = ", "y = "), 0)):
+        model = load(written(f"(float[N, 64] x) => (float[N, 64] y) {{ {text} }}", **constants))
+        assert len(lint(model, find_target("onnxruntime"))) == count
 
 
 def test_nodes_without_inputs_are_written():

@@ -9,8 +9,11 @@ import pytest
 from models import NETWORKS, Network, quantized, smooth, written
 
 import jaxq
-from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, IN_LOOP, INTEGER, STORED
+from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, CONSTANT_SIDE, IN_LOOP, INTEGER, STORED
+from jaxq.lint import lint
+from jaxq.runtime import LINEAR_OPS
 from jaxq.summary import summarize
+from jaxq.targets import ONNXRUNTIME
 from jaxq.verify import kernels, session
 
 KERNELS = {  # operators -> the kernels that compute them in integers
@@ -160,3 +163,87 @@ def test_layers_in_the_body_of_a_loop_are_counted_as_float():
         y, ys = Scan <num_scan_inputs = 1, body = b (float[1, 4] h, float[1, 4] x) => (float[1, 4] g, float[1, 4] s) {
             p = MatMul (x, w)  g = Add (p, h)  s = Identity (g) }> (h0, xs) }""", w=smooth(4, 4))  # fmt: skip
     assert summarize(jaxq.load(proto), "onnxruntime").fates["MatMul"] == {IN_LOOP: 1}
+
+
+KIND = {"Conv": "N, 8, 4, 4", "Gemm": "N, 8", "MatMul": "N, 8", "MatMul, rank 3": "N, 3, 8"}
+SHARED = {  # what follows t, and which tensors are outputs
+    "read by a product": ("y = {op} (t, v)", "y"),
+    "read by two products": ("a = {op} (t, v)  b = {op} (t, w)  y = Sub (a, b)", "y"),
+    "read in float too": ("y = {op} (t, v)  z = Softmax (t)", "yz"),
+    "an output too": ("y = {op} (t, v)", "yt"),
+    "with Relu": ("a = Relu (t)  y = {op} (a, v)", "y"),
+    "with Relu that is an output": ("a = Relu (t)  y = {op} (a, v)", "ya"),
+    "with Relu that is read in float too": ("a = Relu (t)  y = {op} (a, v)  z = Softmax (a)", "yz"),
+    "around a product": ("u = {op} (t, v)  y = Add (t, u)", "y"),
+    "around products": ("u = {op} (t, v)  a = Relu (u)  b = {op} (a, w)  h = Add (x, b)  c = {op} (h, v)  y = Add (c, h)", "y"),
+    "two products in a sum": ("u = {op} (x, v)  s = Add (t, u)  y = Softmax (s)", "y"),
+    "a sum that is quantized": ("u = {op} (x, v)  a = Softmax (x)  s = Add (u, a)  y = {op} (s, v)", "ty"),
+    "read in a branch": (
+        "m = ReduceSum <keepdims = 0> (x)  k = Greater (m, zero)  y = If (k) <"
+        " then_branch = yes () => (float[{kind}] p) {{ p = {op} (t, v) }},"
+        " else_branch = no () => (float[{kind}] n) {{ n = Softmax (t) }}>",
+        "y",
+    ),
+}  # fmt: skip
+
+
+def shared(kind: str, name: str) -> onnx.ModelProto:
+    text, outputs = SHARED[name]
+    op, shape = kind.split(",")[0], KIND[kind]
+    made = ", ".join(f"float[{shape}] {each}" for each in outputs)
+    body = f"t = {op} (x, w)  {text.format(op=op, kind=shape)}"
+    weights = {each: smooth(8, 8, *([1, 1] if op == "Conv" else []), seed=seed) for seed, each in enumerate("wv")}
+    numbers = {**weights, "zero": np.float32(0)}
+    numbers = {key: value for key, value in numbers.items() if f"{key})" in body}
+    return written(f"(float[{shape}] x) => ({made}) {{ {body} }}", **numbers)
+
+
+def said_in_float_by_the_linter(path: Path) -> int:
+    """How many products the linter says run in float."""
+    found = {
+        each.node for each in lint(jaxq.load(path), ONNXRUNTIME) if each.op in LINEAR_OPS and "in float" in each.problem
+    }
+    return len(found)
+
+
+SUMS = frozenset(
+    {"two products in a sum", "a sum that is quantized", "around products", "read by two products", "with Relu"}
+)
+CASES = [
+    (kind, name)
+    for kind in KIND
+    for name in SHARED
+    if kind in ("MatMul", "Gemm") or (name in SUMS) is ("rank 3" in kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_of_shared_results_what_fates_and_linter_say_is_what_the_runtime_does(kind, name, tmp_path):
+    proto = shared(kind, name)
+    sizes = [4 if size == "N" else int(size) for size in KIND[kind].split(", ")]
+    quick = jaxq.AdvancedQuantizationParameters(disable_bias_correction=True, disable_channel_alignment=True)
+    feeds = [
+        {"x": smooth(*sizes, seed=seed) + sign} for seed, sign in enumerate((1, -1))
+    ]  # the sign decides on the branch
+    result = jaxq.quantize(proto, feeds, advanced_parameters=quick)
+    run = run_in_integers(result, tmp_path)
+    assert said_in_integers(result) == run
+    assert said_in_integers(jaxq.load(proto)) == run
+    _, left = kernels(tmp_path / "optimized.onnx")
+    assert said_in_float_by_the_linter(tmp_path / "model.onnx") == sum(left.values())
+
+
+def test_of_layers_in_the_body_of_a_loop_quantize_warns():
+    proto = written("""(float[20, 1, 4] xs, float[1, 4] h0) => (float[1, 4] y, float[20, 1, 4] ys) {
+        y, s = Scan <num_scan_inputs = 1, body = b (float[1, 4] h, float[1, 4] x) => (float[1, 4] g, float[1, 4] s) {
+            p = MatMul (x, w)  g = Add (p, h)  s = Identity (g) }> (h0, xs)
+        ys = MatMul (s, v) }""", w=smooth(4, 4), v=smooth(4, 4, seed=1))  # fmt: skip
+    with pytest.warns(jaxq.JaxqWarning, match=r"1 layer\(s\) in bodies of loops stay in float") as seen:
+        jaxq.quantize(proto, [{"xs": smooth(20, 1, 4, seed=seed), "h0": smooth(1, 4)} for seed in range(2)])
+    assert any("MatMul" in str(each.message) for each in seen)
+
+
+def test_a_bias_behind_a_product_has_a_word_of_its_own():
+    proto = written("(float[N, 3, 4] x) => (float[N, 3, 4] y) { p = MatMul (x, w)  y = Add (p, b) }",
+                    w=smooth(4, 4), b=smooth(4))  # fmt: skip
+    assert summarize(jaxq.load(proto), "onnxruntime").fates["Add"] == {CONSTANT_SIDE: 1}

@@ -9,6 +9,7 @@ from jaxq.lint.network import Network
 from jaxq.targets import Rule
 
 Reason = tuple[str, str]  # what is the matter, and what to do
+MATRIX = 2  # axes
 BIAS = 2  # the input of Gemm and Conv
 
 
@@ -29,12 +30,13 @@ def why_float(network: Network, node: Node, rule: Rule) -> Reason | None:
         return problem, "put a pair of quantizers behind it, or accept it where the result is an output of the model"
     if not network.target.rounds_biases or not rule.weights:
         return None
-    if quantized and not is_read_once(network, node):
+    alone = is_read_once(network, node)
+    if (quantized if rule.output else is_read_by_quantizer(network, node.outputs[0])) and not alone:
         problem = f"its result {node.outputs[0]!r} is quantized for one of its readers, and read by others or an output"
         return problem, "let all of them read it through that pair of quantizers"
     if node.op == "Gemm":
-        return why_float_gemm(network, node, quantized)
-    if node.op == "MatMul" and not quantized:
+        return why_float_gemm(network, node, quantized and alone)
+    if node.op == "MatMul" and not (quantized and alone):
         return why_float_matmul(network, node)
     return None
 
@@ -67,20 +69,36 @@ def why_float_gemm(network: Network, node: Node, quantized: bool) -> Reason | No
 
 
 def why_float_matmul(network: Network, node: Node) -> Reason | None:
-    """The same of a MatMul: with the addition of a bias behind it, it is made a Gemm, where the shapes are known."""
+    """The same of a MatMul: with an Add of a bias or a matrix behind it, it is made a Gemm, where the shapes are known."""
     readers = network.readers.get(node.outputs[0], [])
     if len(readers) != 1 or node.outputs[0] in network.outputs or readers[0][0].op != "Add":
         return None
     addition, index = readers[0]
-    bias = network.values.get(addition.inputs[1 - index])
-    if bias is None or np.ndim(bias) not in (1, 2) or np.size(bias) == 1 or not becomes_gemm(network, node):
+    other = addition.inputs[1 - index]
+    bias = network.values.get(other)
+    problem = f"the runtime makes a Gemm of it and Add {addition.name!r}, with "
+    if bias is None:
+        if network.ranks.get(node.outputs[0]) != MATRIX or network.ranks.get(other) not in (1, MATRIX):
+            return None
+        if is_merged_first(network, other, node):
+            return None
+        return f"{problem}{other!r} in float as its bias", "quantize its result, in front of the addition"
+    if np.ndim(bias) not in (1, MATRIX) or np.size(bias) == 1 or not becomes_gemm(network, node):
         return None
     if has_quantized_output(network, addition):
         return None
-    problem = (
-        f"the runtime makes a Gemm with a bias in float of it and Add {addition.name!r}, and the sum is not quantized"
+    return (
+        f"{problem}a bias in float, and the sum is not quantized",
+        "quantize the sum, or write a Gemm with a bias in int32",
     )
-    return problem, "quantize the sum, or write a Gemm with a bias in int32"
+
+
+def is_merged_first(network: Network, other: str, node: Node) -> bool:
+    """Whether the other summand is a product too, which the runtime meets first, and merges with the sum."""
+    maker = network.producer.get(other)
+    alone = len(network.readers.get(other, [])) == 1 and other not in network.outputs
+    first = next((each for each in network.nodes if each is maker or each is node), node)
+    return maker is not None and maker.op == "MatMul" and alone and first is maker
 
 
 def becomes_gemm(network: Network, node: Node) -> bool:
@@ -90,7 +108,7 @@ def becomes_gemm(network: Network, node: Node) -> bool:
         each is not None and each.shape is not None and all(isinstance(size, int) for size in each.shape)
         for each in declared
     )
-    return fixed or network.ranks.get(node.inputs[0]) == 2
+    return fixed or network.ranks.get(node.inputs[0]) == MATRIX
 
 
 def is_read_once(network: Network, node: Node) -> bool:
@@ -103,8 +121,11 @@ def is_read_once(network: Network, node: Node) -> bool:
 def has_quantized_output(network: Network, node: Node) -> bool:
     """Whether a QuantizeLinear reads the output, behind an activation function that is merged or not."""
     merged = activation_behind(network, node)
-    readers = network.readers.get(merged.outputs[0] if merged is not None else node.outputs[0], [])
-    return any(reader.op == "QuantizeLinear" for reader, _ in readers)
+    return is_read_by_quantizer(network, merged.outputs[0] if merged is not None else node.outputs[0])
+
+
+def is_read_by_quantizer(network: Network, name: str) -> bool:
+    return any(reader.op == "QuantizeLinear" for reader, _ in network.readers.get(name, []))
 
 
 def activation_behind(network: Network, node: Node) -> Node | None:

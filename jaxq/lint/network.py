@@ -56,7 +56,7 @@ class Network:
             for index, name in enumerate(node.inputs):
                 if name:
                     self.readers.setdefault(name, []).append((node, index))
-        self.outputs = set(model.graph.outputs)
+        self.outputs = set(model.graph.outputs).union(*(sub.outputs for node in self.nodes for sub in node.subgraphs))
 
     @cached_property
     def seen(self) -> dict[str, Quantizer]:

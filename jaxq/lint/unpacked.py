@@ -12,6 +12,7 @@ from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.network import Network
 
 ADVICE = "save the model with jaxq, which gives each product one of its own"
+CLAMPS = "save the model with jaxq, which writes Max and Min instead"
 
 
 def unpacked(network: Network, node: Node) -> Iterator[Finding]:
@@ -61,4 +62,7 @@ def why_no_kernel(network: Network, node: Node, reader: Node) -> tuple[str, str]
     if factors != (1.0, 1.0) or attributes.get("transA", 0) or (shape is not None and len(shape) != 1):
         problem = f"Gemm {reader.name!r} is more than x @ w + b with b [N]"
         return problem, "fold alpha, beta and transA into its operands, and write out its bias"
+    after = network.readers.get(reader.outputs[0], [])
+    if len(after) == 1 and after[0][0].op in ("Relu", "Clip") and network.readers.get(after[0][0].outputs[0]):
+        return f"{after[0][0].op} {after[0][0].name!r} is right behind {reader.op} {reader.name!r}", CLAMPS
     return None
