@@ -20,13 +20,13 @@ import numpy as np
 from jaxq.collect import tensor_shapes
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal, Node, captures
+from jaxq.linear_layers import LINEAR
 from jaxq.model import Model, split_static
 from jaxq.ops import find
 from jaxq.outputs import as_array, count_rows, step_of
 from jaxq.split import Split, split
 
 CHUNK_BYTES = 256 << 20  # of the runtime's tensors that are held at a time
-LINEAR = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear")  # first letters of operators that round to integers
 GRID = {

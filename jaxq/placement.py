@@ -26,6 +26,7 @@ from jaxq.patterns import is_transformer
 from jaxq.places import Places, is_weight
 from jaxq.plan import Bias, BiasForm, Plan, Weight, read_copies
 from jaxq.quantizer import PerAxis, PerTensor, Scheme
+from jaxq.ranks import ranks
 from jaxq.saturation import hold_to_seven_bits
 from jaxq.schemes import (
     OverflowFix,
@@ -111,7 +112,8 @@ def plan_of(places: Places) -> Plan:
     """Steps 4 and 5."""
     groups = places.groups()
     graph, renamed = isolate(places)
-    weights = merged(weight for node in places.nodes for weight in weights_of(places, node))
+    known = ranks(places.graph, places.params) if places.target.chained_width else {}
+    weights = merged(weight for node in places.nodes for weight in weights_of(places, node, known))
     schemes = schemes_of(places, groups)
     biases = tuple(bias for node in places.nodes if (bias := bias_of(places, node, groups, schemes, weights, renamed)))
     graph, copies = copy_params(places, graph, {weight.name for weight in weights})
@@ -208,7 +210,7 @@ def must_not_clip(places: Places, name: str) -> bool:
     return False
 
 
-def weights_of(places: Places, node: Node) -> Iterator[Weight]:
+def weights_of(places: Places, node: Node, known: Mapping[str, int]) -> Iterator[Weight]:
     """The params that the node multiplies with: per channel where the kernel can, else with one scale."""
     rule = places.chosen.get(node.name)
     if rule is None:
@@ -221,8 +223,27 @@ def weights_of(places: Places, node: Node) -> Iterator[Weight]:
         if position not in rule.weights:  # in the place of an activation, whose type the kernel wants there
             yield Weight(name, replace(places.wish(node), granularity=PerTensor()))
             continue
-        axis = weight_axis(node, rule, places.params[name].ndim)
+        chained = is_chained(places, node, known)
+        axis = None if chained else weight_axis(node, rule, places.params[name].ndim)
         yield Weight(name, places.wishes.weight(node.name, axis))
+
+
+def is_chained(places: Places, node: Node, known: Mapping[str, int]) -> bool:
+    """Whether the runtime merges a product of matrices, without a bias, with the one behind it (`Target.chained_width`).
+
+    `known` are the ranks of tensors; what may be a matrix counts as one. A bias of one number for all channels is none.
+    """
+    if node.op not in ("MatMul", "Gemm") or known.get(node.inputs[0], 2) != 2:
+        return False
+    weight = places.params.get(node.inputs[1])
+    if weight is None or max(weight.shape) > places.target.chained_width:
+        return False
+    bias = places.params.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else 0.0
+    if bias is None or np.unique(bias).size > 1:
+        return False
+    name = places.fused_output(node)
+    readers = places.readers.get(name, [])
+    return name not in places.outputs and len(readers) == 1 and readers[0][0].op in ("MatMul", "Gemm")
 
 
 def bias_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -155,13 +156,16 @@ def stored_type(params: QuantParams) -> str:
 def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str], dict[str, tuple[int, ...]]]:
     """(tensor -> dtype name, names of the nodes that the host runs, tensor -> shape), as far as one can tell without data.
 
-    Sizes that the model leaves free are guessed.
+    Sizes that the model leaves free are guessed. So are inputs that decide on shapes; those that decide on branches alone are
+    left open, so that both branches are seen.
     """
-    for size in TRIED_SIZES:
-        static, inputs = _guess_inputs(model, size)
+    for known, size in itertools.product((False, True), TRIED_SIZES):
+        static, inputs = _guess_inputs(model, size, known=known)
         try:
             shapes = tensor_shapes(model, static, inputs)
             on_host = split(model.graph, model.params, static, inputs).host_nodes
+            if on_host and not known:
+                continue  # perhaps only since a value is not known
             dtypes = {name: each.dtype.name for name, each in shapes.items()}
             return dtypes, on_host, {name: tuple(each.shape) for name, each in shapes.items()}
         except JaxqError:
@@ -171,8 +175,10 @@ def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str], dict[str, t
     return dict.fromkeys([*model.params, *made], "float32") | declared, frozenset(), {}
 
 
-def _guess_inputs(model: Model, size: int) -> tuple[FrozenDict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
-    """Inputs with a batch of one and `size` in place of every other free dimension; static ones are zeros."""
+def _guess_inputs(
+    model: Model, size: int, *, known: bool
+) -> tuple[FrozenDict[str, Literal], dict[str, jax.ShapeDtypeStruct]]:
+    """Inputs with a batch of one and `size` in place of every other free dimension; static ones, if they are known, are zeros."""
     static: dict[str, Literal] = {}
     inputs: dict[str, jax.ShapeDtypeStruct] = {}
     for name, wanted in model.inputs.items():
@@ -180,7 +186,7 @@ def _guess_inputs(model: Model, size: int) -> tuple[FrozenDict[str, Literal], di
             each if isinstance(each, int) else (1 if axis == 0 else size)
             for axis, each in enumerate(wanted.shape or ())
         )
-        if name in model.graph.static_inputs:
+        if known and name in model.graph.static_inputs:
             static[name] = Literal.of(np.zeros(shape, wanted.dtype))
         else:
             inputs[name] = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(wanted.dtype))

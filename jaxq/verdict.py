@@ -7,10 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxq.linear_layers import LINEAR
 from jaxq.outputs import OutputComparison, OutputCost
 
 LARGEST_STEPS = 1.0  # of a layer's own quantizer: the other side of a rounding border
 TYPICAL_STEPS = 0.1  # root of the mean square: one step in one value of a hundred
+TYPICAL_STEPS_OF_CODES = (
+    0.3  # of a layer without products: each of its few codes stands in many places, which flip together
+)
 FEW_VALUES = 3  # that may be a step apart, however few values there are
 ROUNDED_STEPS = (
     1.0  # typically, of a result behind roundings that the runtime does not show: steps are carried on there
@@ -18,10 +22,12 @@ ROUNDED_STEPS = (
 LARGEST_ROUNDED_STEPS = 32.0  # of such a result: an eighth of the range of 8 bits
 SAME_ROWS = 0.9  # of a result whose number of rows depends on values
 LAYERS_SHOWN = 5
+LOST_IN_NOISE = 0.0  # dB of an output against the float model's, up to which its noise is as large as its signal
 CRITERION = (
     f"criterion: each layer, fed with what the runtime fed it, comes within {LARGEST_STEPS:g} step of its own quantizer (of 16 "
     f"bits: 4; of a float output: one of 8 bits over its range), and typically within {TYPICAL_STEPS:g} (one value of a hundred, "
-    f"or {FEW_VALUES}); where roundings lie inside of a layer that the runtime does not show, typically within "
+    f"or {FEW_VALUES} values; without products {TYPICAL_STEPS_OF_CODES:g}); "
+    "where roundings lie inside of a layer that the runtime does not show, typically within "
     f"{ROUNDED_STEPS:g} step, and within {LARGEST_ROUNDED_STEPS:g} at the most; of rows that values select, {SAME_ROWS:.0%} are "
     "the same; nowhere does NaN, infinity or another shape stand for a number"
 )
@@ -68,7 +74,8 @@ class LayerComparison:
         if self.roundings:
             return carried(self.steps, self.typical_steps)
         few = (FEW_VALUES / self.count) ** 0.5 if self.count else 0.0
-        return self.steps <= LARGEST_STEPS and self.typical_steps <= max(TYPICAL_STEPS, few)
+        usual = TYPICAL_STEPS if self.op in LINEAR or not self.count else TYPICAL_STEPS_OF_CODES
+        return self.steps <= LARGEST_STEPS and self.typical_steps <= max(usual, few)
 
     def __str__(self) -> str:
         if self.same_rows is not None:
@@ -139,9 +146,14 @@ class VerifyReport:
         )
 
     @property
+    def useless(self) -> tuple[OutputCost, ...]:
+        """The outputs that say nothing of the float model's: of another shape, or with as much noise as signal, or more."""
+        return tuple(each for each in self.costs or () if each.snr is None or not each.snr > LOST_IN_NOISE)
+
+    @property
     def ok(self) -> bool:
-        """The same as `agrees`."""
-        return self.agrees
+        """Whether the runtime computes what the file says and, if a float model was given, no output is `useless`."""
+        return self.agrees and not self.useless
 
     @property
     def verdict(self) -> str:
@@ -188,7 +200,11 @@ class VerifyReport:
                 "what quantization costs was not measured (a scale that is wrong in the file is wrong on both sides): give the "
                 "float model, --float MODEL"
             ]
-        lines = []
+        lines = [
+            f"USELESS: output {each.name!r} has as much noise as signal against the float model, or more, or another shape; the "
+            "file's numbers are wrong, or the float model is not the one that it was made from"
+            for each in self.useless
+        ]
         for each in self.costs:
             snr = "another shape" if each.snr is None else f"{each.snr:.1f} dB"
             classes = "" if each.agreement is None else f", the same class for {each.agreement:.2%}"

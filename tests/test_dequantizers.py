@@ -263,6 +263,15 @@ def test_a_relu_that_keeps_the_runtime_from_merging_is_found():
         assert len(lint(model, find_target("onnxruntime"))) == count
 
 
+@pytest.mark.parametrize("mode", MODES[::2], ids=lambda mode: mode["mode"])
+def test_a_stack_of_weights_is_slow_but_not_refused(mode, tmp_path):
+    proto = written("(float[1, N, 64] x) => (float[1, N, 64] y) { y = MatMul (x, w) }", w=SQUARE["w"][None])
+    save(compress_weights(proto, **mode), tmp_path / "model.onnx")
+    run_onnx(str(tmp_path / "model.onnx"), {"x": smooth(1, 3, 64)})
+    found = lint(load(tmp_path / "model.onnx"), find_target("onnxruntime"))
+    assert [each.severity.value for each in found] == ["slow"]
+
+
 def test_nodes_without_inputs_are_written():
     model = load(written("(float[N] x) => (float[N] y) { r = RandomNormal <shape = [1]> () y = Add (x, r) }"))
     assert [node.op_type for node in to_proto(model).graph.node] == ["RandomNormal", "Add"]

@@ -207,3 +207,36 @@ def test_a_narrow_grid_with_bounds_for_each_channel_is_clipped_to(bits, tmp_path
     save(quantized, tmp_path / "model.onnx")
     assert any(node.op == "Max" for node in load(tmp_path / "model.onnx").graph.nodes)
     np.testing.assert_allclose(np.asarray(load(tmp_path / "model.onnx")(outside)["y"]), simulated, rtol=1e-5, atol=1e-5)
+
+
+CHAINS = {
+    "one product behind another": "c = MatMul (x, p)  y = MatMul (c, q)",
+    "Relu between": "a = MatMul (x, p)  c = Relu (a)  y = MatMul (c, q)",
+    "Clip between": "a = MatMul (x, p)  c = Clip (a, zero, six)  y = MatMul (c, q)",
+    "Gemm": "a = Gemm <transB = 1> (x, p)  c = Relu (a)  y = Gemm (c, q)",
+    "one number for all": "a = MatMul (x, p)  d = Add (a, one)  c = Relu (d)  y = MatMul (c, q)",
+    "three, the second with a bias": "a = MatMul (x, p)  c = Relu (a)  d = Gemm (c, q, b)  e = Relu (d)  y = MatMul (e, p)",
+    "a sum behind": "a = MatMul (x, p)  c = Relu (a)  d = MatMul (c, q)  e = Relu (d)  f = MatMul (e, p)  y = Add (f, c)",
+}
+
+
+@pytest.mark.parametrize("correct", [True, False], ids=["corrected", "as rounded"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_products_without_biases_on_few_rows_is_right(name, correct, tmp_path):
+    """The plugin makes one kernel of it, which gives zeros or numbers of 1e9 where weights have scales for their channels."""
+    body = CHAINS[name]
+    values = {
+        "p": weights(16, 16),
+        "q": weights(16, 16, seed=1),
+        "b": weights(16, seed=2),
+        "one": np.float32([0.3] * 16),
+    }
+    values |= {"zero": np.float32(0), "six": np.float32(6)}
+    used = {key: value for key, value in values.items() if re.search(rf"\b{key}\b", body)}
+    proto = written(f"(float[4, 16] x) => (float[4, 16] y) {{ {body} }}", **used)
+    samples = [{"x": np.random.default_rng(seed).normal(size=(4, 16)).astype(np.float32)} for seed in range(4)]
+    how = jaxq.AdvancedQuantizationParameters(disable_bias_correction=not correct)
+    quantized = jaxq.quantize(proto, jaxq.Dataset(samples), target_device="openvino", advanced_parameters=how)
+    compiled, _ = layers(quantized, tmp_path)
+    simulated, seen = np.asarray(quantized(samples[0])["y"]), next(iter(compiled(samples[0]).values()))
+    assert np.abs(seen - simulated).max() <= STEPS * (simulated.max() - simulated.min()) / 255

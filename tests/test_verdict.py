@@ -28,6 +28,9 @@ def report(*layers: LayerComparison, **changes) -> VerifyReport:
         ({"steps": 1.0, "typical_steps": 0.09}, True),
         ({"steps": 1.0, "typical_steps": 0.11}, False),
         ({"steps": 1.1, "typical_steps": 0.01}, False),
+        ({"op": "Sigmoid", "steps": 1.0, "typical_steps": 0.29}, True),  # one of its codes, in many places
+        ({"op": "Sigmoid", "steps": 1.0, "typical_steps": 0.31}, False),
+        ({"op": "Sigmoid", "steps": 1.0, "typical_steps": 0.29, "count": 0}, False),
         ({"steps": math.inf, "typical_steps": 0.0}, False),
         ({"steps": 1.0, "typical_steps": 0.86, "count": 4}, True),  # three of four values
         ({"steps": 1.0, "typical_steps": 1.0, "count": 4}, False),
@@ -97,6 +100,15 @@ def test_faults_are_named_the_first_of_them():
         words[1] == "  Conv 'c0' -> 't', plain (in one layer with 'c', 'r'): 48.9 steps apart at the most, typically 3"
     )
     assert words[6] == "  and 2 more"
+
+
+@pytest.mark.parametrize(
+    "snr, ok", [(31.0, True), (0.1, True), (0.0, False), (-89.3, False), (None, False), (math.nan, False)]
+)
+def test_an_output_that_is_lost_in_noise_is_no_success(snr, ok):
+    found = report(costs=(OutputCost("y", snr, None),))
+    assert (found.agrees, found.ok) == (True, ok)
+    assert ("USELESS: output 'y'" in found.verdict) is not ok
 
 
 def test_costs_are_said_in_decibels_and_classes():

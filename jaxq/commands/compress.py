@@ -76,6 +76,8 @@ MatMulNBits = Annotated[
     typer.Option("--matmul-nbits", help="Write com.microsoft.MatMulNBits instead of DequantizeLinear before MatMul."),
 ]
 
+ROUNDED = "ONNX Runtime rounds the inputs of these products to 8 bits; session.qdq_matmulnbits_accuracy_level = 1 keeps floats"
+
 
 def compress(
     model: ModelPath,
@@ -108,7 +110,8 @@ def compress(
 ) -> None:
     """Store the weights of matrix products and embeddings in 8 or 4 bits.
 
-    Activations stay in float. It needs no data; with samples, --gptq and --ratio look at them.
+    Activations stay in float in the file; ONNX Runtime's merged kernel rounds them to 8 bits, unless the session's entry
+    session.qdq_matmulnbits_accuracy_level is 1. It needs no data; with samples, --gptq and --ratio look at them.
     """
     check_outputs({"-o": output, "--json": json_path}, {"MODEL": model, "--data": data})
     if gptq and data is None:
@@ -150,6 +153,8 @@ def compress(
         print(f"{written_files(result)}: {sizes}")
         print("{weights_in_4_bits} weights in 4 bits, {weights_in_8_bits} in 8".format_map(result), end="")
         print(f", {len(result['left_in_float'])} in float" if result["left_in_float"] else "")
+        if not matmul_nbits:
+            print(ROUNDED)
 
 
 def described(path: Path, model: Model, output: Path, compressed: Model, seconds: float) -> dict[str, Any]:

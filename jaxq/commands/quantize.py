@@ -274,4 +274,4 @@ def show(result: dict[str, Any], found: AccuracyReport | None, data: str) -> Non
 
     print(f"layers: {layers_in_words(result['fates'])}")
     words = map(shlex.quote, (result["output"], data, result["model"]))
-    print("now check it: jaxq verify {} --data {} --float {}".format(*words))
+    print("now check it, in ONNX Runtime: jaxq verify {} --data {} --float {}".format(*words))

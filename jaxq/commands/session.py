@@ -91,10 +91,12 @@ def written_files(result: Mapping[str, Any]) -> str:
 
 
 def bytes_of(path: Path, params: Mapping[str, Any]) -> int:
-    """The size of a model: of its file, or of its weights where these lie outside of the file."""
+    """The size of a model: of its file, with its weights where these lie outside of the file."""
+    from jaxq.external_data import locations
     from jaxq.summary import stored_bytes
 
-    return max(path.stat().st_size, sum(map(stored_bytes, params.values())))
+    size = path.stat().st_size
+    return max(size, sum(map(stored_bytes, params.values()))) if locations(path) else size
 
 
 def in_words(count: int) -> str:

@@ -10,6 +10,7 @@ from jaxq.graph import Node
 from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.network import Network, Quantizer, same_numbers
 from jaxq.schemes import type_name, weight_axis
+from jaxq.targets import Rule
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)  # below it numbers are denormal, which runtimes flush to zero
 LARGEST_SAFE_WEIGHT = 64  # 255 * 64 * 2 fits 16 bits
@@ -137,7 +138,7 @@ def axes(network: Network, each: Quantizer) -> Iterator[Finding]:
             if index in (rule.activations or ()) and rank_free != each.axis:
                 problem = f"input {index} has one scale for each index of axis {each.axis}"
                 yield finding(Severity.REFUSED, reader, problem, "give the activation one scale")
-        elif index in rule.weights:
+        elif index in rule.weights and any(network.seen.get(reader.inputs[data]) for data in data_inputs(reader, rule)):
             rank = np.ndim(network.values.get(each.node.inputs[0], np.zeros((1,) * 9)))
             wanted = weight_axis(reader, rule, rank)
             if wanted is None or not network.target.per_channel:
@@ -146,6 +147,12 @@ def axes(network: Network, each: Quantizer) -> Iterator[Finding]:
             elif wanted % rank != each.axis % rank:
                 problem = f"its weight has its scales along axis {each.axis % rank}, and not {wanted % rank}"
                 yield finding(Severity.REFUSED, reader, problem, "the scales belong to the output channels")
+
+
+def data_inputs(node: Node, rule: Rule) -> Iterator[int]:
+    """The inputs whose data must be quantized, too, for an integer kernel: of weights alone none is asked for."""
+    data = range(len(node.inputs)) if rule.activations is None else rule.activations
+    return (index for index in data if index < len(node.inputs) and index not in rule.weights)
 
 
 def saturation(network: Network, each: Quantizer) -> Iterator[Finding]:

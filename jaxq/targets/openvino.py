@@ -76,6 +76,7 @@ OPENVINO = Target(
     packages=("openvino",),
     weight_modes=frozenset({"symmetric", "asymmetric"}),
     asymmetric_per_channel=True,
+    chained_width=256,  # measured with 2026.4.1: wider ones are not merged
     integer_products_symmetric=True,
     default_preset="performance",
     overflow_fix="first_layer_only",

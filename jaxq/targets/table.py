@@ -108,6 +108,8 @@ class Target:
       signed_below_zero: integers of activations that go below zero are signed (zero point 0 where the range is symmetric), others
         unsigned; where a type is asked for, that counts.
       per_channel, asymmetric_per_channel: whether symmetric, and asymmetric, weights may have one scale for each channel.
+      chained_width: weights of products on matrices, without a bias, whose result another product alone takes, have one scale
+        where they have at most so many rows and columns: the runtime merges such a chain, and loses the scales of its channels.
       integer_products_symmetric: both factors of a product of two activations are symmetric.
       merges_at_zero: an activation function is merged into the kernel only if the quantizer behind it ends where the function
         clips: its zero point must be the lowest integer.
@@ -150,6 +152,7 @@ class Target:
     signed_below_zero: bool = False
     per_channel: bool = True
     asymmetric_per_channel: bool = False
+    chained_width: int = 0
     integer_products_symmetric: bool = False
     merges_at_zero: bool = False
     domains: frozenset[str] = frozenset({""})

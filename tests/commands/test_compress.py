@@ -72,7 +72,7 @@ def test_gptq_is_closer_to_the_float_model_at_the_output(model):
 
 def test_matmul_nbits_is_written_on_request(model):
     options = ["--mode", "int4_asym", "--group-size", "32", "--all-layers"]
-    assert {node.op_type for node in compressed(model, *options).graph.node} == {"DequantizeLinear", "MatMul", "Relu"}
+    assert {node.op_type for node in compressed(model, *options).graph.node} == {"DequantizeLinear", "MatMul", "Max"}
     found = compressed(model, *options, "--matmul-nbits")
     assert {node.op_type for node in found.graph.node} == {"MatMulNBits", "Relu"}
 
@@ -86,6 +86,23 @@ def test_the_result_says_how_many_weights_have_how_many_bits(model, capsys):
     assert result["metadata"]["jaxq.compress_weights"] == "int4_sym"
     assert cli.main([*arguments, "--backup-mode", "none"]) == 0
     assert "out.onnx: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, said", [((), True), (("--mode", "int4_sym", "--matmul-nbits"), False)], ids=str)
+def test_that_the_runtime_rounds_activations_is_said(model, options, said, capsys):
+    assert cli.main(["compress", str(model), "-o", str(model.with_name("out.onnx")), *options]) == 0
+    assert ("qdq_matmulnbits_accuracy_level" in capsys.readouterr().out) == said
+
+
+def test_the_size_of_a_model_is_that_of_its_file(model, capsys):
+    text = (
+        "(float[N, 64] x) => (float[N, 64] y, float[N, 64] z) { t = Transpose (w)  y = MatMul (x, t)  z = Gemm (x, w) }"
+    )
+    onnx.save(written(text, w=np.eye(64, dtype=np.float32)), model)
+    assert cli.main(["compress", str(model), "-o", str(model.with_name("out.onnx")), "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["float_bytes"] == model.stat().st_size
+    assert result["compressed_bytes"] == model.with_name("out.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(
