@@ -27,7 +27,7 @@ FLOOR = {
     "ops": 2,
     # running and rewriting
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "opsets": 3, "split": 3,
-    "fusion": 3, "linear_layers": 3, "ranks": 3, "clamps": 3, "masks": 3,
+    "fusion": 3, "linear_layers": 3, "ranks": 3, "clamps": 3, "masks": 3, "fillers": 4,
     "layer_errors": 3, "traces": 3, "indices": 3, "layerwise": 3, "classes": 3,
     "programs": 3, "placed": 3,
     # what to quantize, for which runtime
