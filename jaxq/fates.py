@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node, constants
-from jaxq.patterns import is_depthwise
+from jaxq.linear_layers import is_depthwise
 from jaxq.schemes import merges, rule_for
 from jaxq.targets import Rule, Target
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node, tensor_names, unused_name
+from jaxq.linear_layers import BIASED
 from jaxq.plan import read_copies
 
 
@@ -40,7 +41,7 @@ def bias_places(nodes: list[Node], params: Mapping[str, Any]) -> Iterator[tuple[
     """Where a param is added to the products of a layer: the third input, or that of an Add behind a MatMul."""
     products = {name for node in nodes if node.op == "MatMul" for name in node.outputs}
     for node in nodes:
-        if node.op in ("Conv", "ConvTranspose", "Gemm") and not node.domain:
+        if node.op in BIASED and not node.domain:
             indices: tuple[int, ...] = (2,)
         elif node.op == "Add" and not products.isdisjoint(node.inputs):
             indices = (0, 1)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jaxq.graph import Graph, Node, constants
+from jaxq.linear_layers import LINEAR
 from jaxq.recurrent import Cells
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+WEIGHTED = LINEAR | {"DeformConv", "LSTM", "GRU", "RNN", "Einsum"}
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 SELECTIONS = frozenset({"NonMaxSuppression", "TopK"})  # of the best candidates, by their scores
 
@@ -214,14 +213,6 @@ def roots(tree: Pattern) -> frozenset[str]:
     if isinstance(tree, Maybe):
         return frozenset(tree.ops.split("|")) | roots(tree.below)
     return frozenset(tree.ops.split("|")) if isinstance(tree, Is) else frozenset()
-
-
-def is_depthwise(node: Node, params: Mapping[str, Any]) -> bool:
-    """Whether the node is a convolution with one filter, of constant weights, for each channel."""
-    if node.op != "Conv" or len(node.inputs) < 2 or node.inputs[1] not in params:
-        return False
-    shape = np.shape(params[node.inputs[1]])
-    return bool(shape[1] == 1 < shape[0] == node.attributes.get("group", 1))
 
 
 def is_transformer(graph: Graph) -> bool:

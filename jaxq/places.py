@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxq.clamps import clip_bounds
 from jaxq.graph import Graph, Node, constants
-from jaxq.patterns import Matcher, is_depthwise, post_processing, tail_nodes
+from jaxq.linear_layers import is_depthwise, is_product
+from jaxq.patterns import Matcher, post_processing, tail_nodes
 from jaxq.quantizer import Scheme
 from jaxq.schemes import Wishes, merges, rule_for
 from jaxq.targets import Rule, Target
@@ -393,7 +394,7 @@ class Places:
     def wish(self, node: Node, index: int = 0) -> Scheme:
         """How a chosen node wants the activation that is its input `index`."""
         rule = self.chosen[node.name]
-        product = bool(rule.weights) and len(self.positions(node, rule)) == 2 and node.op in ("MatMul", "Gemm")
+        product = bool(rule.weights) and len(self.positions(node, rule)) == 2 and is_product(node)
         symmetric = self.target.integer_products_symmetric and product
         centered = index in rule.centered
         return self.wishes.activation(node.name, rule.activation_axis, symmetric=symmetric, centered=centered)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxq.graph import Node, constants
+from jaxq.linear_layers import is_depthwise
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
-from jaxq.patterns import is_depthwise
 from jaxq.ranks import ranks
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxq.dequantizers import SMALLEST_BLOCK, is_product, summed_axis
 from jaxq.graph import Node
+from jaxq.linear_layers import Linear, is_product
 from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.network import Network
+from jaxq.matmul_nbits import SMALLEST_BLOCK, takes_block, takes_product
 
 ADVICE = "save the model with jaxq, which gives each product one of its own"
 CLAMPS = "save the model with jaxq, which writes Max and Min instead"
@@ -43,23 +44,23 @@ def why_unpacked(network: Network, node: Node) -> tuple[str, str] | None:
     if index != 1 or rank != 2:
         where = f"its rank is {rank}" if rank != 2 else f"it is not the second factor of {reader.op} {reader.name!r}"
         return where, "leave this weight in float, if the file may be larger"
-    if reader.attributes.get("transB", 0):
+    linear = Linear(reader, np.shape(network.values[node.inputs[0]]))
+    if linear.input_axis:
         return f"{reader.op} {reader.name!r} transposes it", ADVICE
-    return why_no_kernel(network, node, reader)
+    return why_no_kernel(network, node, linear)
 
 
-def why_no_kernel(network: Network, node: Node, reader: Node) -> tuple[str, str] | None:
+def why_no_kernel(network: Network, node: Node, linear: Linear) -> tuple[str, str] | None:
     """The same for the only product that reads the weight as its second factor."""
+    reader = linear.node
     axis, size = node.attributes.get("axis", 1), int(node.attributes.get("block_size", 0))
     scales = network.values.get(node.inputs[1])
-    if scales is None or (scales.size > 1 and (axis == summed_axis(reader)) != bool(size)):
+    if scales is None or (scales.size > 1 and (axis == linear.input_axis) != bool(size)):
         return f"its scales are along axis {axis}", "give each output channel its scales"
-    if size and (size < SMALLEST_BLOCK or size & (size - 1)):
+    if size and not takes_block(size):
         return f"its groups are of {size}", f"take groups of {SMALLEST_BLOCK}, 32, 64 or another power of two"
-    attributes, bias = reader.attributes, reader.inputs[2] if len(reader.inputs) > 2 else ""
-    factors = attributes.get("alpha", 1.0), attributes.get("beta", 1.0) if bias else 1.0
-    shape = np.shape(network.values[bias]) if bias in network.values else None
-    if factors != (1.0, 1.0) or attributes.get("transA", 0) or (shape is not None and len(shape) != 1):
+    bias = network.values.get(linear.bias)
+    if not takes_product(linear, None if bias is None else np.shape(bias)):
         problem = f"Gemm {reader.name!r} is more than x @ w + b with b [N]"
         return problem, "fold alpha, beta and transA into its operands, and write out its bias"
     after = network.readers.get(reader.outputs[0], [])
