@@ -208,6 +208,13 @@ class Wiring:
         places = self.readers.get(name, ())
         return places[0] if len(places) == 1 and name not in self.outputs else None
 
+    def added(self, name: str) -> tuple[Node, str] | None:
+        """The Add that alone reads a tensor which is no output, and its other summand; None if there is none."""
+        reader = self.only_reader(name)
+        if reader is None or reader[0].op != "Add" or reader[0].domain:
+            return None
+        return reader[0], reader[0].inputs[1 - reader[1]]
+
 
 def captures(node: Node) -> frozenset[str]:
     """The names that the subgraphs of `node` read from outside of themselves."""

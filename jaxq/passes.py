@@ -22,6 +22,7 @@ from jaxq.graph import (
     TensorType,
     captures,
     constants,
+    graphs,
     map_nodes,
     tensor_names,
     unused_name,
@@ -162,7 +163,7 @@ def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]
 
     With `data`, the tensors that are not known anyway: not looking beyond these, nor at nodes that need one of them.
     """
-    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    producers = dict(graph.wiring.producers)
     for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
         producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
@@ -345,11 +346,10 @@ def keep_outputs_exact(graph: Graph, params: Params) -> tuple[Graph, Params]:
 
     Whatever becomes of that one, the output keeps its values. Both are the same array.
     """
-    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
-    pending = [*graph.outputs, *(name for _, node in graph.walk() for sub in node.subgraphs for name in sub.outputs)]
+    pending = [name for inner in graphs(graph) for name in inner.outputs]
     exact, moving = set(pending), set[str]()
     while pending:
-        maker = producers.get(pending.pop())
+        maker = graph.wiring.producers.get(pending.pop())
         if maker is not None and maker.op in MOVES_VALUES and not maker.domain:
             moving.add(maker.name)
             pending.append(maker.inputs[0])

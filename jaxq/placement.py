@@ -282,11 +282,10 @@ def bias_name(places: Places, node: Node) -> str | None:
     """The param that the node adds to its products; or the vector that an Add behind a MatMul does, which runtimes merge."""
     if node.op in BIASED:
         return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in places.params else None
-    readers = places.readers.get(node.outputs[0], [])
-    if node.op != "MatMul" or len(readers) != 1 or readers[0][0].op != "Add" or readers[0][0].name in places.chosen:
+    added = places.graph.wiring.added(node.outputs[0]) if node.op == "MatMul" else None
+    if added is None or added[0].name in places.chosen:
         return None
-    add, index = readers[0]
-    other = add.inputs[1 - index]
+    other = added[1]
     return other if other in places.params and np.ndim(places.params[other]) == 1 else None
 
 

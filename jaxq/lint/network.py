@@ -45,18 +45,13 @@ class Network:
 
     def __init__(self, model: Model, target: Target):
         self.model, self.target = model, target
-        self.nodes = [node for _, node in model.graph.walk()]
-        self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.wiring = model.graph.wiring
+        self.nodes, self.producer, self.readers = self.wiring.nodes, self.wiring.producers, self.wiring.readers
+        self.outputs = self.wiring.outputs
         self.values = {**constants(model.graph), **model.params}
         for node in self.nodes:
             if node.op == "Transpose" and node.inputs[0] in self.values:  # in a branch, where loading does not fold it
                 self.values[node.outputs[0]] = np.transpose(self.values[node.inputs[0]], node.attributes.get("perm"))
-        self.readers: dict[str, list[tuple[Node, int]]] = {}
-        for node in self.nodes:
-            for index, name in enumerate(node.inputs):
-                if name:
-                    self.readers.setdefault(name, []).append((node, index))
-        self.outputs = set(model.graph.outputs).union(*(sub.outputs for node in self.nodes for sub in node.subgraphs))
 
     @cached_property
     def seen(self) -> dict[str, Quantizer]:

@@ -130,7 +130,7 @@ def mover(network: Network, node: Node) -> Iterator[Finding]:
     after = [
         network.seen[reader.outputs[0]]
         for name in node.outputs
-        for reader, _ in network.readers.get(name, [])
+        for reader, _ in network.readers.get(name, ())
         if reader.op == "QuantizeLinear"
     ]
     for name in sources:

@@ -30,13 +30,13 @@ def unpacked(network: Network, node: Node) -> Iterator[Finding]:
 
 def why_unpacked(network: Network, node: Node) -> tuple[str, str] | None:
     """What keeps the runtime from merging it, and what to do; None if it does merge."""
-    readers = network.readers.get(node.outputs[0], [])
+    readers = network.readers.get(node.outputs[0], ())
     if not any(is_product(reader) or reader.op == "Gather" for reader, _ in readers):
         return None  # no weight of those that are compressed for the runtime
     reader, index = readers[0]
     if len(readers) > 1:
         return f"{len(readers)} nodes read it", ADVICE
-    if any(len(network.readers.get(name, [])) > 1 for name in node.inputs[:2]):
+    if any(len(network.readers.get(name, ())) > 1 for name in node.inputs[:2]):
         return "another DequantizeLinear reads the same constants", ADVICE
     if not is_product(reader):
         return f"{reader.op} {reader.name!r} reads it", "leave this weight in float, if the file may be larger"
@@ -63,7 +63,7 @@ def why_no_kernel(network: Network, node: Node, linear: Linear) -> tuple[str, st
     if not takes_product(linear, None if bias is None else np.shape(bias)):
         problem = f"Gemm {reader.name!r} is more than x @ w + b with b [N]"
         return problem, "fold alpha, beta and transA into its operands, and write out its bias"
-    after = network.readers.get(reader.outputs[0], [])
+    after = network.readers.get(reader.outputs[0], ())
     if len(after) == 1 and after[0][0].op in ("Relu", "Clip") and network.readers.get(after[0][0].outputs[0]):
         return f"{after[0][0].op} {after[0][0].name!r} is right behind {reader.op} {reader.name!r}", CLAMPS
     return None

@@ -175,7 +175,7 @@ def test_a_tensor_that_is_added_or_an_output_is_left_alone():
     residual = load(residual_network())
     graph, params = fuse(residual.graph, residual.params)
     residual = residual.replace(graph=graph, params=params)
-    assert "stem.relu" not in {p.before.outputs[0] for p in pairs(graph, params, frozenset({"stem.relu"}))}
+    assert "stem.relu" not in {p.tensor for p in pairs(graph, params, frozenset({"stem.relu"}))}
     everything = frozenset(name for node in graph.nodes for name in node.outputs)
     after = run_pipeline(
         [Equalization(quantized=everything)], residual, [{"image": row[None]} for row in smooth(6, 3, 8, 8)]
