@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.bounds import Budget
+from jaxq.carriers import MOVING
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
 from jaxq.graph import (
@@ -337,10 +338,6 @@ def drop_unused(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return replace(graph, nodes=tuple(reversed(nodes)), constants=FrozenDict(constants)), kept
 
 
-# These give what they get in another shape or order.
-MOVES_VALUES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
-
-
 def keep_outputs_exact(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """Gives the readers of a param that is an output too, of the model or a branch, as it is or moved, a param of their own.
 
@@ -350,7 +347,7 @@ def keep_outputs_exact(graph: Graph, params: Params) -> tuple[Graph, Params]:
     exact, moving = set(pending), set[str]()
     while pending:
         maker = graph.wiring.producers.get(pending.pop())
-        if maker is not None and maker.op in MOVES_VALUES and not maker.domain:
+        if maker is not None and maker.op in MOVING and not maker.domain:
             moving.add(maker.name)
             pending.append(maker.inputs[0])
             exact.add(maker.inputs[0])

@@ -22,7 +22,7 @@ FLOOR = {
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
     "activation_ranges": 1, "biases": 1, "metrics": 1, "distance": 1, "outliers": 1, "outputs": 1,
-    "graph": 1,
+    "graph": 1, "carriers": 1,
     # what each ONNX operator means
     "ops": 2,
     # running and rewriting
