@@ -16,6 +16,7 @@ from jaxq.accuracy.stages import Walk, walk
 from jaxq.accuracy.validation import MOST_BYTES, run_batch
 from jaxq.collect import Batch, batches, compiled_part, largest_tensor
 from jaxq.distance import TINY, difference, output_distances
+from jaxq.errors import ConfigError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal
 from jaxq.model import split_static
@@ -174,7 +175,15 @@ class Ranker:
         count = 0
         for static, batch, reference in track(self._smaller_batches, "ranking"):
             head = compiled_part(graph, params, static, batch)
-            slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
+            try:
+                slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
+            except ValueError as error:
+                if "Reverse-mode" not in str(error):
+                    raise
+                raise ConfigError(
+                    "ranking 'gradient' does not go through a loop of which only the data know how often it turns; take "
+                    "'alone' or 'exact'"
+                ) from None
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(slope)
             count += int(np.asarray(batch.real).sum())
