@@ -29,7 +29,7 @@ FLOOR = {
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "opsets": 3, "split": 3,
     "fusion": 3, "linear_layers": 3, "ranks": 3, "clamps": 3, "masks": 3, "fillers": 4,
     "layer_errors": 3, "traces": 3, "indices": 3, "layerwise": 3, "classes": 3,
-    "programs": 3, "placed": 3,
+    "programs": 3, "placed": 3, "engine": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "recurrent": 4, "plan": 4,
     "saturation": 4, "places": 4, "fates": 4, "placement": 4, "own_biases": 4, "float_types": 4,

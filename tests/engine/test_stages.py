@@ -6,11 +6,11 @@ from accuracy_models import base_of, chain, images
 from compilations import compilations
 from models import NETWORKS, samples
 
-from jaxq.accuracy import stages
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, Space
-from jaxq.accuracy.stages import walk
 from jaxq.collect import batches
+from jaxq.engine import stages
+from jaxq.engine.stages import walk
 
 
 @pytest.fixture
