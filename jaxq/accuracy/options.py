@@ -56,7 +56,7 @@ class MetricOptions:
     """One metric of several (POT's `metrics`).
 
     Attributes:
-      name: as in `jaxq.metrics`, or package.module:function.
+      name: as in `jaxq.analysis.metrics`, or package.module:function.
       baseline_value: its value for the float model, where that is known.
     """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxq.errors import CalibrationError, ConfigError, RuntimeMissingError
-from jaxq.graph import TensorType
+from jaxq.graph.ir import TensorType
 from jaxq.wording import Option
 
 if TYPE_CHECKING:

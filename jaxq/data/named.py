@@ -11,10 +11,10 @@ from typing import Any
 
 from jaxq.data.array_files import ARRAY_SUFFIXES, ArrayFile, ArrayFiles
 from jaxq.data.dataset import Dataset
+from jaxq.data.functions import named_function, names_function
 from jaxq.data.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqError, JaxqWarning, about, did_you_mean, inside
-from jaxq.functions import named_function, names_function
-from jaxq.model import Model
 from jaxq.wording import Option, OptionPath
 
 # Options of images that are no reason to refuse data of another kind: the last asks for the model's size only.
