@@ -12,8 +12,6 @@ Names are loaded when they are first used, so that `import jaxq` is quick.
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from jaxq.version import __version__ as __version__
@@ -190,14 +188,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
-
-
-class _Package(types.ModuleType):
-    """Keeps `jaxq.quantize` and `jaxq.verify` the functions when Python, importing the modules of these names, sets them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
