@@ -26,7 +26,7 @@ from jaxq.checks import check_integer, member
 from jaxq.data.samples import Samples
 from jaxq.engine.collect import collect
 from jaxq.engine.model import Model
-from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, about, inside
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, Option, about, inside
 from jaxq.graph.fusion import simplify_gemm
 from jaxq.graph.ir import Graph
 from jaxq.graph.linear import is_product
@@ -37,7 +37,6 @@ from jaxq.onnx_io.load import Source, load
 from jaxq.onnx_io.matmul_nbits import takes_block
 from jaxq.pipeline import refuse_quantized
 from jaxq.placement.place import IgnoredScope
-from jaxq.wording import Option
 
 NAMES_SHOWN = 3  # of weights of which the same is to be said
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
-from jaxq.errors import ConfigError, did_you_mean, inside, worded
+from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
 from jaxq.graph.select import IgnoredScope
 from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.placement.schemes import (
@@ -24,7 +24,6 @@ from jaxq.placement.schemes import (
     scheme_for,
 )
 from jaxq.placement.targets import TARGETS, Target
-from jaxq.wording import Option, Words
 
 
 def _put(owner: object, key: str, value: object) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
 from jaxq.checks import check_integer, check_number, member
-from jaxq.errors import ConfigError, did_you_mean
-from jaxq.wording import Option
+from jaxq.errors import ConfigError, Option, did_you_mean
 
 
 class DropType(StrEnum):

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxq.data.functions import named_function
-from jaxq.errors import ConfigError, InputError, did_you_mean, inside
+from jaxq.errors import ConfigError, InputError, Option, did_you_mean, inside
 from jaxq.numerics.distance import squared_differences
-from jaxq.wording import Option
 
 Outputs = Mapping[str, np.ndarray]  # of one sample, without its batch axis where that has size one
 

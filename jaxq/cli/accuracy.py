@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxq import progress
-from jaxq.errors import AccuracyError, ConfigError
-from jaxq.wording import Option
+from jaxq.errors import AccuracyError, ConfigError, Option
 
 if TYPE_CHECKING:
     from jaxq.accuracy.options import AccuracySection

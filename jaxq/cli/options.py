@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from jaxq.errors import inside
-from jaxq.wording import Words
+from jaxq.errors import Words, inside
 
 if TYPE_CHECKING:
     from jaxq.data import ImageOptions

@@ -12,9 +12,8 @@ import numpy as np
 
 from jaxq.engine.collect import split_samples
 from jaxq.engine.model import Model
-from jaxq.errors import ConfigError, InputError, JaxqError, about
+from jaxq.errors import ConfigError, InputError, JaxqError, Option, OptionPath, about
 from jaxq.graph.indices import refuse_out_of_range
-from jaxq.wording import Option, OptionPath
 
 
 class Dataset:

@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxq.accuracy.options import AccuracySection
 from jaxq.data import ImageOptions
-from jaxq.errors import ConfigError, JaxqWarning, did_you_mean, inside
+from jaxq.errors import ConfigError, JaxqWarning, Option, Words, did_you_mean, inside
 from jaxq.graph.select import IgnoredScope, Operation
 from jaxq.jobs.job import DataOptions, Job, LayerwiseTuning, in_full
 from jaxq.jobs.json_text import parse_json
@@ -50,7 +50,6 @@ from jaxq.options import (
 )
 from jaxq.placement.overflow import SATURATION_FIX
 from jaxq.placement.schemes import QuantizationParameters
-from jaxq.wording import Option, Words
 
 PARAMS = "compression.algorithms[0].params"
 PRESETS = {"symmetric": "performance", "asymmetric": "accuracy"}  # aliases

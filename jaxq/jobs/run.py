@@ -16,14 +16,13 @@ from jaxq.analysis.inspect import fates_of
 from jaxq.data import Dataset, open_data
 from jaxq.data.functions import named_function, names_function
 from jaxq.engine.model import Model
-from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning, about, inside
+from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning, Option, Words, about, inside
 from jaxq.files import check_writable, withdraw, write_text
 from jaxq.onnx_io.external_data import data_file
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.save import save
 from jaxq.options import QuantizeOptions
 from jaxq.pipeline import prepare
-from jaxq.wording import Option, Words
 
 if TYPE_CHECKING:
     from jaxq.accuracy.report import AccuracyReport

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from jaxq.errors import ConfigError, did_you_mean
-from jaxq.wording import OptionPath, show_path
+from jaxq.errors import ConfigError, OptionPath, did_you_mean, show_path
 
 EXPECTED = {
     "int_type": "an integer",

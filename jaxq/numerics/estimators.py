@@ -13,8 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from jaxq.checks import check_number, member
-from jaxq.errors import ConfigError, did_you_mean
-from jaxq.wording import Option
+from jaxq.errors import ConfigError, Option, did_you_mean
 
 OUTLIER_PROBABILITY = 1e-4  # the part of the values that lies beyond a quantile, at each end
 LARGEST_OUTLIER_PROBABILITY = 0.4999

@@ -8,14 +8,13 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from jaxq.checks import check_kind, member
-from jaxq.errors import ConfigError, inside
+from jaxq.errors import ConfigError, Option, inside
 from jaxq.graph.clamps import clip_bounds
 from jaxq.graph.ir import Graph, Node
 from jaxq.graph.linear import Linear, is_linear
 from jaxq.graph.select import as_tuple, by_name, check_pattern
 from jaxq.numerics.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.placement.targets import Rule, Target
-from jaxq.wording import Option
 
 GATES = {"LSTM": 1, "GRU": 1}  # the axis of all gates in W and R [directions, gates * hidden, inputs]
 STORAGE_BITS = (4, 8, 16)  # of ONNX's integer types

@@ -6,9 +6,8 @@ from enum import StrEnum
 import pydantic
 import pytest
 
-from jaxq.errors import ConfigError
+from jaxq.errors import ConfigError, Option
 from jaxq.jobs.validation import known_keys, validated
-from jaxq.wording import Option
 
 
 class Kind(StrEnum):

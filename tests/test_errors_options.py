@@ -4,8 +4,7 @@ import copy
 
 import pytest
 
-from jaxq.errors import CalibrationError, ConfigError, about, inside, told, worded
-from jaxq.wording import Option, Words, show_path
+from jaxq.errors import CalibrationError, ConfigError, Option, Words, about, inside, show_path, told, worded
 
 LEVELS = (Option(("level_low",), 9), " is not below ", Option(("level_high",), -9))
 
