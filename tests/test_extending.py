@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from jaxq.engine.collect import collect
-from jaxq.placement.targets import TARGETS
 
 import jaxq
+from jaxq.engine.collect import collect
+from jaxq.placement.targets import TARGETS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
