@@ -80,6 +80,9 @@ class AdvancedBiasCorrectionParameters:
       apply_for_all_nodes: correct the biases of nodes that stay in float, too.
       threshold: a correction larger than this many times the bias and the spread of the output is not made; None: 2 for the fast
         algorithm, 1000 for the other one.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected.
     """
 
     apply_for_all_nodes: bool = False
@@ -99,6 +102,9 @@ class AdvancedSmoothQuantParameters:
       convolution: alpha of convolutions.
       matmul: alpha of matrix products. None chooses for each tensor by the error predicted, "off" included; nncf's fixed 0.95 can
         cost accuracy.
+
+    Raises:
+      ConfigError: an alpha is not from 0 to 1, and not -1.
     """
 
     convolution: float = -1
@@ -136,6 +142,9 @@ class AdvancedQuantizationParameters:
       bias_correction_params: how biases are corrected.
       smooth_quant_alphas: how strong SmoothQuant is, in transformers.
       backend_params: accepted for nncf's sake and not read: weights are always written as integers, external data as `save` says.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected, or the nearest name.
     """
 
     overflow_fix: OverflowFix | str | None = None
@@ -208,6 +217,9 @@ class QuantizeOptions:
       advanced_parameters: everything else.
       seed: of what is random.
       batch_size: samples run at a time; None: chosen. A matter of speed.
+
+    Raises:
+      ConfigError: an option is wrong, or the target does not take what is asked for; its `path` leads to the option.
     """
 
     preset: Preset | str | None = None
