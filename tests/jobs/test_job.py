@@ -188,4 +188,4 @@ def test_the_examples_of_the_documentation_are_read():
     assert job_of(own, "own").quantize.advanced_parameters.overrides[0].patterns == ("layer4.*",)
     assert is_pot(pot)
     assert not is_pot(own)
-    assert job_of_pot(pot, "pot").quantize.subset_size == 300
+    assert job_of_pot(pot, "pot")[0].quantize.subset_size == 300
