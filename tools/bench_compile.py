@@ -70,7 +70,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     from jaxq.accuracy.base import quantize_once
     from jaxq.accuracy.space import Space
     from jaxq.accuracy.validation import run_batch
-    from jaxq.collect import batches
+    from jaxq.engine.collect import batches
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare
 

@@ -15,8 +15,8 @@ from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.space import Setting, Space
 from jaxq.accuracy.state import State
 from jaxq.accuracy.validation import EXACT, QUANTIZED, Pool, Validation
-from jaxq.collect import tensor_shapes
-from jaxq.model import split_static
+from jaxq.engine.collect import tensor_shapes
+from jaxq.engine.model import split_static
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
 # The order of layers that are quantized alone is settled then: already two samples give nearly the same.

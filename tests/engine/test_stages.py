@@ -8,8 +8,8 @@ from models import NETWORKS, samples
 
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import FLOAT, Space
-from jaxq.collect import batches
 from jaxq.engine import stages
+from jaxq.engine.collect import batches
 from jaxq.engine.stages import walk
 
 
