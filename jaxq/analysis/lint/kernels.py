@@ -1,4 +1,4 @@
-"""Why a node runs in float all the same, though its inputs are quantized: what `jaxq.placement.fates` says, and what to do about it."""
+"""Why a node runs in float though its inputs are quantized: what `jaxq.placement.fates` says, and what to do about it."""
 
 from __future__ import annotations
 
