@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
+from jaxq.data.functions import named_function, names_function
 from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
 from jaxq.graph.select import IgnoredScope
-from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet, RangeFunction
 from jaxq.placement.schemes import (
     FP8QuantizationParameters,
     OverflowFix,
@@ -79,6 +80,9 @@ class AdvancedBiasCorrectionParameters:
       apply_for_all_nodes: correct the biases of nodes that stay in float, too.
       threshold: a correction larger than this many times the bias and the spread of the output is not made; None: 2 for the fast
         algorithm, 1000 for the other one.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected.
     """
 
     apply_for_all_nodes: bool = False
@@ -98,6 +102,9 @@ class AdvancedSmoothQuantParameters:
       convolution: alpha of convolutions.
       matmul: alpha of matrix products. None chooses for each tensor by the error predicted, "off" included; nncf's fixed 0.95 can
         cost accuracy.
+
+    Raises:
+      ConfigError: an alpha is not from 0 to 1, and not -1.
     """
 
     convolution: float = -1
@@ -128,12 +135,16 @@ class AdvancedQuantizationParameters:
       activations_quantization_params, weights_quantization_params: how these tensors are quantized.
       overrides: the same for some nodes only.
       quantizer_propagation_rule: what becomes of the quantizers of a tensor whose readers want different ones.
-      activations_range_estimator_params: from statistics to the ranges of activations; parameters, or a name of
-        `RangeEstimatorParametersSet` in lower case. None: "mse".
+      activations_range_estimator_params: from statistics to the ranges of activations; parameters, a name of
+        `RangeEstimatorParametersSet` in lower case, or a function (distributions, grid, symmetric) -> (low, high), itself or as
+        package.module:function. None: "mse".
       weights_range_estimator_params: the same for weights. None: "minmax".
       bias_correction_params: how biases are corrected.
       smooth_quant_alphas: how strong SmoothQuant is, in transformers.
       backend_params: accepted for nncf's sake and not read: weights are always written as integers, external data as `save` says.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected, or the nearest name.
     """
 
     overflow_fix: OverflowFix | str | None = None
@@ -147,7 +158,7 @@ class AdvancedQuantizationParameters:
     weights_quantization_params: Parameters | None = None
     overrides: tuple[Override, ...] = ()
     quantizer_propagation_rule: QuantizerPropagationRule | str = QuantizerPropagationRule.MERGE_ALL_IN_ONE
-    activations_range_estimator_params: RangeEstimatorParameters | str | None = None
+    activations_range_estimator_params: RangeEstimatorParameters | str | RangeFunction | None = None
     weights_range_estimator_params: RangeEstimatorParameters | str | None = None
     bias_correction_params: AdvancedBiasCorrectionParameters = AdvancedBiasCorrectionParameters()
     smooth_quant_alphas: AdvancedSmoothQuantParameters = AdvancedSmoothQuantParameters()
@@ -164,6 +175,9 @@ class AdvancedQuantizationParameters:
         _put(self, "quantizer_propagation_rule", rule)
         for key in ("activations_range_estimator_params", "weights_range_estimator_params"):
             value = getattr(self, key)
+            if isinstance(value, str) and names_function(value):
+                with inside(key):
+                    value = named_function(value)
             if value is not None:
                 _put(self, key, RangeEstimatorParametersSet.of(value, key))
         overrides = self.overrides
@@ -203,6 +217,9 @@ class QuantizeOptions:
       advanced_parameters: everything else.
       seed: of what is random.
       batch_size: samples run at a time; None: chosen. A matter of speed.
+
+    Raises:
+      ConfigError: an option is wrong, or the target does not take what is asked for; its `path` leads to the option.
     """
 
     preset: Preset | str | None = None
@@ -267,11 +284,13 @@ class QuantizeOptions:
 
 
 def plain(value: Any) -> Any:
-    """Options as values for JSON: enumerations by value, estimators by name, of dataclasses what differs from the defaults."""
+    """Options as values for JSON: enumerations by value, estimators and functions by name, of classes what is not the default."""
     if isinstance(value, RangeEstimatorParameters):
         named = {each: name for name, each in RangeEstimatorParametersSet.items()}
         if value in named:
             return named[value]
+        if callable(value.distribution) and value == RangeEstimatorParametersSet.of(value.distribution):
+            return plain(value.distribution)
     if is_dataclass(value):
         found = {each.name: getattr(value, each.name) for each in fields(value)}
         defaults = {each.name: _default(each) for each in fields(value)}
@@ -282,6 +301,8 @@ def plain(value: Any) -> Any:
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [plain(each) for each in value]
+    if callable(value):
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value.item() if isinstance(value, np.generic) else value
 
 
