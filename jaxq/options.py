@@ -13,7 +13,12 @@ from jaxq.checks import check_booleans, check_integer, check_kind, check_number,
 from jaxq.data.functions import named_function, names_function
 from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
 from jaxq.graph.select import IgnoredScope
-from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet, RangeFunction
+from jaxq.numerics.estimators import (
+    AggregatorType,
+    RangeEstimatorParameters,
+    RangeEstimatorParametersSet,
+    RangeFunction,
+)
 from jaxq.placement.schemes import (
     FP8QuantizationParameters,
     OverflowFix,
@@ -180,6 +185,12 @@ class AdvancedQuantizationParameters:
                     value = named_function(value)
             if value is not None:
                 _put(self, key, RangeEstimatorParametersSet.of(value, key))
+        chosen = self.weights_range_estimator_params
+        if isinstance(chosen, RangeEstimatorParameters) and chosen.distribution not in OF_WEIGHTS:
+            raise ConfigError(
+                Option(("weights_range_estimator_params",), plain(chosen)),
+                "; weights take extremes, quantiles, 'percentile' or 'mse'",
+            )
         overrides = self.overrides
         _put(self, "overrides", (overrides,) if isinstance(overrides, Override) else tuple(overrides))
         kinds = {
@@ -194,6 +205,8 @@ class AdvancedQuantizationParameters:
         for override in self.overrides:
             check_kind("overrides", override, Override)
 
+
+OF_WEIGHTS = (None, AggregatorType.PERCENTILE, AggregatorType.MSE)  # what finds ranges of weights
 
 # What the placement of quantizers calls the advanced parameters that it gets.
 ADVANCED = Words(
