@@ -93,7 +93,7 @@ def run_file(
         model, missed = error.best, error
     except KeyboardInterrupt:
         if search is not None and search.steps and folder is not None and file is not None:
-            from jaxq.accuracy.folder import copy_best
+            from jaxq.accuracy.store import copy_best
 
             copy_best(folder, file, file.with_suffix(".json"))
         raise
@@ -126,7 +126,7 @@ def run_file(
         report["data_file"] = data_file(save(model, file))
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
         if missed is None and folder == own_folder(file):
-            from jaxq.accuracy.folder import remove
+            from jaxq.accuracy.store import remove
 
             remove(folder)
     return RunResult(model, file, report), missed
@@ -248,25 +248,27 @@ def run_with_accuracy_control(
 ) -> Model:
     """The model of a job that limits the loss of accuracy; the same job goes on from the state in its folder."""
     from jaxq.accuracy.front import quantize_with_accuracy_control
-    from jaxq.accuracy.section import read_section
+    from jaxq.accuracy.options import read_section
 
     assert job.quantize is not None and job.accuracy is not None, "the job quantizes"  # noqa: PT018
-    arguments, source = read_section(job.accuracy)
+    limits = read_section(job.accuracy)
     options = job.quantize.arguments()
     options["advanced_quantization_parameters"] = options.pop("advanced_parameters")
-    advanced = arguments.pop("advanced_accuracy_restorer_parameters")
-    labelled = (arguments["validation_fn"] or advanced.metrics) and not advanced.annotation_free
     validation = open_data(
-        source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
-        label="label" if labelled else None,
+        limits.validation or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
+        label="label" if limits.labelled else None,
     )  # fmt: skip
     return quantize_with_accuracy_control(
         model,
         data,
         validation,
-        **arguments,
+        limits.metric,
+        max_drop=limits.max_drop,
+        drop_type=limits.drop_type,
         **options,
-        advanced_accuracy_restorer_parameters=replace(advanced, intermediate_model_dir=search_folder(job, file)),
+        advanced_accuracy_restorer_parameters=replace(
+            limits.parameters, intermediate_model_dir=search_folder(job, file)
+        ),
         on_step=on_step,
     )
 

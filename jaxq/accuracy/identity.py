@@ -1,4 +1,9 @@
-"""What has to be the same for a search to go on: model, options, the validation function, and all that was read of the data."""
+"""What has to be the same for a search to go on: model, options, the validation function, and all that was read of the data.
+
+What is compared is what can be hashed plainly. A function counts by its name, its code, its defaults, and the arguments of a
+`functools.partial`. What it takes along in a closure, has in the attributes of its object, or calls, is not seen; where it is
+plain that there is such a thing, a search that goes on says so.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import hashlib
 import itertools
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +37,24 @@ class Identity:
       fixed: name -> digest, of what is known at once.
       calibration: the calibration samples.
       validation: the validation data.
+      functions: of the user, that values depend on.
+
+    Attributes:
+      unseen: what to say of these where a search goes on; "" where all that they depend on is compared.
     """
 
-    def __init__(self, fixed: Mapping[str, str], calibration: Samples, validation: ReadOnce):
+    def __init__(
+        self, fixed: Mapping[str, str], calibration: Samples, validation: ReadOnce, functions: Iterable[Any] = ()
+    ):
         self.fixed, self.calibration, self.validation = fixed, calibration, validation
+        hidden = ", ".join(words for each in functions for words in hidden_in(each))
+        self.unseen = f"; not compared: {hidden} (name another folder if that has changed)" if hidden else ""
 
     def to_dict(self) -> dict[str, Part]:
         """As far as it is known by now."""
         hashed = self.calibration.hashed
-        return {
-            **self.fixed,
-            "calibration data": None if hashed is None else hashed.hexdigest,
-            "validation data": self.validation.read,
-        }
+        calibration = None if hashed is None else hashed.hexdigest
+        return {**self.fixed, "calibration data": calibration, "validation data": self.validation.read}
 
     def differences(self, stored: Mapping[str, Part]) -> list[str]:
         """The parts in which what `to_dict` gave once is another one."""
@@ -81,15 +91,16 @@ class ReadOnce:
         if self.read is not None and self.read[1]:
             yield from self.data.items()
             return
-        digest, count = Digest(), 0
+        digest, count = hashlib.sha256(), 0
         for item in self.data.items():
-            digest.add(item)
+            for part in parts_of(item):
+                digest.update(part)
             count += 1
             if self.read is None or count > self.read[0]:
-                self.read = [count, False, digest.hexdigest]
+                self.read = [count, False, digest.hexdigest()]
             yield item
         if count:
-            self.read = [count, True, digest.hexdigest]
+            self.read = [count, True, digest.hexdigest()]
 
     def reads_as(self, stored: list[Any]) -> bool:
         """Whether as many items as an earlier run has read are the same now, and all there are if they were."""
@@ -105,109 +116,81 @@ def model_digest(graph: Graph, params: Mapping[str, Any]) -> str:
 
 
 def digest_of(*values: Any) -> str:
-    """That of some values; see `Digest.add`."""
-    digest = Digest()
-    for value in values:
-        digest.add(value)
-    return digest.hexdigest
+    """SHA-256 of some values: the same in every process."""
+    digest = hashlib.sha256()
+    for part in parts_of(values):
+        digest.update(part)
+    return digest.hexdigest()
 
 
-class Digest:
-    """SHA-256 of values: the same in every process for what computes the same, as far as can be seen from outside."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._within: set[int] = set()  # a value may contain itself
-
-    @property
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-    def add(self, value: Any) -> None:
-        """Takes arrays in by their bytes, files by name, size and time, containers and dataclasses by their parts, functions
-        by what they compute with; of anything else only the type. The order of a `FrozenDict` does not count.
-        """
-        if id(value) in self._within:
-            return
-        self._within.add(id(value))
-        self._word(type(value).__name__)
-        if value is None or isinstance(value, str | bool | int | float | complex | np.generic | enum.Enum):
-            self._word(repr(value))
-        elif isinstance(value, bytes | bytearray):
-            self._word(str(len(value)))
-            self._hash.update(value)
-        elif isinstance(value, os.PathLike):
-            self._add_file(Path(value))
-        elif isinstance(value, Mapping):
-            ordered = isinstance(value, FrozenDict)
-            self.add(sorted(value.items(), key=lambda item: repr(item[0])) if ordered else list(value.items()))
-        elif isinstance(value, list | tuple):
-            self._word(str(len(value)))
-            for part in value:
-                self.add(part)
-        elif isinstance(value, set | frozenset):
-            self.add(sorted(map(repr, value)))
-        elif (array := _array(value)) is not None:
-            self._word(f"{array.dtype}{array.shape}")
-            if array.dtype == object:
-                self.add(array.tolist())
-            else:
-                self._hash.update(np.ascontiguousarray(array).tobytes())
-        elif callable(value):
-            self._add_function(value)
-        elif dataclasses.is_dataclass(value):
-            self.add([getattr(value, each.name, None) for each in dataclasses.fields(value)])
-        self._within.discard(id(value))
-
-    def _word(self, text: str) -> None:
-        self._hash.update(f"{len(text)}:{text}".encode(errors="surrogatepass"))
-
-    def _add_file(self, path: Path) -> None:
-        self._word(str(path))
-        try:
-            found = path.stat()
-        except OSError:
-            return
-        self._word(f"{found.st_size} {found.st_mtime_ns}")
-
-    def _add_function(self, function: Callable[..., Any]) -> None:
-        """By its code, its defaults, and what it has taken along: in its closure, its partial arguments, or its object."""
-        if isinstance(function, functools.partial):
-            self.add([function.func, function.args, function.keywords])
-        elif isinstance(function, types.MethodType):
-            self.add(function.__func__)
-            self._add_object(function.__self__)
-        elif isinstance(function, types.FunctionType):
-            self._word(f"{function.__module__}.{function.__qualname__}")
-            self._add_code(function.__code__)
-            self.add([function.__defaults__, function.__kwdefaults__, vars(function), _taken_along(function)])
-        elif isinstance(function, type | types.BuiltinFunctionType):
-            self._word(f"{function.__module__}.{function.__qualname__}")
-        else:
-            self.add(type(function).__call__)
-            self._add_object(function)
-
-    def _add_object(self, value: Any) -> None:
-        self._word(f"{type(value).__module__}.{type(value).__qualname__}")
-        self.add(getattr(value, "__dict__", None))
-
-    def _add_code(self, code: types.CodeType) -> None:
-        self.add([code.co_code, code.co_names, code.co_varnames])
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):  # of a function or comprehension in it
-                self._add_code(constant)
-            else:
-                self.add(constant)
+def parts_of(value: Any, within: tuple[int, ...] = ()) -> Iterator[bytes]:
+    """What a value is made of: arrays by their bytes, files by name, size and time, functions by their code, containers and
+    dataclasses by their parts; of anything else the type. The order of a `FrozenDict` does not count.
+    """
+    yield _word(type(value).__name__)
+    if value is None or isinstance(value, str | bool | int | float | complex | np.generic | enum.Enum):
+        yield _word(repr(value))
+    elif isinstance(value, bytes | bytearray):
+        yield from (_word(str(len(value))), bytes(value))
+    elif isinstance(value, os.PathLike):
+        path = Path(value)
+        found = path.stat() if path.exists() else None
+        yield _word(f"{path} {found and (found.st_size, found.st_mtime_ns)}")
+    elif (array := _array(value)) is not None and array.dtype != object:
+        yield _word(f"{array.dtype}{array.shape}")
+        yield np.ascontiguousarray(array).tobytes()
+    elif id(value) not in within:  # a value may contain itself
+        inside = _inside(value) if array is None else [array.shape, array.tolist()]
+        yield _word(str(len(inside)))
+        for part in inside:
+            yield from parts_of(part, (*within, id(value)))
 
 
-def _taken_along(function: types.FunctionType) -> list[Any]:
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not set yet
-            found.append(None)
-    return found
+def _inside(value: Any) -> list[Any]:
+    """The parts of a container, a dataclass or a function; none of anything else."""
+    if isinstance(value, Mapping):
+        items = list(value.items())
+        return sorted(items, key=lambda item: repr(item[0])) if isinstance(value, FrozenDict) else items
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, value.co_varnames, value.co_consts]
+    if callable(value):
+        names = ("__module__", "__qualname__", "__code__", "__defaults__", "__kwdefaults__")
+        return [*(getattr(_function(value), name, None) for name in names), *_fields(value)]
+    return _fields(value)
+
+
+def _fields(value: Any) -> list[Any]:
+    known = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return [getattr(value, each.name, None) for each in dataclasses.fields(value)] if known else []
+
+
+def _function(value: Any) -> Any:
+    """The function that a call of something runs."""
+    if hasattr(value, "__func__"):
+        return value.__func__
+    return value if hasattr(value, "__qualname__") else type(value).__call__
+
+
+def hidden_in(function: Any) -> list[str]:
+    """What a function depends on and that is not compared, as far as one can tell that there is something."""
+    if isinstance(function, functools.partial):
+        return hidden_in(function.func)
+    inner = _function(function)
+    name, code = getattr(inner, "__qualname__", ""), getattr(inner, "__code__", None)
+    own = getattr(function, "__self__", function)
+    plain = code is None or own is inner or dataclasses.is_dataclass(own)
+    attributes = [] if plain else [f"the attributes of {type(own).__qualname__}"]
+    return attributes + [f"{each!r} in {name}" for each in (code.co_freevars if code is not None else ())]
+
+
+def _word(text: str) -> bytes:
+    return f"{len(text)}:{text}".encode(errors="surrogatepass")
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""What the search for an accurate model can be told."""
+"""What the search for an accurate model can be told, in a call or in the `accuracy` section of a configuration file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import numbers
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.accuracy.treatments import FLOAT, TREATMENTS, WEIGHTS, Treatment
 from jaxq.checks import member
 from jaxq.errors import ConfigError, did_you_mean
 
@@ -44,12 +44,7 @@ class RestoreMode(StrEnum):
     ONLY_ACTIVATIONS = "only_activations"
 
 
-REPAIRS: Mapping[str, tuple[str, ...]] = {
-    "range_estimator": tuple(step for step, name in ESTIMATORS.items() if name in NAMED),
-    "bias_correction": (UNCORRECTED,),
-    "int16_activations": (WIDE,),
-    "int8_weights": (WEIGHTS,),
-}
+REPAIRS = tuple(dict.fromkeys(each.repair for each in TREATMENTS if each.repair))
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,8 @@ class AdvancedAccuracyRestorerParameters:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that is wrong."""
-
-        def put(key: str, value: Any) -> None:
-            object.__setattr__(self, key, value)
-
         for key, kind in (("ranking", Ranking), ("search", Search), ("restore_mode", RestoreMode)):
-            put(key, member(kind, key, getattr(self, key)))
+            object.__setattr__(self, key, member(kind, key, getattr(self, key)))
         for key, least in (("max_num_iterations", 1), ("ranking_subset_size", 1), ("confirm", 0)):
             value = getattr(self, key)
             if value is not None and (
@@ -158,10 +149,10 @@ class AdvancedAccuracyRestorerParameters:
             raise ConfigError(
                 "repairs: search='pot' takes layers back to float only; leave repairs away, or take search='bisect'"
             )
-        put("repairs", repairs)
+        object.__setattr__(self, "repairs", repairs)
         metrics: Any = self.metrics
         metrics = (metrics,) if isinstance(metrics, str | Mapping | MetricOptions) else tuple(metrics)
-        put("metrics", tuple(map(MetricOptions.of, metrics)))
+        object.__setattr__(self, "metrics", tuple(map(MetricOptions.of, metrics)))
         self._check_metrics()
 
     def _check_metrics(self) -> None:
@@ -177,11 +168,25 @@ class AdvancedAccuracyRestorerParameters:
             )
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """What may be done to a layer, cheapest first; the last is what counts as reverting it."""
-        chosen = {step for name in self.repairs for step in REPAIRS[name]}
-        last = STEPS[-1] if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
-        return (*(step for step in STEPS[:-1] if step in chosen and step != last), last)
+    def has_baseline(self) -> bool:
+        """Whether the float model's values are given."""
+        return any(metric.baseline_value is not None for metric in self.metrics)
+
+    @property
+    def revert(self) -> Treatment:
+        """What counts as reverting a layer."""
+        return FLOAT if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
+
+    @property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """What may be done to a layer, cheapest first; the last is `revert`."""
+        return (*(each for each in TREATMENTS if each.repair in self.repairs and each != self.revert), self.revert)
+
+    @property
+    def estimators(self) -> tuple[str, ...]:
+        """Names of the range estimators that treatments may ask for."""
+        chosen = TREATMENTS if self.tune_hyperparams else self.treatments
+        return tuple(dict.fromkeys(each.estimator for each in chosen if each.estimator is not None))
 
 
 def check_drop(max_drop: Any, drop_type: DropType) -> float:
@@ -204,3 +209,59 @@ def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(float(value)):
         raise ConfigError(f"{key} = {value!r}; expected a finite number")
     return float(value)
+
+
+# --------------------------------------------------------------------------------------------------- configuration files
+
+POT_NAMES = {"maximal_drop": "max_drop", "max_iter_num": "max_num_iterations"}
+POT_METRICS = {"accuracy": "top1", "accuracy@top1": "top1", "accuracy@top5": "top5", "mean_iou": "miou"}
+WITHOUT_USE = ("annotation_conf_threshold",)  # POT: of the predictions that stand in for labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions:
+    """The `accuracy` section of a configuration file: arguments of `quantize_with_accuracy_control`.
+
+    Attributes:
+      metric: what is measured, by name; None: the likeness to the float model, or `parameters.metrics`.
+      validation: the name of the validation data; None: those of calibration.
+    """
+
+    max_drop: float = 0.01
+    drop_type: DropType | str = DropType.ABSOLUTE
+    metric: str | None = None
+    validation: str | None = None
+    parameters: AdvancedAccuracyRestorerParameters = AdvancedAccuracyRestorerParameters()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the validation data need labels."""
+        return bool(self.metric or self.parameters.metrics) and not self.parameters.annotation_free
+
+
+def read_section(given: Mapping[str, Any]) -> AccuracyOptions:
+    """The section from its keys: names of nncf, and of POT and of its metrics "accuracy", "accuracy@top5" and "mean_iou".
+
+    Raises:
+      ConfigError: a key is unknown, its value is wrong, or two keys say the same.
+    """
+    call, advanced = (
+        {each.name for each in fields(kind)} for kind in (AccuracyOptions, AdvancedAccuracyRestorerParameters)
+    )
+    call.remove("parameters")
+    known = {*call, *advanced, *POT_NAMES, *WITHOUT_USE}
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"accuracy.{key}: unknown key{did_you_mean(key, known)}")
+    for key, name in POT_NAMES.items():
+        if given.get(key) is not None and given.get(name) is not None:
+            raise ConfigError(f"accuracy.{key} and accuracy.{name} are the same; give one of them")
+    values = {POT_NAMES.get(key, key): value for key, value in given.items() if value is not None}
+    if "metric" in values and "metrics" in values:
+        raise ConfigError("accuracy.metric and accuracy.metrics are two ways to say what is measured; give one of them")
+    parameters = AdvancedAccuracyRestorerParameters(**{key: each for key, each in values.items() if key in advanced})
+    metrics = [replace(each, name=POT_METRICS.get(each.name, each.name)) for each in parameters.metrics]
+    if parameters.annotation_free:  # what was measured with labels is no baseline without them
+        metrics = [replace(each, baseline_value=None) for each in metrics]
+    parameters = replace(parameters, metrics=tuple(metrics))
+    return AccuracyOptions(**{key: each for key, each in values.items() if key in call}, parameters=parameters)

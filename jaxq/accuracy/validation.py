@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +16,8 @@ from jaxq.collect import Batch, split_batch
 from jaxq.errors import CalibrationError
 from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
-from jaxq.model import Model
+from jaxq.model import Model, check_feed
+from jaxq.onnx_export import save
 from jaxq.split import run_tail
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
@@ -35,37 +38,44 @@ class Runnable(Protocol):
     def __call__(self, inputs: Any) -> dict[str, Any]: ...
 
 
-class Pool:
-    """Single samples of the validation data, each with a number: how much quantization hurts it."""
+# The outputs of a model for each sample of a batch.
+Run = Callable[[Any, FrozenDict[str, Literal], Batch], list[dict[str, Any]]]
 
-    def __init__(self) -> None:
-        self.feeds: list[dict[str, Any]] = []
-        self.hurt: np.ndarray = np.zeros(0)
+
+class Pool:
+    """Single samples of the validation data, each with a number: how much quantization hurts it.
+
+    Args:
+      rows: (what it loses of the metric, how far its outputs move, the sample), of which the former counts first.
+      part: of the rows, from the first one on, that is taken.
+    """
+
+    def __init__(self, rows: Sequence[tuple[float, float, dict[str, Any]]], part: float):
+        rows = rows[: max(1, math.ceil(part * len(rows)))]
+        self.feeds = [feed for _, _, feed in rows]
+        order = sorted(range(len(rows)), key=lambda number: rows[number][:2])  # least hurt first
+        self.hurt = np.zeros(len(rows))
+        self.hurt[order] = np.arange(len(rows))
 
     def worst(self, count: int) -> list[dict[str, Any]]:
         """The samples that quantization hurts most, worst first."""
         return [self.feeds[number] for number in np.argsort(-self.hurt, kind="stable")[:count]]
 
 
-class Validation(Protocol):
-    """A way to evaluate models.
+def check_count(first: int | None, count: int, what: str) -> int:
+    """The number of items or samples in a pass over the data, which is that of the first pass.
 
-    Attributes:
-      directions: metric -> whether higher is better.
-      seen: the roles that have been evaluated.
+    Raises:
+      CalibrationError: it is another one, or zero.
     """
-
-    @property
-    def directions(self) -> Mapping[str, bool]: ...
-
-    @property
-    def seen(self) -> Mapping[str, Any]: ...
-
-    def evaluate(self, model: Runnable, role: str = "") -> Scores:
-        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered."""
-
-    def pool(self, part: float = 1.0) -> Pool:
-        """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
+    if count == 0 and not first:
+        raise CalibrationError(EMPTY)
+    if first is not None and count != first:
+        raise CalibrationError(
+            f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "
+            "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
+        )
+    return count
 
 
 def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
@@ -93,27 +103,58 @@ def single_feeds(model: Runnable, static: FrozenDict[str, Literal], batch: Batch
     return [{name: value[row] for name, value in wide.items()} | fixed for row in np.flatnonzero(batch.real)]
 
 
-def check_count(first: int | None, count: int, what: str) -> int:
-    """The number of items or samples in a pass over the data, which is that of the first pass.
+class Validation(Protocol):
+    """A way to evaluate models.
 
-    Raises:
-      CalibrationError: it is another one, or zero.
+    Attributes:
+      directions: metric -> whether higher is better.
+      seen: the roles that have been evaluated.
+      known: whether the metrics are jaxq's, which give the same for the same and say what they mean.
     """
-    if count == 0 and not first:
-        raise CalibrationError(EMPTY)
-    if first is not None and count != first:
-        raise CalibrationError(
-            f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "
-            "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
-        )
-    return count
+
+    seen: dict[str, Any]
+    known: bool
+
+    @property
+    def directions(self) -> Mapping[str, bool]: ...
+
+    def refer_to(self, exact: Model) -> None:
+        """Takes this float model, which needs no program of its own, where outputs of one stand in for labels."""
+
+    def evaluate(self, model: Runnable, role: str = "", run: Run = run_samples) -> Scores:
+        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered.
+
+        `run` runs the samples of a batch.
+        """
+
+    def pool(self, part: float = 1.0) -> Pool:
+        """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
 
 
-def filled(rows: Sequence[tuple[float, float, dict[str, Any]]], part: float) -> Pool:
-    pool = Pool()
-    rows = rows[: max(1, math.ceil(part * len(rows)))]
-    pool.feeds = [feed for _, _, feed in rows]
-    order = sorted(range(len(rows)), key=lambda number: rows[number][:2])  # least hurt first
-    pool.hurt = np.zeros(len(rows))
-    pool.hurt[order] = np.arange(len(rows))
-    return pool
+class File:
+    """A written model in ONNX Runtime, with all graph optimizations, to be called as a `Model` is."""
+
+    def __init__(self, model: Model, path: Path):
+        from jaxq.runtime import session
+
+        self.inputs, self.outputs, self.graph = model.inputs, model.outputs, model.graph
+        self._run = session(path, optimized=path.with_name("optimized.onnx"))
+
+    def feed(self, inputs: Any) -> dict[str, Any]:
+        return check_feed(self.inputs, inputs)
+
+    def __call__(self, inputs: Any) -> dict[str, Any]:
+        return self._run(self.feed(inputs))
+
+
+def in_runtime(validation: Validation, model: Model) -> dict[str, float]:
+    """The metrics of the model's file in ONNX Runtime."""
+    with tempfile.TemporaryDirectory(prefix="jaxq-accuracy-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        return {name: score.value for name, score in validation.evaluate(File(model, path), run=one_by_one).items()}
+
+
+def one_by_one(model: Runnable, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+    """The outputs of a model that takes one sample at a time."""
+    return [model(feed) for feed in single_feeds(model, static, batch)]

@@ -93,7 +93,7 @@ class AccuracyChoices:
 
     def clear(self, output: Path) -> None:
         """Removes the state of a search that has reached its goal, unless the user has named a folder for it."""
-        from jaxq.accuracy.folder import remove
+        from jaxq.accuracy.store import remove
 
         if self.work is None:
             remove(self.folder(output))
@@ -154,9 +154,9 @@ def quantize_within(
     Where the limit cannot be kept, the report says so and the model is the best there is. When the user interrupts, the best so
     far is written to `output`.
     """
-    from jaxq.accuracy.folder import REPORT, copy_best
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
+    from jaxq.accuracy.store import REPORT, copy_best
 
     assert choices.max_drop is not None
     folder = choices.folder(output)

@@ -8,7 +8,7 @@ from models import Network, written
 
 import jaxq
 from jaxq.accuracy import by_metric
-from jaxq.accuracy.open_validation import open_validation
+from jaxq.accuracy.by_metric import open_validation
 from jaxq.accuracy.validation import EXACT, QUANTIZED
 from jaxq.errors import CalibrationError, ConfigError
 from jaxq.model import Model

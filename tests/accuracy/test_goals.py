@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from jaxq.accuracy.goals import Goal, excess
 from jaxq.accuracy.options import DropType
+from jaxq.accuracy.report import Goal, excess
 from jaxq.errors import ConfigError
 
 

@@ -6,8 +6,7 @@ import pytest
 from accuracy_models import chain, images, labelled
 
 import jaxq
-from jaxq.accuracy.options import MetricOptions
-from jaxq.accuracy.section import read_section
+from jaxq.accuracy.options import MetricOptions, read_section
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
 from jaxq.run import run_file
 
@@ -15,17 +14,17 @@ from jaxq.run import run_file
 def test_names_of_pot_and_of_nncf_are_the_same_arguments():
     pot = {"maximal_drop": 0.005, "max_iter_num": 30, "metrics": [{"name": "accuracy", "baseline_value": 0.72}],
            "annotation_conf_threshold": 0.6, "base_algorithm": "DefaultQuantization"}  # fmt: skip
-    arguments, validation = read_section(pot)
-    assert arguments["max_drop"] == 0.005
-    assert arguments["advanced_accuracy_restorer_parameters"].max_num_iterations == 30
-    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1", 0.72),)
-    assert validation is None
-    assert read_section({"max_drop": 0.005})[0]["max_drop"] == 0.005
+    limits = read_section(pot)
+    assert limits.max_drop == 0.005
+    assert limits.parameters.max_num_iterations == 30
+    assert limits.parameters.metrics == (MetricOptions("top1", 0.72),)
+    assert limits.validation is None
+    assert read_section({"max_drop": 0.005}).max_drop == 0.005
 
 
 def test_annotation_free_keeps_the_metrics_and_not_what_they_were_with_labels():
     pot = {"annotation_free": True, "metrics": [{"name": "mean_iou", "baseline_value": 0.7}]}
-    advanced = read_section(pot)[0]["advanced_accuracy_restorer_parameters"]
+    advanced = read_section(pot).parameters
     assert advanced.annotation_free
     assert advanced.metrics == (MetricOptions("miou"),)
 
@@ -42,8 +41,7 @@ def test_an_unknown_key_gives_the_nearest_one():
 
 @pytest.mark.parametrize("given", ["accuracy", {"name": "accuracy"}, [{"name": "accuracy"}]])
 def test_one_metric_may_stand_without_a_list(given):
-    arguments, _ = read_section({"metrics": given})
-    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1"),)
+    assert read_section({"metrics": given}).parameters.metrics == (MetricOptions("top1"),)
 
 
 def test_one_key_under_two_names_is_refused():

@@ -8,8 +8,9 @@ from models import NETWORKS, samples
 
 from jaxq.accuracy import stages
 from jaxq.accuracy.ranking import Ranker
-from jaxq.accuracy.space import FLOAT, Space
+from jaxq.accuracy.space import Space
 from jaxq.accuracy.stages import walk
+from jaxq.accuracy.treatments import FLOAT
 from jaxq.collect import batches
 
 
