@@ -20,7 +20,7 @@ from onnx.backend.base import Backend, BackendRep
 from jaxq.errors import DeviceError, InputError, JaxqError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Literal
-from jaxq.model import Model, run
+from jaxq.model import Model, run_once
 from jaxq.onnx_check import NEWEST_OPSET
 from jaxq.onnx_import import load
 from jaxq.programs import Held, holding
@@ -51,7 +51,7 @@ class JaxqRep(BackendRep):
                 key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
                 parts = split(graph, self.params, key, traced)
                 with holding(self.compiled):
-                    outputs = run(parts.head, key, self.params, {}, traced)
+                    outputs = run_once(parts.head, key, self.params, {}, traced)
                 if parts.tail is not None:
                     outputs = run_tail(parts, self.params, {}, feed, outputs)
             return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)

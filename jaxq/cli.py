@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before JAX is imported. XLA logs every entry of the compilation cache that it will not load on this processor
         # as an error, compiles anew, and all is well (jax-ml/jax#38445). What matters comes as an exception.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m`: modules that options name may lie in the current folder
     message = ""
     try:
         code = app(args=given, prog_name="jaxq", standalone_mode=False) or 0

@@ -7,6 +7,7 @@ model with a fixed batch of one is calibrated in batches all the same. Nothing b
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.engine.runner import Batch as Batch
 from jaxq.errors import CalibrationError
 from jaxq.execute import SUMS, chain, execute, quantizing, runs_in_32_bit, shared
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
@@ -31,14 +33,6 @@ LARGEST_BATCH = 64
 INT32_MAX = np.iinfo(np.int32).max
 
 Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
-
-
-class Batch(NamedTuple):
-    """Samples of one shape, stacked: inputs [B, ...] with each sample's own axes behind B."""
-
-    inputs: dict[str, Any]
-    number: Any  # int32 [B], which sample of the data each is
-    real: Any  # bool [B], False where the slot is padding
 
 
 def split_samples(
@@ -202,11 +196,18 @@ def _updated(
 
 
 def batches(
-    model: Model, samples: Iterable[Mapping[str, Any]], batch_size: int | None
+    model: Model,
+    samples: Iterable[Mapping[str, Any]],
+    batch_size: int | None,
+    beside: Iterable[Any] | None = None,
 ) -> Iterator[tuple[FrozenDict[str, Literal], Batch]]:
-    """The samples in batches of one shape each, with their static inputs; a short last batch is padded, not recompiled."""
-    pending: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    """The samples in batches of one shape each, with their static inputs; a short last batch is padded, not recompiled.
+
+    `beside` are arrays that go with each sample, of shapes that follow from those of the sample.
+    """
+    pending: dict[Any, list[_Row]] = {}
     sizes: dict[Any, int] = {}
+    others = itertools.repeat(None) if beside is None else iter(beside)
     for number, feed in enumerate(samples):
         static, inputs = split_static(model.graph, feed)
         arrays = {name: np.array(value) for name, value in inputs.items()}  # copies: a loader may refill its buffer
@@ -214,7 +215,7 @@ def batches(
         if key not in sizes:
             sizes[key] = batch_size or fitting_batch(largest_tensor(model, static, arrays))
             warn_of_many_shapes(len(sizes), "the calibration")
-        pending.setdefault(key, []).append((number, arrays))
+        pending.setdefault(key, []).append(_Row(number, arrays, next(others)))
         if len(pending[key]) == sizes[key]:
             yield static, _batch(pending.pop(key), sizes[key])
         elif sum(map(len, pending.values())) >= 4 * max(
@@ -226,16 +227,28 @@ def batches(
         yield key[0], _batch(rows, sizes[key])
 
 
-def _batch(rows: list[tuple[int, dict[str, Any]]], size: int) -> Batch:
+class _Row(NamedTuple):
+    number: int
+    inputs: dict[str, Any]
+    beside: Any
+
+
+def _batch(rows: list[_Row], size: int) -> Batch:
     padded = rows + [rows[0]] * (size - len(rows))
-    inputs = {name: np.stack([arrays[name] for _, arrays in padded]) for name in rows[0][1]}
-    return Batch(inputs, np.array([number for number, _ in padded], np.int32), np.arange(size) < len(rows))
+    inputs, beside = (
+        jax.tree.map(lambda *arrays: np.stack(arrays), *column)
+        for column in ([row.inputs for row in padded], [row.beside for row in padded])
+    )
+    return Batch(inputs, np.array([row.number for row in padded], np.int32), np.arange(size) < len(rows), beside)
 
 
-def fitting_batch(largest: int) -> int:
-    """The number of samples to run at a time when the largest tensor of one sample has that many bytes: a power of two."""
-    room = LARGEST_TENSOR.get(platform(), LARGEST_TENSOR["gpu"]) // max(largest, 1)
-    return min(LARGEST_BATCH, 1 << max(room, 1).bit_length() - 1)
+def fitting_batch(largest: int, room: Mapping[str, int] = LARGEST_TENSOR, most: int = LARGEST_BATCH) -> int:
+    """The number of samples to run at a time when the largest tensor of one sample has that many bytes: a power of two.
+
+    `room` is what that tensor may take of a batch, on each platform.
+    """
+    fitting = room.get(platform(), room["gpu"]) // max(largest, 1)
+    return min(most, 1 << max(fitting, 1).bit_length() - 1)
 
 
 def tensor_shapes(

@@ -25,10 +25,11 @@ from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
-from jaxq.dequantizers import SMALLEST_BLOCK, is_product
 from jaxq.errors import ConfigError, JaxqWarning, ModelError
 from jaxq.fusion import simplify_gemm
 from jaxq.graph import Graph
+from jaxq.linear_layers import is_product
+from jaxq.matmul_nbits import takes_block
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.passes import keep_outputs_exact
@@ -238,7 +239,7 @@ def warn_of_groups(
         found = ", ".join(map(str, sorted(set(sizes))))
         message = f"no weight divides into groups of {group}: groups of {found} were taken; ask for one of these"
         warnings.warn(message, JaxqWarning, stacklevel=3)
-    if sizes and any(size < SMALLEST_BLOCK or size & (size - 1) for size in sizes):
+    if sizes and not all(map(takes_block, sizes)):
         message = (
             f"ONNX Runtime unpacks groups of {group} at every run; its kernel takes 16, 32, 64 and other powers of two"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.collect import tensor_shapes
+from jaxq.engine.cut import between
+from jaxq.engine.runner import Batch, Network, run, whole
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Graph, Literal, Node, captures
 from jaxq.linear_layers import LINEAR
 from jaxq.model import Model, split_static
 from jaxq.ops import find
 from jaxq.outputs import as_array, count_rows, step_of
+from jaxq.programs import Held, holding
 from jaxq.split import Split, split
 
 CHUNK_BYTES = 256 << 20  # of the runtime's tensors that are held at a time
@@ -117,7 +120,7 @@ class Layers:
       model: with its quantizers as nodes.
       shown: the names of the tensors that the runtime can give out.
       open_: makes a function that runs it on a sample and gives the values of such tensors.
-      programs: what was compiled for another runtime of the same file; what both need is compiled once.
+      compiled: for another runtime of the same file; what both need is compiled once.
       every: cut at every tensor, not only where values are rounded: to find the node inside of a layer.
 
     Attributes:
@@ -131,12 +134,12 @@ class Layers:
         model: Model,
         shown: Collection[str],
         open_: Open,
-        programs: dict[Any, Any] | None = None,
+        compiled: Held | None = None,
         *,
         every: bool = False,
     ):
         self.model, self.shown, self.open, self.every = model, frozenset(shown), functools.cache(open_), every
-        self.programs = {} if programs is None else programs
+        self.compiled = Held() if compiled is None else compiled
         self.layers: dict[str, Layer] = {}
         self.differences: dict[str, Difference] = {}
         self.rows: dict[str, tuple[int, int]] = {}
@@ -151,10 +154,11 @@ class Layers:
             parts = split(graph, params, static, inputs)
             tail = None if parts.tail is None else _Tail(parts, params, self.shown, self.open)
             self._plans[key] = list(self._plan(parts.head, params, static, inputs)), tail
-        compiled, tail = self._plans[key]
-        for chunk in compiled:
-            for name, (found, count, unit) in chunk.compare(feed, inputs).items():
-                self.differences.setdefault(name, Difference(unit)).add(found, count)
+        chunks, tail = self._plans[key]
+        with holding(self.compiled):
+            for chunk in chunks:
+                for name, (found, count, unit) in chunk.compare(feed, inputs).items():
+                    self.differences.setdefault(name, Difference(unit)).add(found, count)
         if tail is None:
             return
         for node, name, (matched, total) in tail.compare(feed):
@@ -170,18 +174,16 @@ class Layers:
         cuts = [name for node in head.nodes for name in node.outputs if self._is_cut(node, name, shapes)]
         for name in cuts:
             if name not in self.layers:
-                nodes, _ = made_from(head, [name], cuts)
+                nodes = between(head, cuts, [name]).nodes
                 inside = sum(rounds(node, params) for node in nodes)
                 self.layers[name] = Layer(name, nodes, inside - nodes[-1].op.startswith(ROUNDING))
-        for part in chunks(cuts, shapes):
-            nodes, reads = made_from(head, part, cuts)
-            used = {name for node in nodes for name in (*node.inputs, *captures(node))}
-            graph = replace(head, nodes=nodes, outputs=tuple(part))
-            key = (graph, static, tuple(reads))
-            if key not in self.programs:
-                self.programs[key] = program(graph, static)
+        for part in in_chunks(cuts, shapes):
+            graph = between(head, cuts, part)
+            reads = [name for name in graph.inputs if name in cuts]
+            used = {name for node in graph.nodes for name in (*node.inputs, *captures(node))}
             yield _Chunk(
-                self.programs[key],
+                graph,
+                static,
                 {name: params[name] for name in used if name in params},
                 self.open((*part, *reads)),
                 {name: GRID.get(shapes[name].dtype.name) for name in part},
@@ -195,30 +197,29 @@ class Layers:
         return self.every or not is_float or bool(node.subgraphs) or is_random(node) or name in self.model.graph.outputs
 
 
-def program(graph: Graph, static: FrozenDict[str, Literal]) -> Callable[..., dict[str, Any]]:
-    """(params, inputs, the runtime's tensors) -> {cut: what `distance` gives}, compiled; the graph's outputs are its cuts."""
-    fixed = {name: literal.array for name, literal in static.items()}
+def at_cuts(networks: tuple[Network, ...], params: Any, feed: Batch) -> dict[str, Any]:
+    """{cut: what `distance` gives}: the network's outputs are its cuts, and the runtime's tensors are beside the feed."""
+    (network,), given = networks, feed.beside
 
-    def run(params: Mapping[str, Any], inputs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        def tap(name: str, value: jax.Array, found: Any) -> tuple[jax.Array, Any]:
-            if name not in given:
-                return value, found
-            theirs = given[name]
-            if name in graph.outputs:
-                found = {**found, name: distance(value, theirs)}
-            return theirs.astype(value.dtype) if theirs.shape == value.shape else value, found
+    def tap(name: str, value: jax.Array, found: Any) -> tuple[jax.Array, Any]:
+        if name not in given:
+            return value, found
+        theirs = given[name]
+        if name in network.graph.outputs:
+            found = {**found, name: distance(value, theirs)}
+        return theirs.astype(value.dtype) if theirs.shape == value.shape else value, found
 
-        reads = {name: value for name, value in given.items() if name not in graph.outputs}
-        return execute(graph, params, {**inputs, **reads, **fixed}, tap=tap, carry={})[1]
-
-    return jax.jit(run)  # a program of its own, that goes when nobody has it any more
+    reads = {name: value for name, value in given.items() if name not in network.graph.outputs}
+    found: dict[str, Any] = network(params, {**feed.inputs, **reads}, tap=tap, carry={})[1]
+    return found
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Layers that are compared at a time: the program, its weights, the runtime's tensors, and cut -> unit."""
+    """Layers that are compared at a time: their graph, its weights, the runtime's tensors, and cut -> unit."""
 
-    run: Callable[..., dict[str, Any]]
+    graph: Graph
+    static: FrozenDict[str, Literal]
     params: Mapping[str, Any]
     fetch: Fetch
     units: Mapping[str, float | None]
@@ -226,7 +227,8 @@ class _Chunk:
     def compare(self, feed: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Cut -> (what `distance` gives, number of elements, unit), for the cuts that depend on the data."""
         given = {name: narrow(value) for name, value in self.fetch(feed).items()}
-        found = jax.device_get(self.run(self.params, dict(inputs), given))
+        batch = Batch(dict(inputs), beside=given)
+        found = jax.device_get(run(at_cuts, whole, (self.graph,), self.static, batch, self.params))
         return {name: (each, given[name].size, self.units[name]) for name, each in found.items()}
 
 
@@ -260,24 +262,7 @@ class _Tail:
                     yield node, name, count_rows(ours, theirs, step)
 
 
-def made_from(graph: Graph, targets: Iterable[str], cuts: Collection[str]) -> tuple[tuple[Node, ...], list[str]]:
-    """The nodes that make the targets from other cuts, in order, and the cuts that they read and do not make."""
-    targets, stops = set(targets), frozenset(cuts)
-    pending, wanted, reads = list(targets), set[str](), set[str]()
-    while pending:
-        node = graph.producers.get(pending.pop())
-        if node is None or node.name in wanted:
-            continue
-        wanted.add(node.name)
-        for name in (*node.inputs, *captures(node)):
-            if name not in stops:
-                pending.append(name)
-            elif name not in targets:
-                reads.add(name)
-    return tuple(node for node in graph.nodes if node.name in wanted), sorted(reads)
-
-
-def chunks(cuts: Sequence[str], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
+def in_chunks(cuts: Sequence[str], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
     """The cuts in groups of neighbours that take up to `CHUNK_BYTES`."""
     part: list[str] = []
     size = 0

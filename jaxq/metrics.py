@@ -9,8 +9,6 @@ A record is small whatever the outputs are, so that memory does not grow with th
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import numpy as np
 
 from jaxq.distance import squared_differences
 from jaxq.errors import ConfigError, InputError, did_you_mean
+from jaxq.functions import named_function
 
 Outputs = Mapping[str, np.ndarray]  # of one sample, without its batch axis where that has size one
 
@@ -76,22 +75,7 @@ def find_metric(name: str) -> Metric:
 
 
 def _imported(name: str) -> Metric:
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path:  # as with `python -m`: the user's module lies in the current folder
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"metric {name!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ConfigError(
-            f"metric {name!r}: module {module_name!r} has no function {function_name!r}"
-            f"{did_you_mean(function_name, known)}"
-        )
+    function = named_function(name)
 
     def combine(records: Sequence[Any]) -> Score:
         try:

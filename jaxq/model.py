@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxq.engine.runner import Batch, outputs, run, whole
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.execute import execute, fit_for_jax, narrowed, quantizing, runs_in_32_bit
+from jaxq.execute import narrowed, runs_in_32_bit
 from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.indices import Bound, index_bounds, refuse_out_of_range
 from jaxq.masks import mask_inputs
 from jaxq.ops.layout import lay_out
 from jaxq.placed import Placed
-from jaxq.programs import Held, compiled, holding
+from jaxq.programs import Held, holding
 from jaxq.quantizer import QuantParams, transposed
 from jaxq.split import run_tail, split
 
@@ -113,10 +114,10 @@ class Model:
         graph, params, encodings = self.program
         parts = split(graph, params, static, traced)
         with holding(self._compiled):
-            outputs = run(parts.head, static, params, encodings, traced)
+            found = run_once(parts.head, static, params, encodings, traced)
         if parts.tail is not None:
-            outputs = run_tail(parts, params, encodings, feed, outputs)
-        return {name: self._declared(name, outputs[name]) for name in self.graph.outputs}  # jit sorts the keys
+            found = run_tail(parts, params, encodings, feed, found)
+        return {name: self._declared(name, found[name]) for name in self.graph.outputs}  # jit sorts the keys
 
     @functools.cached_property
     def _compiled(self) -> Held:
@@ -177,18 +178,16 @@ class Model:
         return changed
 
 
-@compiled(static=2)
-def run(
+def run_once(
     graph: Graph,
     static: FrozenDict[str, Literal],
     params: Mapping[str, Any],
     encodings: Mapping[str, QuantParams],
     inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The compiled forward pass; `static` holds the inputs whose values decide shapes or branches."""
-    fixed = {name: literal.array for name, literal in static.items()}
-    outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=quantizing(encodings) if encodings else None)
-    return {name: fit_for_jax(value, f"output {name!r}") for name, value in outputs.items()}
+    """The compiled forward pass of one feed; `static` holds the inputs whose values decide shapes or branches."""
+    found: dict[str, Any] = run(outputs, whole, (graph,), static, Batch(dict(inputs)), (params, encodings))
+    return found
 
 
 def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:

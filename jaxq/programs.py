@@ -43,7 +43,9 @@ class Program:
             traces.append(None)
             return function(*static, *arguments)
 
-        bound.__name__ = bound.__qualname__ = function.__name__  # by which profilers and caches on disk know it
+        named = next(filter(callable, static), function)  # what the structure says is computed, if it says so
+        name = getattr(named, "__name__", type(named).__name__)
+        bound.__name__ = bound.__qualname__ = name  # by which profilers and logs know it
         self._jitted, self._traces = jax.jit(bound, donate_argnums=donated), traces
 
     def __call__(self, *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxq.clamps import clip_bounds
-from jaxq.graph import Graph, Node, captures
+from jaxq.graph import Graph, Node, captures, graphs
 
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 SQUASHES = frozenset({"Tanh", "Softsign", "Relu", "HardSigmoid", "Sigmoid"})
@@ -52,14 +52,8 @@ class Cells:
     def __init__(self, graph: Graph, values: Mapping[str, Any]):
         self.values = values
         self.within = [(inner, node) for inner, node in graph.walk()]
-        self.producer = {name: node for _, node in self.within for name in node.outputs if name}
-        self.readers: dict[str, list[Node]] = {}
-        for _, node in self.within:
-            for name in filter(None, node.inputs):
-                self.readers.setdefault(name, []).append(node)
-        self.inputs = {
-            name for inner in {id(inner): inner for inner, _ in self.within}.values() for name in inner.inputs
-        }
+        self.producer, self.readers = graph.wiring.producers, graph.wiring.readers
+        self.inputs = {name for inner in graphs(graph) for name in inner.inputs}
 
     def nodes(self) -> frozenset[str]:
         """The names of the nodes that compute the cells, without their layers with weights."""
@@ -152,7 +146,7 @@ class Cells:
             if name in update.graph.outputs:
                 return self.has_other_source(update)
             seen.add(name)
-            for reader in self.readers.get(name, []):
+            for reader, _ in self.readers.get(name, ()):
                 if reader.op in CARRIERS | JOINS | {"Clip"}:
                     pending.extend(each for each in reader.outputs if each not in seen)
         return False
@@ -195,7 +189,7 @@ class Cells:
         """The readers of a tensor, behind what carries its values."""
         pending, seen = [name], {name}
         while pending:
-            for reader in self.readers.get(pending.pop(), []):
+            for reader, _ in self.readers.get(pending.pop(), ()):
                 if reader.op in CARRIERS:
                     pending.extend(each for each in reader.outputs if each not in seen)
                     seen.update(reader.outputs)

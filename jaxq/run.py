@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from jaxq.data import Dataset, open_data
 from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
 from jaxq.external_data import data_file
 from jaxq.files import check_writable, withdraw, write_text
+from jaxq.functions import named_function, names_function
 from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
@@ -192,23 +191,30 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
         if "subset_size" in (content.get("quantize") or {}):
             places["subset_size"] = "quantize.subset_size"
     changes: dict[str, Any] = {
-        "model": _resolved(job.model, folder),
-        "data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)}),
+        "model": _resolved(job.model, folder, f"{where}: {places['model']}"),
+        "data": job.data.model_copy(
+            update={"source": _resolved(job.data.source, folder, f"{where}: {places['data']}")}
+        ),
     }
     accuracy = dict(job.accuracy or {})
     for key in ("validation", "intermediate_model_dir"):
         if isinstance(accuracy.get(key), str):
-            changes["accuracy"] = accuracy = {**accuracy, key: _resolved(accuracy[key], folder)}
+            changes["accuracy"] = accuracy = {
+                **accuracy,
+                key: _resolved(accuracy[key], folder, f"{where}: accuracy.{key}"),
+            }
     return job.model_copy(update=changes), places
 
 
-def _resolved(text: str, folder: Path) -> str:
+def _resolved(text: str, folder: Path, place: str) -> str:
     """A path relative to the folder of the file it stands in. A module of package.module:function may lie there, too."""
-    if re.fullmatch(r"[^/\\:]+:\w+", text) and not (folder / text).exists():
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
-        return text
-    return os.path.normpath(folder / text)
+    if not names_function(text) or (folder / text).exists():
+        return os.path.normpath(folder / text)
+    try:
+        named_function(text, folder)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    return text
 
 
 def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyReport], None] | None = None) -> Model:

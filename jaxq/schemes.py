@@ -11,10 +11,12 @@ from jaxq.checks import check_kind, member
 from jaxq.clamps import clip_bounds
 from jaxq.errors import ConfigError
 from jaxq.graph import Graph, Node
+from jaxq.linear_layers import Linear, is_linear
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.scope import as_tuple, by_name, check_pattern
 from jaxq.targets import Rule, Target
 
+GATES = {"LSTM": 1, "GRU": 1}  # the axis of all gates in W and R [directions, gates * hidden, inputs]
 STORAGE_BITS = (4, 8, 16)  # of ONNX's integer types
 
 Role = Literal["activations", "weights"]
@@ -295,9 +297,9 @@ def merges(node: Node, target: Target, values: Mapping[str, Any]) -> bool:
 
 def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:
     """The axis of a weight of that rank with one scale for each index; None where the kernel takes one scale only."""
-    if rule.weight_axis is None or rank < 2 or (node.op == "MatMul" and rank > 2):
+    if not rule.per_channel or rank < 2 or (node.op == "MatMul" and rank > 2):
         return None
-    return (0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis) % rank
+    return Linear(node, (1,) * rank).output_axis if is_linear(node) else GATES.get(node.op, 0)
 
 
 @dataclass(frozen=True)

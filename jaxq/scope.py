@@ -191,8 +191,8 @@ def stand_ins(before: Graph, after: Graph) -> dict[str, str]:
     The result of a node that is gone is made by the node it was merged into (BatchNormalization), or is that of the node
     before it (Identity, Dropout), or is constant.
     """
-    kept = {node.name for _, node in after.walk()}
-    makers = {name: node.name for _, node in after.walk() for name in node.outputs if name}
+    kept = {node.name for node in after.wiring.nodes}
+    makers = {name: node.name for name, node in after.wiring.producers.items()}
     found: dict[str, str] = {}
     source: dict[str, str] = {}  # tensor -> the node that makes its values now
     for _, node in before.walk():
@@ -209,8 +209,8 @@ def nodes_between(graph: Graph, subgraph: Subgraph) -> set[str]:
     """The names of the nodes on paths between the ends of `subgraph`, in time linear in the size of the graph."""
     after: dict[str, set[str]] = {}
     before: dict[str, set[str]] = {}
-    makers = {name: node.name for _, node in graph.walk() for name in node.outputs if name}
-    for _, node in graph.walk():
+    makers = {name: node.name for name, node in graph.wiring.producers.items()}
+    for node in graph.wiring.nodes:
         inner = {name for sub in node.subgraphs for _, each in sub.walk() for name in each.inputs}
         for name in {*node.inputs, *inner}:
             if name in makers and makers[name] != node.name:

@@ -22,6 +22,7 @@ from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import Source, load
 from jaxq.outputs import OutputComparison, as_array, compare, compare_rows, cost
+from jaxq.programs import Held
 from jaxq.progress import track
 from jaxq.qdq import with_qdq
 from jaxq.runtime import Inner, Runner, kernels, results, saturation, session
@@ -97,7 +98,7 @@ class _Work:
         self.on_host: frozenset[str] = frozenset()
         self.inside: dict[str, tuple[Inner, Layers]] = {}
         self.unseen: dict[str, str] = {}
-        self.programs: dict[Any, Any] = {}
+        self.compiled = Held()
         self.feeds: list[Mapping[str, Any]] = []
         self.refused, self.integer, self.left, self.rounded = "", dict[str, int](), dict[str, int](), frozenset[str]()
         self.runners: dict[str, Runner] = {"plain": session(path, optimized=None)}
@@ -116,7 +117,7 @@ class _Work:
         try:
             inner = Inner(path)
             self.runners[f"inside {way}"] = inner.open(self.model.graph.outputs)
-            self.inside[way] = inner, Layers(self.explicit, inner.shown - without, inner.open, self.programs)
+            self.inside[way] = inner, Layers(self.explicit, inner.shown - without, inner.open, self.compiled)
         except ModelError as error:
             self.unseen[way] = str(error)
 

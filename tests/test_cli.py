@@ -565,6 +565,19 @@ def test_a_limit_on_the_drop_is_kept_and_reported(digits, labelled_digits, tmp_p
     assert not (tmp_path / "out.onnx.search").exists()
 
 
+def test_modules_beside_a_configuration_import_each_other(digits, tmp_path):
+    (tmp_path / "where_it_lies.py").write_text(f"file = {str(digits / 'few.npz')!r}\n")
+    (tmp_path / "samples_of_a_job.py").write_text(
+        "import numpy as np\nimport where_it_lies\ndef load(): return [np.load(where_it_lies.file)['image']]\n"
+    )
+    job = {"model": str(digits / "digits.onnx"), "data": "samples_of_a_job:load"}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "jaxq.cli", "run", str(tmp_path / "job.json"), "-o", str(tmp_path / "out"), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "digits.onnx").is_file()
+
+
 def test_a_target_that_is_missed_is_exit_code_3_and_the_best_model_is_there(digits, labelled_digits, tmp_path, capsys):
     out = tmp_path / "out.onnx"
     options = ("0.1", "--metric", "falling:metric", "--val", str(labelled_digits), "--max-iter-num", "1")

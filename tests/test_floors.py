@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "jaxq"
 
 FLOOR = {
     # what is wrong, in words
-    "errors": 0, "checks": 0, "version": 0, "mapped": 0,
+    "errors": 0, "checks": 0, "version": 0, "mapped": 0, "functions": 0,
     # numbers | structure
     "quantizer": 1, "observers": 1, "estimators": 1, "ranges": 1, "distributions": 1, "weight_ranges": 1,
     "activation_ranges": 1, "biases": 1, "metrics": 1, "distance": 1, "outliers": 1, "outputs": 1,
@@ -29,7 +29,7 @@ FLOOR = {
     "bounds": 3, "execute": 3, "model": 3, "collect": 3, "passes": 3, "opsets": 3, "split": 3,
     "fusion": 3, "linear_layers": 3, "ranks": 3, "clamps": 3, "masks": 3, "fillers": 4,
     "layer_errors": 3, "traces": 3, "indices": 3, "layerwise": 3, "classes": 3,
-    "programs": 3, "placed": 3,
+    "programs": 3, "placed": 3, "engine": 3,
     # what to quantize, for which runtime
     "targets": 4, "scope": 4, "schemes": 4, "patterns": 4, "recurrent": 4, "plan": 4,
     "saturation": 4, "places": 4, "fates": 4, "placement": 4, "own_biases": 4, "float_types": 4,
@@ -83,7 +83,9 @@ EDGE = {
     "pydantic": {"config", "formats", "batch"},
     "yaml": {"config", "batch"},
     "typer": {"cli", "commands"},
-    "rich": {"commands", "batch", "demo", "progress"},
+    "rich": {"commands", "batch", "demo"},
+    "tqdm": {"progress"},
+    "lazy_loader": {"__init__"},
     "PIL": {"data"},
     "jinja2": {"report", "demo"},
     "matplotlib": {"report", "demo"},
@@ -92,7 +94,7 @@ NOWHERE = {"torch", "tensorflow", "sklearn", "pytest", "hypothesis"}
 
 # What only reads files, talks to a terminal or is an extra: importing jaxq must not need it, so it is imported inside
 # the function that uses it. The exceptions define classes or commands with it; nobody below imports those modules.
-LATE = {"onnxruntime", "pydantic", "yaml", "typer", "rich", "PIL", "jinja2", "matplotlib"}
+LATE = {"onnxruntime", "pydantic", "yaml", "typer", "rich", "tqdm", "PIL", "jinja2", "matplotlib"}
 EARLY_ALL_THE_SAME = {
     ("cli", "typer"),
     ("commands", "typer"),
@@ -229,6 +231,12 @@ def test_optional_packages_are_imported_where_they_are_used(name):
         package = imported.name.split(".")[0]
         early = imported.at_import and package in LATE and (room(name), package) not in EARLY_ALL_THE_SAME
         assert not early, f"{place(name, imported)}: import {package} inside the function that uses it"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) not in ("cli", "commands")])
+def test_the_search_path_is_changed_by_the_shell_only(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"), f"{name}, line {node.lineno}"
 
 
 # Floors 0 to 5, import, export and flax: this much of jaxq runs with its five numerical packages alone.

@@ -33,7 +33,7 @@ def traces(monkeypatch) -> list[str]:
         found.append(graph.name)
         return execute(graph, *arguments, **options)
 
-    monkeypatch.setattr(jaxq.model, "execute", counted)
+    monkeypatch.setattr(jaxq.engine.runner, "execute", counted)
     return found
 
 

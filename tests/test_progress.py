@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import re
 import time
 
 import pytest
 
 from jaxq import progress
-from jaxq.progress import is_wanted, quiet, track
+from jaxq.progress import clear, quiet, say, track
 
 
 class Terminal(io.StringIO):
@@ -29,10 +30,24 @@ def terminal(monkeypatch):
     return lambda: contextlib.redirect_stderr(Terminal())
 
 
+def visible(text: str) -> str:
+    """What a terminal shows of the text at its end: a carriage return goes back to the start of the line, `ESC [ A` up."""
+    lines, row = [""], 0
+    for piece in re.findall(r"\r|\n|\x1b\[A|[^\r\n\x1b]+", text):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row >= len(lines))
+        elif piece == "\x1b[A":
+            row -= 1
+        elif piece != "\r":
+            lines[row] = piece + lines[row][len(piece) :]
+    return "\n".join(map(str.rstrip, lines)).rstrip()
+
+
 def slowly(items):
-    """The items, once a bar has had the time to come up."""
+    """The items, each so late that a bar is drawn anew."""
     for item in items:
-        time.sleep(0.3)
+        time.sleep(0.11)
         yield item
 
 
@@ -53,7 +68,7 @@ def test_a_bar_shows_what_is_done_of_how_many(terminal):
 def test_the_total_is_asked_of_the_iterable(terminal):
     with terminal() as screen:
         for _ in track([1, 2, 3, 4], "work"):
-            time.sleep(0.1)
+            time.sleep(0.11)
     assert "/4" in screen.getvalue()
 
 
@@ -64,36 +79,51 @@ def test_what_is_done_before_the_delay_shows_nothing(terminal, monkeypatch):
     assert screen.getvalue() == ""
 
 
-def test_a_bar_inside_of_another_shows_nothing(terminal):
+def test_every_bar_is_taken_away_at_its_end(terminal):
     with terminal() as screen:
         for _ in track(slowly(range(2)), "outer"):
             list(track(slowly(range(2)), "inner"))
-    assert "outer" in screen.getvalue()
-    assert "inner" not in screen.getvalue()
+    assert {"outer", "inner"} <= set(re.findall(r"outer|inner", screen.getvalue()))
+    assert not visible(screen.getvalue())
 
 
-def test_a_loop_that_is_left_early_takes_its_bar_away(terminal):
+def test_a_loop_that_is_broken_off_takes_its_bar_away(terminal):
     with terminal() as screen:
         for _ in track(slowly(range(3)), "first"):
             break
-        list(track(slowly(range(2)), "second"))
-    assert "second" in screen.getvalue()
+        assert not visible(screen.getvalue())
+        broken = track(slowly(range(2)), "second")
+        next(broken)
+        assert "second" in visible(screen.getvalue())
+        clear()
+        assert not visible(screen.getvalue())
+
+
+def test_a_line_is_printed_above_a_bar(terminal):
+    with terminal() as screen:
+        for _ in track(slowly(range(2)), "work"):
+            say("warning: something")
+    assert visible(screen.getvalue()).splitlines() == ["warning: something"] * 2
 
 
 def test_quiet_ends_with_its_with(terminal):
-    with terminal():
+    with terminal() as screen:
         with quiet():
-            assert not is_wanted()
-        assert is_wanted()
+            list(track(slowly("ab"), "work"))
+        assert screen.getvalue() == ""
+        list(track(slowly("ab"), "work"))
+        assert "work" in screen.getvalue()
 
 
 @pytest.mark.parametrize("name, value", [("CI", "true"), ("TERM", "dumb")])
 def test_there_are_no_bars_for_machines(terminal, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with terminal():
-        assert not is_wanted()
+    with terminal() as screen:
+        list(track(slowly("ab"), "work"))
+    assert screen.getvalue() == ""
 
 
 def test_there_are_no_bars_in_a_file(terminal):
-    with contextlib.redirect_stderr(io.StringIO()):
-        assert not is_wanted()
+    with contextlib.redirect_stderr(io.StringIO()) as file:
+        list(track(slowly("ab"), "work"))
+    assert file.getvalue() == ""

@@ -178,6 +178,15 @@ def test_data_without_samples_are_said_with_their_place(folder):
         run_config(written(folder, JOB | {"data": "no_samples:load"}))
 
 
+def test_a_module_beside_the_file_that_cannot_be_imported_is_said_with_its_place(folder):
+    (folder / "torn_samples.py").write_text("raise OSError('no such disk')\n")
+    message = (
+        r"job\.json: data\.source: 'torn_samples:load': module 'torn_samples' cannot be imported: OSError: no such"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run_config(written(folder, JOB | {"data": "torn_samples:load"}))
+
+
 def test_missing_validation_data_are_said_with_their_place(folder):
     content = JOB | {"accuracy": {"max_drop": 0.01, "validation": "nothing.npz"}}
     with pytest.raises(CalibrationError, match=r"job\.json: accuracy\.validation: no such file or folder of data"):

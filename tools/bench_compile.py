@@ -22,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-FIXED = {"s": 4000, "sequence": 576}  # sizes of free dimensions by name; others are 16, and 1 for the batch
+FIXED = {"s": 4000, "sequence": 576}  # sizes of free dimensions of numbers by name; others are 16, and 1 for the batch
 LARGEST_TOKEN = 100
 
 
@@ -48,9 +48,9 @@ def sample(inputs: Any, seed: int) -> dict[str, Any]:
 
     random, feed = np.random.default_rng(seed), {}
     for name, wanted in inputs.items():
-        sizes = list(wanted.shape or ())
+        sizes, usual = list(wanted.shape or ()), FIXED if wanted.dtype.startswith("float") else {}
         shape = [
-            size if isinstance(size, int) else FIXED.get(str(size), 1 if axis == 0 else 16)
+            size if isinstance(size, int) else usual.get(str(size), 1 if axis == 0 else 16)
             for axis, size in enumerate(sizes)
         ]
         if wanted.dtype.startswith("float"):
@@ -68,7 +68,7 @@ def measure(path: str, count: int) -> dict[str, float]:
 
     import jaxq
     from jaxq.accuracy.space import Space, quantized
-    from jaxq.accuracy.validation import run_batch
+    from jaxq.engine.stages import run_batch
     from jaxq.collect import batches
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxq.accuracy.identity import digest_of
-from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Run, Runnable, Scores, check_count, run_samples
+from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Run, Runnable, Scores, check_count
 from jaxq.collect import split_samples
 from jaxq.data import Dataset
 from jaxq.distance import output_distances
+from jaxq.engine.stages import run_samples
 from jaxq.errors import ConfigError, JaxqError
 from jaxq.metrics import Score, as_score
 from jaxq.model import Model

@@ -21,8 +21,6 @@ from jaxq.accuracy.validation import (
     Scores,
     Validation,
     check_count,
-    run_samples,
-    single_feeds,
 )
 from jaxq.classes import class_scores
 from jaxq.collect import Batch, batches
@@ -30,6 +28,7 @@ from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.data.labelled import labelled_items
 from jaxq.distance import output_distances
+from jaxq.engine.stages import run_samples, single_feeds
 from jaxq.errors import CalibrationError, ConfigError, InputError
 from jaxq.graph import FrozenDict, Literal
 from jaxq.indices import refuse_out_of_range

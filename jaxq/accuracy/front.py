@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pkgutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from jaxq.accuracy.validation import EXACT
 from jaxq.checks import member
 from jaxq.data import Dataset
 from jaxq.errors import AccuracyError, ConfigError
+from jaxq.functions import named_function
 from jaxq.metrics import METRICS, find_metric
 from jaxq.model import Model
 from jaxq.onnx_import import Source
@@ -126,7 +126,7 @@ def measures(names: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for name in names:
         own = isinstance(name, str) and find_metric(name).name not in METRICS
-        found.append(pkgutil.resolve_name(name) if own else name)
+        found.append(named_function(name) if own else name)
     return found
 
 

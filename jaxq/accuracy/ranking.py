@@ -18,18 +18,16 @@ import numpy as np
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, Ranking
 from jaxq.accuracy.search import without
 from jaxq.accuracy.space import Space
-from jaxq.accuracy.stages import Walk, walk
 from jaxq.accuracy.store import Ranked
 from jaxq.accuracy.treatments import Setting, Treatment, named
 from jaxq.accuracy.trials import Trials
-from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, run_batch
-from jaxq.collect import Batch, batches, compiled_part, largest_tensor, tensor_shapes
+from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
+from jaxq.collect import batches, compiled_part, fitting_batch, largest_tensor, tensor_shapes
 from jaxq.distance import TINY, difference, output_distances
-from jaxq.execute import execute
-from jaxq.graph import FrozenDict, Graph, Literal
+from jaxq.engine.runner import Batch, Network, Slopes, run
+from jaxq.engine.stages import Walk, run_batch, walk
+from jaxq.graph import FrozenDict, Literal
 from jaxq.model import Model, split_static
-from jaxq.ops import platform
-from jaxq.programs import compiled
 from jaxq.progress import track
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -176,27 +174,30 @@ class Ranker:
         alpha = {name: np.float32(name in now) for name in names}
         total: dict[str, float] = dict.fromkeys(names, 0.0)
         count = 0
-        for static, batch, reference in track(self._smaller_batches, "ranking"):
+        for static, batch in track(self._smaller_batches, "ranking"):
             head = compiled_part(graph, params, static, batch)
-            slopes = _gradient(head, static, alpha, exact, blended, encodings, batch, reference)
+            _, slopes = run(_blended, Slopes(), (head,), static, batch, (alpha, exact, blended, encodings))
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(slope)
             count += int(np.asarray(batch.real).sum())
         return {name: slope / count for name, slope in total.items()}
 
     @functools.cached_property
-    def _smaller_batches(self) -> Batches:
-        """The same samples in batches whose activations a backward pass can keep."""
+    def _smaller_batches(self) -> list[tuple[FrozenDict[str, Literal], Batch]]:
+        """The same samples in batches whose activations a backward pass can keep, with the float model's outputs beside them."""
         wanted = {
             int(number): {name: value[row] for name, value in reference.items()}
             for _, batch, reference in self.batches
             for row, number in enumerate(np.asarray(batch.number))
         }
-        found = []
-        for static, batch in batches(self.float_model, self.feeds, self.batch_size or _fitting(self)):
-            rows = [wanted[int(number)] for number in np.asarray(batch.number)]
-            found.append((static, batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]}))
-        return found
+        outputs = [wanted[number] for number in range(len(self.feeds))]
+        return list(batches(self.float_model, self.feeds, self.batch_size or self._fitting, outputs))
+
+    @property
+    def _fitting(self) -> int:
+        """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
+        largest = largest_tensor(self.float_model, *split_static(self.float_model.graph, self.feeds[0]))
+        return fitting_batch(largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(self.feeds)))
 
 
 @dataclass
@@ -281,50 +282,24 @@ class Rankings:
         return pool.worst(min(size, MOST_ALONE))
 
 
-def _fitting(ranker: Ranker) -> int:
-    """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
-    static, inputs = split_static(ranker.float_model.graph, ranker.feeds[0])
-    largest = largest_tensor(ranker.float_model, static, inputs)
-    room = BACKWARD_BYTES.get(platform(), BACKWARD_BYTES["gpu"]) // max(1, largest * 16)
-    return max(1, min(LARGEST_BATCH, len(ranker.feeds), 1 << max(room, 1).bit_length() - 1))
+def _blended(networks: tuple[Network, ...], numbers: Any, sample: Batch) -> jax.Array:
+    """The divergence of a sample from the outputs beside it, when tensors and params are rounded by parts alpha.
 
+    The numbers: alpha, the exact params, the rounded ones, and encodings.
+    """
+    alpha, exact, rounded, encodings = numbers
 
-@compiled(static=2)
-def _gradient(
-    graph: Graph,
-    static: FrozenDict[str, Literal],
-    alpha: Mapping[str, Any],
-    exact: Mapping[str, Any],
-    rounded: Mapping[str, Any],
-    encodings: Mapping[str, QuantParams],
-    batch: Batch,
-    reference: Mapping[str, Any],
-) -> dict[str, Any]:
-    """{quantizer: d(sum of divergences over the batch) / d alpha}."""
-    fixed = {name: literal.array for name, literal in static.items()}
+    def blend(name: str, value: Any, other: Any) -> Any:
+        return value + alpha[name].astype(value.dtype) * (other - value)
 
-    def total(alpha: Mapping[str, Any]) -> Any:
-        def blend(name: str, value: Any, other: Any) -> Any:
-            return value + alpha[name].astype(value.dtype) * (other - value)
+    params = {name: blend(name, value, rounded[name]) if name in rounded else value for name, value in exact.items()}
 
-        params = {
-            name: blend(name, value, rounded[name]) if name in rounded else value for name, value in exact.items()
-        }
+    def tap(name: str, value: Any, carry: Any) -> tuple[Any, Any]:
+        return (blend(name, value, _always(value, encodings[name])) if name in encodings else value), carry
 
-        def tap(name: str, value: Any, carry: Any) -> tuple[Any, Any]:
-            if name in encodings:
-                return blend(name, value, _always(value, encodings[name])), carry
-            return value, carry
-
-        def one(sample: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
-            outputs = execute(graph, params, {**sample, **fixed}, tap=tap)[0]
-            floats = {name: value for name, value in wanted.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-            return jnp.asarray(sum(_distance(value, outputs[name]) for name, value in floats.items()), jnp.float32)
-
-        each = jax.vmap(one)(dict(batch.inputs), dict(reference))
-        return jnp.where(batch.real, each, 0.0).sum()
-
-    return jax.grad(total)(dict(alpha))
+    outputs = networks[0](params, sample.inputs, tap=tap)[0]
+    floats = {name: value for name, value in sample.beside.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    return jnp.asarray(sum(_distance(value, outputs[name]) for name, value in floats.items()), jnp.float32)
 
 
 def _distance(expected: Any, found: Any) -> Any:

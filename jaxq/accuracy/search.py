@@ -145,14 +145,14 @@ def one_by_one(rank: Rank, revert: Any, start: Setting, most: int, *, undo: bool
     excess = least = yield start, ""
     setting, best = dict(start), dict(start)
     order = list(rank(setting))
-    undone: set[str] = set()
+    undone: dict[str, None] = {}  # in this order, so that a search is the same every time
     may_step_back = True
     for _ in range(most):
         order = [layer for layer in order if layer not in undone] or list(undone)
         if not order:
             break
         layer = order.pop(0)
-        undone.discard(layer)
+        undone.pop(layer, None)
         tried = {**setting, layer: revert}
         now = yield tried, f"{layer} reverted"
         if now < least or (now == least and len(tried) < len(best)):
@@ -166,7 +166,7 @@ def one_by_one(rank: Rank, revert: Any, start: Setting, most: int, *, undo: bool
                 continue
             break
         if undo and (order or undone):
-            undone.add(layer)
+            undone[layer] = None
             may_step_back = True
         else:
             setting, excess = tried, now

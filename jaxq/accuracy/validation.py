@@ -8,17 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
-from jaxq.accuracy.stages import walk
-from jaxq.collect import Batch, split_batch
+from jaxq.engine.runner import Batch
+from jaxq.engine.stages import run_samples, single_feeds
 from jaxq.errors import CalibrationError
 from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
 from jaxq.model import Model, check_feed
 from jaxq.onnx_export import save
-from jaxq.split import run_tail
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
@@ -76,31 +74,6 @@ def check_count(first: int | None, count: int, what: str) -> int:
             "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
         )
     return count
-
-
-def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
-    """What the compiled part of a model (`jaxq.split`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
-    found: dict[str, np.ndarray] = jax.device_get(walk(model, static, batch).outputs)
-    return found
-
-
-def run_samples(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
-    """The outputs of a model for each sample of a batch; what the host does behind the compiled part, it does one by one."""
-    found = run_batch(model, static, batch)
-    rows = [jax.tree.map(lambda value, row=row: value[row], found) for row in np.flatnonzero(batch.real)]
-    graph, params, encodings = model.program
-    parts = split_batch(graph, params, static, batch)
-    if parts.tail is None:
-        return rows
-    feeds = single_feeds(model, static, batch)
-    return [run_tail(parts, params, encodings, feed, row) for feed, row in zip(feeds, rows, strict=True)]
-
-
-def single_feeds(model: Runnable, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
-    """The samples of a batch as the model takes them: its 64-bit integers are held in 32 bits."""
-    fixed = {name: literal.array for name, literal in static.items()}
-    wide = {name: value.astype(model.inputs[name].dtype, copy=False) for name, value in batch.inputs.items()}
-    return [{name: value[row] for name, value in wide.items()} | fixed for row in np.flatnonzero(batch.real)]
 
 
 class Validation(Protocol):

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.biases import moved_biases, record
-from jaxq.collect import Batch, batches, compiled_part
+from jaxq.collect import batches, compiled_part
 from jaxq.distance import distance, is_float
-from jaxq.execute import execute, shared
+from jaxq.engine.runner import SAMPLES, Batch, Network, PerSample, run, share
+from jaxq.execute import shared
 from jaxq.graph import FrozenDict, Graph, Literal
+from jaxq.linear_layers import own_bias
 from jaxq.model import Model
 from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
-from jaxq.programs import compiled
 from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
 
@@ -239,13 +240,12 @@ class Walks:
         params: Mapping[str, Any],
         encodings: Mapping[str, QuantParams],
         targets: Mapping[str, np.ndarray],
-        share: float,
+        part: float,
     ) -> tuple[Sums, Outputs]:
-        """The sums at the sites before anything is moved there (see `_walk`), and the outputs."""
+        """The sums at the sites before anything is moved there (see `Means`), and the outputs."""
         graph = compiled_part(self.graph, self.params, static, batch)
-        means, outputs = jax.device_get(
-            _walk(graph, static, self.sites, params, encodings, batch, targets, np.float32(share))
-        )
+        numbers = (params, encodings, targets, np.float32(part))
+        means, outputs = jax.device_get(run(Means(self.sites), PerSample((None, 0)), (graph,), static, batch, numbers))
         count = int(batch.real.sum())
         return Sums({name: np.asarray(each, np.float64) * count for name, each in means.items()}, count), outputs
 
@@ -297,38 +297,34 @@ def switched_off(params: QuantParams) -> QuantParams:
     return QuantParams(np.maximum(scale, SMALLEST_SCALE), zero_point, **bounds)
 
 
-@compiled(static=3)
-def _walk(
-    graph: Graph,
-    static: FrozenDict[str, Literal],
-    sites: tuple[Site, ...],
-    params: Mapping[str, jax.Array],
-    encodings: Mapping[str, QuantParams],
-    batch: Batch,
-    targets: Mapping[str, jax.Array],
-    share: jax.Array,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Runs one batch: the means over its samples [C] at the sites, before each is moved by target - share * mean; the outputs."""
-    fixed = {name: literal.array for name, literal in static.items()}
-    axes = {site.output: site.axis for site in sites}
-    stored = shared(graph)
-    weights = batch.real.astype(jnp.float32) / batch.real.sum().astype(jnp.float32)
+@dataclass(frozen=True)
+class Means:
+    """Of each sample: (the means over all samples [C] at the sites, before each is moved by target - part * mean; the outputs).
 
-    def one(inputs: Mapping[str, jax.Array], weight: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    The numbers: params, encodings, targets and the part.
+    """
+
+    sites: tuple[Site, ...]
+
+    def __call__(
+        self, networks: tuple[Network, ...], numbers: Any, sample: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        params, encodings, targets, part = numbers
+        axes = {site.output: site.axis for site in self.sites}
+        stored = shared(networks[0].graph)
+        weight = share(sample)
         means: dict[str, jax.Array] = {}
 
         def tap(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in axes:
                 value = value if name in stored else materialized(value)
-                means[name] = jax.lax.psum(mean_of_channels(value, axes[name]) * weight, "samples")
-                shift = targets[name] - share * means[name]
+                means[name] = jax.lax.psum(mean_of_channels(value, axes[name]) * weight, SAMPLES)
+                shift = targets[name] - part * means[name]
                 value = value + jnp.expand_dims(shift, other_axes(value.ndim, axes[name])).astype(value.dtype)
             return (rounded(value, encodings[name]) if name in encodings else value), carry
 
-        outputs, _ = execute(graph, params, {**inputs, **fixed}, tap=tap)
+        outputs, _ = networks[0](params, sample.inputs, tap=tap)
         return means, {name: value for name, value in outputs.items() if isinstance(value, jax.Array)}
-
-    return jax.vmap(one, axis_name="samples", out_axes=(None, 0))(dict(batch.inputs), weights)
 
 
 def rounded(x: jax.Array, params: QuantParams) -> jax.Array:
@@ -359,23 +355,7 @@ def bias_sites(graph: Graph, params: Mapping[str, Any], nodes: Iterable[str]) ->
     """
     chosen, found = set(nodes), []
     for node in graph.nodes:
-        if node.name not in chosen:
-            continue
-        if node.op == "Gemm" and node.attributes.get("beta", 1.0) != 1.0:
-            continue
-        if node.op in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
-            site = Site(node.outputs[0], node.inputs[2], 1)
-        elif node.op == "MatMul" and len(readers := graph.consumers.get(node.outputs[0], ())) == 1:
-            add, weight = readers[0][0], params.get(node.inputs[1])
-            per_channel = None if weight is None else np.shape(weight)[-1:]
-            vector = next(
-                (name for name in add.inputs if name in params and np.shape(params[name]) == per_channel), None
-            )
-            if add.op != "Add" or vector is None:
-                continue
-            site = Site(add.outputs[0], vector, -1)
-        else:
-            continue
-        if site.bias in params and len(graph.consumers[site.bias]) == 1 and params[site.bias].ndim == 1:
-            found.append(site)
+        bias = own_bias(graph, params, node) if node.name in chosen else None
+        if bias is not None:
+            found.append(Site(bias.output, bias.name, bias.axis))
     return tuple(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxq import progress
 from jaxq.errors import AccuracyError, ConfigError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Steps:
         if new and not self.quiet:
             step = report.steps[-1]
             values = ", ".join(f"{name} {value:.5g} ({step.drops[name]:+.4g})" for name, value in step.values.items())
-            print(f"{len(report.steps) - 1:4d}  {step.what}: {values}", file=sys.stderr)
+            progress.say(f"{len(report.steps) - 1:4d}  {step.what}: {values}")
 
 
 def quantize_within(

@@ -49,6 +49,7 @@ def run(
         from jaxq.run import run_file
 
         steps = Steps(quiet)
+        sys.path.append(str(config.resolve().parent))  # modules that the file names may lie beside it
         try:
             result, missed = run_file(config, output, steps)
         except KeyboardInterrupt as interrupt:

@@ -32,7 +32,7 @@ def session(*, device: str | None = None, quiet: bool = False, verbose: bool = F
 
         def show_plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, JaxqWarning):
-                print(f"warning: {message}", file=sys.stderr)
+                progress.say(f"warning: {message}")
             elif verbose:
                 show(message, category, *place, **more)
 

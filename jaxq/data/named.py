@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import os
-import re
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ from jaxq.data.array_files import ARRAY_SUFFIXES, ArrayFile, ArrayFiles
 from jaxq.data.dataset import Dataset
 from jaxq.data.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
 from jaxq.errors import CalibrationError, ConfigError, JaxqError, JaxqWarning, did_you_mean
+from jaxq.functions import named_function, names_function
 from jaxq.model import Model
 
 # Options of images that are no reason to refuse data of another kind: the last asks for the model's size only.
@@ -82,7 +80,7 @@ def _source(
         return ArrayFiles(chosen, model.inputs, batch_axis is not None, label), None
     if path.suffix.lower() in ARRAY_SUFFIXES and path.is_file():
         return ArrayFile(path, model.inputs, batch_axis is not None, label), None
-    if re.fullmatch(r"[^/\\:]+:\w+", text) and not path.exists():
+    if names_function(text) and not path.exists():
         return _Called(text), None
     raise _not_data(path)
 
@@ -170,28 +168,12 @@ class _Called:
 
     def __init__(self, spec: str):
         self.spec = spec
-        module_name, _, name = spec.partition(":")
-        if module_name.endswith(".py"):
-            raise ConfigError(f"{spec!r}: give the module without .py: {module_name.removesuffix('.py')}:{name}")
-        if "" not in sys.path:  # as with `python -m`: the user's module lies in the current folder
-            sys.path.insert(0, "")
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            raise ConfigError(f"{spec!r}: module {module_name!r} cannot be imported: {_words(error)}") from error
-        self.function = getattr(module, name, None)
-        if not callable(self.function):
-            known = [key for key, value in vars(module).items() if callable(value)]
-            raise ConfigError(f"{spec!r}: module {module_name!r} has no function {name!r}{did_you_mean(name, known)}")
+        self.function = named_function(spec)
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from Dataset(self.function())  # type: ignore[misc]
+            yield from Dataset(self.function())
         except JaxqError as error:
             raise type(error)(f"{self.spec}: {error}") from error
         except Exception as error:
-            raise CalibrationError(f"{self.spec} failed: {_words(error)}") from error
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+            raise CalibrationError(f"{self.spec} failed: {type(error).__name__}: {error}") from error

@@ -15,7 +15,7 @@ class Rule:
     Attributes:
       activations: positions of the inputs that must be quantized; None for all that are made when the graph runs.
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
-      weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
+      per_channel: the weight has one scale for each output channel (`jaxq.schemes.weight_axis`); else one scale.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
       only: attribute -> the value, which is also the standard's default, that a node must have: the kernel is for these alone.
       centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
@@ -29,7 +29,7 @@ class Rule:
 
     activations: tuple[int, ...] | None
     weights: tuple[int, ...] = ()
-    weight_axis: int | None = 0
+    per_channel: bool = True
     activation_axis: int | None = None
     centered: tuple[int, ...] = ()
     only: Mapping[str, str | int] = field(default_factory=dict)

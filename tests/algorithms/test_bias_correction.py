@@ -23,6 +23,7 @@ from jaxq.algorithms.bias_correction import (
     switched_off,
 )
 from jaxq.distance import worst_if_nan
+from jaxq.engine.runner import run
 from jaxq.execute import execute, quantizing
 from jaxq.fusion import add_missing_biases, fuse
 from jaxq.model import Model
@@ -258,7 +259,7 @@ def test_batches_and_new_scales_compile_once(model, monkeypatch):
         traces.append(graph.name)
         return execute(graph, *arguments, **options)
 
-    monkeypatch.setattr(jaxq.algorithms.bias_correction, "execute", counted)
+    monkeypatch.setattr(jaxq.engine.runner, "execute", counted)
     model = model.replace(graph=replace(model.graph, name="batches and new scales compile once"))
     step = BiasCorrection(sites=sites_of(model), batch=4)
     run_pipeline([step], model, FEEDS[:10])
@@ -280,8 +281,8 @@ def test_the_bias_behind_a_matmul_is_a_site_and_is_corrected():
 
 
 def test_sites_are_the_biases_that_one_node_adds():
-    convolutions = [Site(name, f"{name}.bias", 1) for name in ("left", "right", "mixed", "scores")]
-    assert sites_of(load(shuffle_network())) == tuple(convolutions)
+    convolutions = [Site(name, f"{name}.bias", 1) for name in ("left", "right", "mixed")]
+    assert sites_of(load(shuffle_network())) == (*convolutions, Site("scores", "scores.bias", -1))
     products = [Site(name, f"{name}.bias", -1) for name in ("query", "key", "value", "projection", "wide", "narrow")]
     assert set(sites_of(load(transformer_block()))) == set(products)
 
@@ -328,8 +329,7 @@ def test_a_layer_without_channels_has_no_rows_to_look_at():
 
 def test_what_the_float_network_gave_serves_further_calls(model, monkeypatch):
     step, known, calls = BiasCorrection(sites=sites_of(model), samples=8, checks=4), FloatNetwork(), []
-    program = jaxq.algorithms.bias_correction._walk
-    monkeypatch.setattr(jaxq.algorithms.bias_correction, "_walk", lambda *given: calls.append(1) or program(*given))
+    monkeypatch.setattr(jaxq.algorithms.bias_correction, "run", lambda *given: calls.append(1) or run(*given))
     finer = {name: replace(each, scale=each.scale / 2) for name, each in model.encodings.items()}
     for candidate in (model, model.replace(encodings=finer)):
         afresh = step.apply(candidate, {}, FEEDS)

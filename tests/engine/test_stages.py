@@ -6,12 +6,12 @@ from accuracy_models import base_of, chain, images
 from compilations import compilations
 from models import NETWORKS, samples
 
-from jaxq.accuracy import stages
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import Space
-from jaxq.accuracy.stages import walk
 from jaxq.accuracy.treatments import FLOAT
 from jaxq.collect import batches
+from jaxq.engine import stages
+from jaxq.engine.stages import walk
 
 
 @pytest.fixture
