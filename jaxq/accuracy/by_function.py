@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxq.accuracy.identity import digest_of
-from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Run, Runnable, Scores, check_count
+from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Runnable, Scores, check_count
 from jaxq.collect import split_samples
 from jaxq.data import Dataset
 from jaxq.distance import output_distances
-from jaxq.engine.stages import run_samples
 from jaxq.errors import ConfigError, JaxqError
 from jaxq.metrics import Score, as_score
 from jaxq.model import Model
@@ -72,8 +71,8 @@ class FunctionValidation:
     def refer_to(self, exact: Model) -> None:
         """The function says itself what it compares with."""
 
-    def evaluate(self, model: Runnable, role: str = "", run: Run = run_samples) -> Scores:
-        """See `Validation`; the function runs the model itself.
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
+        """See `Validation`.
 
         Raises:
           ConfigError: the function fails, or what it returns is no number, or not one for each sample or item.

@@ -16,7 +16,6 @@ from jaxq.accuracy.validation import (
     MOST_BYTES,
     QUANTIZED,
     Pool,
-    Run,
     Runnable,
     Scores,
     Validation,
@@ -79,7 +78,7 @@ class MetricValidation:
         if self.reference is not None:
             self.reference = exact
 
-    def evaluate(self, model: Runnable, role: str = "", run: Run = run_samples) -> Scores:
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
 
         Raises:
@@ -88,7 +87,7 @@ class MetricValidation:
         """
         records: dict[int, list[Any]] = {}
         for labelled in self.batches():
-            found = self.outputs(model, labelled, run)
+            found = self.outputs(model, labelled)
             if role == EXACT:
                 self._keep(found)
             targets = self.targets(labelled, found if role == EXACT else None)
@@ -133,9 +132,10 @@ class MetricValidation:
                 self._exact[number] = outputs
                 self._room -= size
 
-    def outputs(self, model: Runnable, labelled: Labelled, run: Run = run_samples) -> dict[int, Outputs]:
+    def outputs(self, model: Any, labelled: Labelled) -> dict[int, Outputs]:
         """The outputs of each sample, without their batch axis."""
-        rows = run(model, labelled.static, labelled.batch)
+        run = getattr(model, "each", functools.partial(run_samples, model))
+        rows = run(labelled.static, labelled.batch)
         names = tuple(self.model.graph.outputs)
         plain = [{name: _without_batch(np.asarray(row[name])) for name in names} for row in rows]
         return dict(zip(labelled.numbers, plain, strict=True))

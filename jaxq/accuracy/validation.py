@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxq.engine.runner import Batch
-from jaxq.engine.stages import run_samples, single_feeds
+from jaxq.engine.stages import single_feeds
 from jaxq.errors import CalibrationError
 from jaxq.graph import FrozenDict, Literal, TensorType
 from jaxq.metrics import Score
@@ -28,16 +28,12 @@ Scores = dict[str, Score]
 
 
 class Runnable(Protocol):
-    """What can be evaluated: a `Model`, or a file in a runtime."""
+    """What can be evaluated: a `Model`, which the engine runs in batches, or what has an `each(static, batch)` of its own."""
 
     @property
     def inputs(self) -> Mapping[str, TensorType]: ...
 
     def __call__(self, inputs: Any) -> dict[str, Any]: ...
-
-
-# The outputs of a model for each sample of a batch.
-Run = Callable[[Any, FrozenDict[str, Literal], Batch], list[dict[str, Any]]]
 
 
 class Pool:
@@ -94,11 +90,8 @@ class Validation(Protocol):
     def refer_to(self, exact: Model) -> None:
         """Takes this float model, which needs no program of its own, where outputs of one stand in for labels."""
 
-    def evaluate(self, model: Runnable, role: str = "", run: Run = run_samples) -> Scores:
-        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered.
-
-        `run` runs the samples of a batch.
-        """
+    def evaluate(self, model: Runnable, role: str = "") -> Scores:
+        """The metrics of a model on all of the data; what models in the roles EXACT and QUANTIZED gave is remembered."""
 
     def pool(self, part: float = 1.0) -> Pool:
         """The first part of the samples, with what quantization did to them; both roles have been evaluated before."""
@@ -119,15 +112,14 @@ class File:
     def __call__(self, inputs: Any) -> dict[str, Any]:
         return self._run(self.feed(inputs))
 
+    def each(self, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+        """The outputs of each sample of a batch."""
+        return [self(feed) for feed in single_feeds(self, static, batch)]
+
 
 def in_runtime(validation: Validation, model: Model) -> dict[str, float]:
     """The metrics of the model's file in ONNX Runtime."""
     with tempfile.TemporaryDirectory(prefix="jaxq-accuracy-") as folder:
         path = Path(folder) / "model.onnx"
         save(model, path)
-        return {name: score.value for name, score in validation.evaluate(File(model, path), run=one_by_one).items()}
-
-
-def one_by_one(model: Runnable, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
-    """The outputs of a model that takes one sample at a time."""
-    return [model(feed) for feed in single_feeds(model, static, batch)]
+        return {name: score.value for name, score in validation.evaluate(File(model, path)).items()}

@@ -296,7 +296,8 @@ def test_layers_are_put_back_until_none_can_be(spoilt, monkeypatch):
 
 
 @pytest.mark.parametrize("prune", [True, False])
-def test_repairs_and_putting_back_are_asked_for_apart(prune, planted):
+def test_repairs_and_putting_back_are_asked_for_apart(prune, spoilt):
+    spoilt(three_ruined)
     reports = []
     advanced = Parameters(prune=prune, repairs=("int8_weights",))
     run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=advanced)

@@ -126,6 +126,16 @@ def test_values_of_other_data_functions_or_models_are_not_taken(tmp_path, change
     assert after.report.values == search(None, **given).report.values
 
 
+def test_a_search_that_goes_on_says_what_of_the_function_was_not_compared(tmp_path):
+    def above(limit):
+        return lambda model, items: min(accuracy(model, items)[0], limit)
+
+    search(tmp_path, above(0.9))
+    (note,) = search(tmp_path, above(0.8)).notes
+    assert note.endswith("not compared: 'limit' in test_a_search_that_goes_on_says_what_of_the_function_was_not_compared."
+                         "<locals>.above.<locals>.<lambda> (name another folder if that has changed)")  # fmt: skip
+
+
 def test_a_metric_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
