@@ -18,12 +18,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxq.carriers import QUANTIZERS, SHAPING
 from jaxq.graph import Graph, Node, TensorType
 from jaxq.linear_layers import LINEAR
 
-PASSING = frozenset(
-    ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"]
-)
+PASSING = SHAPING | QUANTIZERS
 POOLING = frozenset(["GlobalAveragePool", "AveragePool", "ReduceMean"])
 CHOOSING = frozenset(["ArgMax", "TopK"])
 SAYS_CLASSES = re.compile(r"logit|score|prob|class|cls|softmax|label|categor|predictions?\b", re.I)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.carriers import CARRYING
 from jaxq.graph import Graph, Node, constants
 from jaxq.observers import Observer
 
@@ -21,9 +22,7 @@ DEPTH = 16.0  # below the largest of its row, a score counts for exp(-16) = 1e-7
 FAR = 1000.0  # below the largest of its sample, a row is masked as a whole, and nobody reads what it gives
 LEAST = -1e30  # what minus infinity counts as, with room for sums
 MIXING = frozenset({"Add", "Sub", "Sum", "Where", "Max", "Min"})  # by which a mask meets the scores
-CARRIERS = frozenset(  # of values, as they are
-    ["Identity", "Cast", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand", "Tile"]
-) | {"Slice", "Split", "Gather", "Concat", "Clip"}
+CARRIERS = CARRYING | {"Concat", "Clip"}
 Bounds = tuple[float, float]
 
 

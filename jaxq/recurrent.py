@@ -6,28 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxq.carriers import CARRYING
 from jaxq.clamps import clip_bounds
 from jaxq.graph import Graph, Node, captures, graphs
 
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 SQUASHES = frozenset({"Tanh", "Softsign", "Relu", "HardSigmoid", "Sigmoid"})
 ARITHMETIC = frozenset({"Add", "Sub", "Sum", "Mul", "Neg", "Clip"}) | SQUASHES
-CARRIERS = frozenset(
-    [
-        "Identity",
-        "Cast",
-        "Dropout",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Transpose",
-        "Expand",
-        "Slice",
-        "Split",
-        "Gather",
-    ]
-)
 JOINS = frozenset({"Concat"})
 FILLS = frozenset({"ConstantOfShape"})
 
@@ -108,7 +93,7 @@ class Cells:
 
     def origin(self, name: str) -> str:
         """The tensor whose values these are: what carries and reshapes values is passed."""
-        while (node := self.producer.get(name)) is not None and node.op in CARRIERS and not node.domain:
+        while (node := self.producer.get(name)) is not None and node.op in CARRYING and not node.domain:
             name = node.inputs[0]
         return name
 
@@ -147,7 +132,7 @@ class Cells:
                 return self.has_other_source(update)
             seen.add(name)
             for reader, _ in self.readers.get(name, ()):
-                if reader.op in CARRIERS | JOINS | {"Clip"}:
+                if reader.op in CARRYING | JOINS | {"Clip"}:
                     pending.extend(each for each in reader.outputs if each not in seen)
         return False
 
@@ -190,7 +175,7 @@ class Cells:
         pending, seen = [name], {name}
         while pending:
             for reader, _ in self.readers.get(pending.pop(), ()):
-                if reader.op in CARRIERS:
+                if reader.op in CARRYING:
                     pending.extend(each for each in reader.outputs if each not in seen)
                     seen.update(reader.outputs)
                 else:
@@ -203,7 +188,7 @@ class Cells:
             node = pending.pop()
             if node.op in ARITHMETIC:
                 yield node.name
-            elif node.op not in CARRIERS:
+            elif node.op not in CARRYING:
                 continue
             makers = [self.producer[name] for name in node.inputs if name in self.producer]
             pending.extend(each for each in makers if each.name not in seen)

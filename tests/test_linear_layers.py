@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from models import Network, smooth
 
 from jaxq import load
 from jaxq.graph import FrozenDict, Graph, Node
 from jaxq.linear_layers import Linear, own_bias, owned
-from tests.models import Network, smooth
 
 INPUTS, OUTPUTS = 4, 8
 # name -> (operator, shape of the weight, attributes)

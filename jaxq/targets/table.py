@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from jaxq.carriers import CARRYING, KEEPING
 from jaxq.quantizer import IntType
 
 
@@ -15,7 +16,7 @@ class Rule:
     Attributes:
       activations: positions of the inputs that must be quantized; None for all that are made when the graph runs.
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
-      per_channel: the weight has one scale for each output channel (`jaxq.schemes.weight_axis`); else one scale.
+      per_channel: a weight has one scale for each output channel, a table of embeddings for each row (`weight_axis`); else one.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
       only: attribute -> the value, which is also the standard's default, that a node must have: the kernel is for these alone.
       centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
@@ -117,6 +118,7 @@ class Target:
       integer_operators: whether the runtime has ONNX's operators on integers (QLinearConv, MatMulInteger) too.
       default_preset: what `preset=None` means: "mixed" where asymmetric activations cost the runtime nothing.
       overflow_fix: which weights are held to 7 bits by default: "disable", "first_layer_only" or "enable" (all of them).
+      loops: whether the bodies of Loop and Scan are computed in integers.
       opset: the lowest opset in which per-channel QDQ can be written.
       opset_of: type -> the lowest opset with it in QuantizeLinear and DequantizeLinear.
     """
@@ -157,6 +159,7 @@ class Target:
     merges_at_zero: bool = False
     domains: frozenset[str] = frozenset({""})
     integer_operators: bool = False
+    loops: bool = False
     default_preset: str
     overflow_fix: str = "disable"
     opset: int = 13
@@ -177,27 +180,9 @@ OPSET_OF: Mapping[str, int] = {
 }
 
 # What moves or selects values and never makes new ones, whatever the runtime.
-MOVES = frozenset(
-    [
-        "MaxPool",
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Split",
-        "Gather",
-        "Concat",
-        "Resize",
-        "Upsample",
-        "Pad",
-        "Expand",
-        "Tile",
-        "DepthToSpace",
-        "SpaceToDepth",
-    ]
-)
+MOVES = (CARRYING - KEEPING) | {
+    "MaxPool", "Concat", "Resize", "Upsample", "Pad", "DepthToSpace", "SpaceToDepth"
+}  # fmt: skip
 
 # Not among them: what changes how far apart values lie (Exp, Log, Pow, Sqrt, Reciprocal), and what normalizes. Rounding to 256
 # even steps before it costs small values everything (a spectrum before its logarithm): the kernel in front of it stays in float.
