@@ -68,7 +68,7 @@ def measure(path: str, count: int) -> dict[str, float]:
 
     import jaxq
     from jaxq.accuracy.space import Space, quantized
-    from jaxq.collect import batches
+    from jaxq.engine.collect import batches
     from jaxq.engine.stages import run_batch
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare

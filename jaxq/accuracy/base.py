@@ -13,9 +13,9 @@ import numpy as np
 from jaxq.accuracy.treatments import ESTIMATORS
 from jaxq.algorithms import Algorithm, models_on_the_way
 from jaxq.algorithms.bias_correction import BiasCorrection, FloatNetwork
-from jaxq.model import Model
+from jaxq.engine.model import Model
+from jaxq.numerics.quantizer import Name, QuantParams, from_arrays, to_arrays
 from jaxq.pipeline import Prepared
-from jaxq.quantizer import Name, QuantParams, from_arrays, to_arrays
 
 ASKED_FOR = "as asked for"  # the name of the range estimator that the options give
 

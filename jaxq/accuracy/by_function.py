@@ -9,12 +9,12 @@ import numpy as np
 
 from jaxq.accuracy.identity import digest_of
 from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Runnable, Scores, check_count
-from jaxq.collect import split_samples
+from jaxq.analysis.metrics import Score, as_score
 from jaxq.data import Dataset
-from jaxq.distance import output_distances
+from jaxq.engine.collect import split_samples
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, JaxqError
-from jaxq.metrics import Score, as_score
-from jaxq.model import Model
+from jaxq.numerics.distance import output_distances
 
 
 class Watched:

@@ -21,18 +21,18 @@ from jaxq.accuracy.validation import (
     Validation,
     check_count,
 )
-from jaxq.classes import class_scores
-from jaxq.collect import Batch, batches
+from jaxq.analysis.classes import class_scores
+from jaxq.analysis.metrics import COSINE_OF_LISTS, METRICS, Metric, Outputs, find_metric
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.data.labelled import labelled_items
-from jaxq.distance import output_distances
+from jaxq.engine.collect import Batch, batches
+from jaxq.engine.model import Model
 from jaxq.engine.stages import run_samples, single_feeds
 from jaxq.errors import CalibrationError, ConfigError, InputError
-from jaxq.graph import FrozenDict, Literal
-from jaxq.indices import refuse_out_of_range
-from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, Outputs, find_metric
-from jaxq.model import Model
+from jaxq.graph.indices import refuse_out_of_range
+from jaxq.graph.ir import FrozenDict, Literal
+from jaxq.numerics.distance import output_distances
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def open_validation(
 
 
 def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
-    """What compares a model with itself: top1, if its first output is one row of class scores (`jaxq.classes`), else cosine."""
+    """What compares a model with itself: top1, if its first output is one row of class scores (`jaxq.analysis.classes`), else cosine."""
     for feed, _ in items:
         name = model.graph.outputs[0]
         if name in model.made_on_host(feed):

@@ -20,18 +20,18 @@ from jaxq.accuracy.store import Store, open_folder
 from jaxq.accuracy.treatments import RANGES, UNCORRECTED, Treatment
 from jaxq.accuracy.trials import Listener, Trials
 from jaxq.accuracy.validation import EXACT
+from jaxq.analysis.metrics import METRICS, find_metric
 from jaxq.checks import member
 from jaxq.data import Dataset
+from jaxq.data.functions import named_function
+from jaxq.engine.model import Model
+from jaxq.engine.programs import holding
 from jaxq.errors import AccuracyError, ConfigError
-from jaxq.functions import named_function
-from jaxq.metrics import METRICS, find_metric
-from jaxq.model import Model
-from jaxq.onnx_import import Source
+from jaxq.graph.select import IgnoredScope
+from jaxq.numerics.quantizer import to_arrays
+from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
-from jaxq.programs import holding
-from jaxq.quantizer import to_arrays
-from jaxq.scope import IgnoredScope
 from jaxq.version import __version__
 
 
@@ -65,7 +65,7 @@ def quantize_with_accuracy_control(
       validation_dataset: the data on which the metric is taken. An iterable that can be passed over again, or a `Dataset`, whose
         `transform_func` makes the inputs while labels come from the item itself.
       validation_fn: `validation_fn(model, items)` gets a compiled callable and the items as they are, and returns a number, or
-        (number, one number for each sample); higher is better. Or the name of a metric of `jaxq.metrics`, or
+        (number, one number for each sample); higher is better. Or the name of a metric of `jaxq.analysis.metrics`, or
         "package.module:function"; then items are (inputs, label) or mappings with the key "label". None: no labels; the
         predicted class (cosine similarity, where outputs are no class scores) is compared with the float model's.
       max_drop: the largest drop allowed.

@@ -20,12 +20,12 @@ from jaxq.accuracy.store import Store
 from jaxq.accuracy.switches import Switches, add_switches
 from jaxq.accuracy.treatments import AS_PLANNED, Setting, Treatment
 from jaxq.algorithms.calibration import with_biases
-from jaxq.graph import FrozenDict
-from jaxq.model import Model
+from jaxq.engine.model import Model
+from jaxq.graph.ir import FrozenDict
+from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize_array
+from jaxq.numerics.ranges import on_grid
 from jaxq.pipeline import Prepared
-from jaxq.plan import Bias, BiasForm, Plan
-from jaxq.quantizer import IntType, QuantParams, fake_quantize_array
-from jaxq.ranges import on_grid
+from jaxq.placement.plan import Bias, BiasForm, Plan
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxq.accuracy.identity import Identity
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, JaxqError, JaxqWarning
-from jaxq.external_data import data_files, move_model
 from jaxq.files import check_writable, withdraw, write_bytes, write_text
-from jaxq.model import Model
-from jaxq.onnx_export import save
-from jaxq.onnx_import import load
-from jaxq.quantizer import Name
+from jaxq.numerics.quantizer import Name
+from jaxq.onnx_io.external_data import data_files, move_model
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import save
 
 STATE, REPORT, BEST = "state.json", "report.json", "best.onnx"
 FORMAT = 2

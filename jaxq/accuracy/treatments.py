@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxq.estimators import (
+from jaxq.numerics.estimators import (
     AggregatorType,
     RangeEstimatorParameters,
     RangeEstimatorParametersSet,

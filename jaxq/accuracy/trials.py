@@ -28,9 +28,9 @@ from jaxq.accuracy.space import Space
 from jaxq.accuracy.store import BEST, REPORT, Ranked, Store, key
 from jaxq.accuracy.treatments import Setting, named
 from jaxq.accuracy.validation import QUANTIZED, Validation, in_runtime
+from jaxq.engine.model import Model
 from jaxq.errors import AccuracyError, JaxqError
 from jaxq.files import write_text
-from jaxq.model import Model
 
 Listener = Callable[[AccuracyReport], None]
 Made = TypeVar("Made")

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxq.analysis.metrics import Score
+from jaxq.engine.model import Model, check_feed
 from jaxq.engine.runner import Batch
 from jaxq.engine.stages import single_feeds
 from jaxq.errors import CalibrationError
-from jaxq.graph import FrozenDict, Literal, TensorType
-from jaxq.metrics import Score
-from jaxq.model import Model, check_feed
-from jaxq.onnx_export import save
+from jaxq.graph.ir import FrozenDict, Literal, TensorType
+from jaxq.onnx_io.save import save
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
@@ -101,7 +101,7 @@ class File:
     """A written model in ONNX Runtime, with all graph optimizations, to be called as a `Model` is."""
 
     def __init__(self, model: Model, path: Path):
-        from jaxq.runtime import session
+        from jaxq.onnx_io.runtime import session
 
         self.inputs, self.outputs, self.graph = model.inputs, model.outputs, model.graph
         self._run = session(path, optimized=path.with_name("optimized.onnx"))

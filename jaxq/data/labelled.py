@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.collect import split_samples
 from jaxq.data.dataset import Dataset
+from jaxq.engine.collect import split_samples
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, InputError
-from jaxq.model import Model
 
 LABEL_KEYS = ("label", "labels", "target", "targets")
 

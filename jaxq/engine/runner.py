@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxq.execute import execute, fit_for_jax, quantizing
-from jaxq.graph import FrozenDict, Graph, Literal
-from jaxq.programs import compiled
+from jaxq.engine.execute import execute, fit_for_jax, quantizing
+from jaxq.engine.programs import compiled
+from jaxq.graph.ir import FrozenDict, Graph, Literal
 
 SAMPLES = "samples"  # the axis over which `each` may sum what it finds (`jax.lax.psum`)
 

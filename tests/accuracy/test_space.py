@@ -13,7 +13,7 @@ import jaxq
 from jaxq import placed
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT, RANGES, UNCORRECTED, WEIGHTS, WIDE, Treatment
-from jaxq.quantizer import fake_quantize, fake_quantize_array
+from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
 (MSE,) = (each for each in RANGES if each.estimator == "mse")
 FOUR_BITS = Treatment("4-bit weights", weight_bits=4)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
+from jaxq.graph.ir.ir import FrozenDict
 from kills import every_kill
 
 import jaxq
@@ -17,7 +18,6 @@ from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import by_function, space, store, trials
 from jaxq.accuracy.space import quantized
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
-from jaxq.graph import FrozenDict
 
 
 @pytest.fixture(autouse=True)

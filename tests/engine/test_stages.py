@@ -9,8 +9,8 @@ from models import NETWORKS, samples
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT
-from jaxq.collect import batches
 from jaxq.engine import stages
+from jaxq.engine.collect import batches
 from jaxq.engine.stages import walk
 
 

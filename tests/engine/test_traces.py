@@ -1,0 +1,156 @@
+"""Every branch that occurs in the data is calibrated, whatever the order of the samples."""
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from models import run_onnx, written
+
+import jaxq
+from jaxq.data.samples import Samples
+from jaxq.engine.traces import traces, untaken_nodes, variants
+from jaxq.errors import CalibrationError, JaxqWarning
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import to_proto
+
+WEIGHTS = {name: np.random.default_rng(ord(name[0]) + int(name[1])).normal(size=(8, 8)).astype(np.float32)
+           for name in ("w1", "v1", "w2", "v2")}  # fmt: skip
+BRANCHES = """
+  y = If (c) <
+    then_branch = then_graph () => (float[N, 8] u1) { t1 = MatMul (x, w1) r1 = Relu (t1) [one] u1 = MatMul (r1, v1) },
+    else_branch = else_graph () => (float[N, 8] u2) { t2 = MatMul (x, w2) r2 = Relu (t2) [two] u2 = MatMul (r2, v2) }
+  >"""
+BY_SWITCH = written("(float[N, 8] x, bool c) => (float[N, 8] y) {" + BRANCHES + "}", **WEIGHTS)
+BY_LENGTH = written(
+    "(float[N, 8] x) => (float[N, 8] y) { s = Shape (x) n = Gather (s, zero) c = Equal (n, one)" + BRANCHES + "}",
+    **WEIGHTS, zero=np.int64(0), one=np.int64(1),
+)  # fmt: skip
+BY_DATA = written(
+    "(float[N, 8] x) => (float[N, 8] y) { m = ReduceMean <keepdims = 0> (x) c = Greater (m, zero)" + BRANCHES + "}",
+    **WEIGHTS, zero=np.float32(0),
+)  # fmt: skip
+LOOP = written(
+    """(float[N, 8] x) => (float[N, 8] y) {
+      start = MatMul (x, w2)
+      s = Shape (x)
+      n = Gather (s, zero)
+      end = Loop (n, , start) <body = turn (int64 i, bool on, float[N, 8] state) => (bool on2, float[N, 8] u1)
+        { on2 = Identity (on) t1 = MatMul (state, w1) r1 = Relu (t1) u1 = MatMul (r1, v1) }>
+      y = MatMul (end, v2)
+    }""",
+    **WEIGHTS,
+    zero=np.int64(0),
+)
+
+
+def sample(seed: int, rows: int = 2, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 0.3, size=(rows, 8)).astype(np.float32)
+
+
+BOTH = {
+    "by a switch": (BY_SWITCH, [{"x": sample(i), "c": np.array(i % 2 == 0)} for i in range(12)]),
+    "by length": (BY_LENGTH, [{"x": sample(i, 1 + i % 3)} for i in range(12)]),
+    "by the data": (BY_DATA, [{"x": sample(i, shift=1 - 2 * (i % 2))} for i in range(12)]),
+}
+
+
+def quantize(proto: onnx.ModelProto, data, *, calibration=False):
+    advanced = jaxq.AdvancedQuantizationParameters(disable_bias_correction=calibration)
+    return jaxq.quantize(proto, jaxq.Dataset(data, batch_axis=None), advanced_parameters=advanced)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_all_branches_of_the_data_are_calibrated_whatever_its_order(kind):
+    proto, data = BOTH[kind]
+    one, other = (quantize(proto, each, calibration=True) for each in (data, data[::-1]))
+    assert {"r1", "r2", "w1", "v1", "w2", "v2"} <= set(one.encodings)
+    files = [to_proto(each.replace(metadata={})).SerializeToString() for each in (one, other)]
+    assert files[0] == files[1]
+    for feed in data[:3]:
+        found = run_onnx(to_proto(one), feed)["y"]
+        np.testing.assert_allclose(one(feed)["y"], found, atol=0.02)
+        exact = run_onnx(proto, feed)["y"]
+        assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_branch_is_calibrated_by_the_samples_that_take_it(kind):
+    proto, data = BOTH[kind]
+    made = quantize(proto, data, calibration=True)
+    for weight, relu, wanted in (("w1", "r1", True), ("w2", "r2", False)):
+        rows = [feed["x"] for feed in data if takes_first(feed, kind) is wanted]
+        largest = max(float(np.maximum(each @ WEIGHTS[weight], 0).max()) for each in rows)
+        end = float(made.encodings[relu].scale) * 255
+        assert 0.6 * largest < end < 1.02 * largest
+
+
+def takes_first(feed, kind) -> bool:
+    if kind == "by the data":
+        return bool(feed["x"].mean() > 0)
+    return bool(feed["c"]) if kind == "by a switch" else len(feed["x"]) == 1
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_branch_that_no_sample_takes_is_named(kind):
+    proto, data = BOTH[kind]
+    with pytest.warns(JaxqWarning, match="no calibration sample takes .* stay in float: .*'two'") as found:
+        made = quantize(proto, [feed for feed in data if takes_first(feed, kind)] * 3)
+    assert sum("no calibration sample" in str(each.message) for each in found) == 1
+    assert {"r1", "v1"} <= set(made.encodings)
+    assert not {"r2", "v2"} & set(made.encodings)
+    feed = next(feed for feed in data if not takes_first(feed, kind))
+    np.testing.assert_allclose(made(feed)["y"], run_onnx(to_proto(made), feed)["y"], atol=0.05)
+
+
+def test_nothing_is_said_where_all_branches_are_taken():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JaxqWarning)
+        quantize(*BOTH["by a switch"], calibration=True)
+
+
+def test_a_loop_that_turns_once_for_some_samples_is_calibrated_by_all_of_them_whatever_their_order():
+    data = [{"x": sample(i, 1 + i % 3)} for i in range(12)]
+    made = [quantize(LOOP, each, calibration=True) for each in (data, data[::-1])]
+    files = [to_proto(each.replace(metadata={})).SerializeToString() for each in made]
+    assert files[0] == files[1]
+    assert set(made[0].encodings) == {"x", "w2", "end", "v2", "state", "w1", "r1", "v1"}
+
+
+def test_samples_of_a_generator_are_looked_at_and_then_used():
+    proto, data = BOTH["by a switch"]
+    made = quantize(proto, iter(data), calibration=True)
+    assert {"r1", "r2"} <= set(made.encodings)
+    assert made.metadata["jaxq.calibration_samples"] == "12"
+
+
+def test_accuracy_control_calibrates_all_branches():
+    proto, data = BOTH["by a switch"]
+    made = jaxq.quantize_with_accuracy_control(
+        proto, jaxq.Dataset(data), jaxq.Dataset(data), lambda model, items: 1.0, max_drop=0.1
+    )
+    assert {"r1", "r2", "v1", "v2"} <= set(made.encodings)
+
+
+def test_variants_hold_shapes_and_switches_once():
+    proto, data = BOTH["by a switch"]
+    model = load(proto)
+    found = variants(model, data * 5)
+    assert [(bool(static["c"].array), inputs["x"].shape) for static, inputs in found] == [
+        (True, (2, 8)),
+        (False, (2, 8)),
+    ]
+    assert {"r1", "r2"} <= traces(model, found).dtypes.keys()
+    assert [node.name for node in untaken_nodes(model.graph, traces(model, found[:1]))][-1] == "two"
+
+
+def test_only_the_first_sample_is_looked_at_where_there_are_no_branches():
+    model = load(written("(float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
+    seen = []
+    variants(model, (seen.append(i) or {"x": sample(i)} for i in range(5)))
+    assert seen == [0]
+
+
+def test_data_without_samples_is_an_error():
+    with pytest.raises(CalibrationError, match="at least one sample"):
+        variants(load(BY_SWITCH), Samples(load(BY_SWITCH), [], None).unseen())
