@@ -262,7 +262,7 @@ def open_validation(
 
 
 def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
-    """What compares a model with itself: top1, if its first output is one row of class scores (`jaxq.analysis.classes`), else cosine."""
+    """What compares a model with itself: top1, if its first output is a row of class scores (`analysis.classes`), or cosine."""
     for feed, _ in items:
         name = model.graph.outputs[0]
         if name in model.made_on_host(feed):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
-from jaxq.graph.ir.ir import FrozenDict
 from models import Network, branching_network, old_network
 
 import jaxq
 from jaxq.accuracy.identity import ReadOnce, digest_of, hidden_in, model_digest
 from jaxq.data import Dataset
+from jaxq.graph.ir import FrozenDict
 
 
 def scaled(factor):

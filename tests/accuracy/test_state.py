@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
-from jaxq.graph.ir.ir import FrozenDict
 from kills import every_kill
 
 import jaxq
@@ -18,6 +17,7 @@ from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import by_function, space, store, trials
 from jaxq.accuracy.space import quantized
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
+from jaxq.graph.ir import FrozenDict
 
 
 @pytest.fixture(autouse=True)
