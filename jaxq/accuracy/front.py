@@ -9,21 +9,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from jaxq.accuracy.by_metric import open_validation
-from jaxq.accuracy.identity import Identity, ReadOnce, digest_of, model_digest
+from jaxq.accuracy.identity import identity_of
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, check_drop
 from jaxq.accuracy.ranking import Rankings
 from jaxq.accuracy.report import MISSED, Goal
 from jaxq.accuracy.search import Proposal, restore
 from jaxq.accuracy.space import Space, open_space
 from jaxq.accuracy.store import Store, open_folder
-from jaxq.accuracy.treatments import RANGES, UNCORRECTED, Treatment
+from jaxq.accuracy.treatments import AS_PLANNED, RANGES, UNCORRECTED, Treatment
 from jaxq.accuracy.trials import Listener, Trials
-from jaxq.accuracy.validation import EXACT
-from jaxq.analysis.metrics import METRICS, find_metric
+from jaxq.analysis.by_metric import open_validation
+from jaxq.analysis.validation import EXACT
 from jaxq.checks import member
 from jaxq.data import Dataset
-from jaxq.data.functions import named_function
+from jaxq.data.fingerprint import ReadOnce, digest_of
 from jaxq.engine.model import Model
 from jaxq.engine.programs import holding
 from jaxq.errors import AccuracyError, ConfigError
@@ -32,7 +31,6 @@ from jaxq.numerics.quantizer import to_arrays
 from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
-from jaxq.version import __version__
 
 
 def quantize_with_accuracy_control(
@@ -102,16 +100,13 @@ def quantize_with_accuracy_control(
     with holding():
         prepared = prepare(model, calibration_dataset, options)
         data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
-        names = [metric.name for metric in advanced.metrics]
+        names, free = [metric.name for metric in advanced.metrics], advanced.annotation_free
         store = Store()
         if folder is not None:
             read = ReadOnce(data)
             data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
-            measure = measures(names if validation_fn is None else [validation_fn])
-            fixed = known_parts(prepared, measure, data, advanced.annotation_free)
-            functions = [each for each in (*measure, data.transform_func) if callable(each)]
-            store = Store(folder, Identity(fixed, prepared.data, read, functions))
-        free = advanced.annotation_free
+            measures = names if validation_fn is None else [validation_fn]
+            store = Store(folder, identity_of(prepared, measures, data.transform_func, read, free=free))
         validation = open_validation(data, validation_fn, names, prepared.model, batch_size, annotation_free=free)
         trials = Trials(validation, store, advanced, started, on_step)
         open_quantized(trials, prepared)
@@ -119,31 +114,6 @@ def quantize_with_accuracy_control(
         validation.refer_to(exact)
         trials.goals = trials.timed("baseline", lambda: goals_of(trials, exact, allowed, kind))
         return trials.until_the_end(lambda: search(trials, prepared, exact))
-
-
-def measures(names: Iterable[Any]) -> list[Any]:
-    """What measures: functions as they are, those by name as functions, metrics of jaxq by name."""
-    found: list[Any] = []
-    for name in names:
-        own = isinstance(name, str) and find_metric(name).name not in METRICS
-        found.append(named_function(name) if own else name)
-    return found
-
-
-def known_parts(prepared: Prepared, measure: list[Any], data: Dataset, annotation_free: bool) -> dict[str, str]:
-    """What decides the values of a candidate, beside the data; a search may go on with all else changed.
-
-    Args:
-      measure: see `measures`.
-      annotation_free: whether these refer to the float model's outputs.
-    """
-    options = replace(prepared.options, batch_size=None).to_dict()
-    return {
-        "version of jaxq": __version__,
-        "model": model_digest(prepared.graph, prepared.model.params),
-        "options": digest_of(options, sorted(prepared.ignored)),
-        "validation function": digest_of(measure, data.transform_func, annotation_free),
-    }
 
 
 def open_quantized(trials: Trials, prepared: Prepared) -> None:
@@ -200,18 +170,14 @@ def asymmetric(prepared: Prepared) -> Prepared:
 
 
 def settings_alike(space: Space) -> list[Proposal]:
-    """The treatments of all layers alike: each range estimator that makes a difference, and no bias correction."""
-    found: list[Treatment] = []
-    seen = {digest_of(to_arrays(space.first))}
-    for treatment in RANGES:
+    """The treatments of all layers alike: as planned, each range estimator that makes a difference, and no bias correction."""
+    found: dict[str, Treatment] = {}
+    for treatment in (AS_PLANNED, *RANGES):  # where ranges are symmetric, an estimator's lower end is left alone
         encodings = space.base.encodings.get(treatment.estimator or "", space.first)
-        digest = digest_of(to_arrays(encodings))
-        if digest not in seen:  # symmetric ranges leave the lower end alone
-            seen.add(digest)
-            found.append(treatment)
-    settings = [dict.fromkeys(space.layers, each) for each in (*found, UNCORRECTED)]
-    names = [f"all layers: {each.name}" for each in (*found, UNCORRECTED)]
-    return [({}, "all layers: as they are"), *zip(settings, names, strict=True)]
+        found.setdefault(digest_of(to_arrays(encodings)), treatment)
+    chosen = (*found.values(), UNCORRECTED)
+    settings = [{} if each is AS_PLANNED else dict.fromkeys(space.layers, each) for each in chosen]
+    return [(setting, f"all layers: {each.name}") for setting, each in zip(settings, chosen, strict=True)]
 
 
 def refuse_hopeless(trials: Trials, exact: Model) -> None:
@@ -221,13 +187,12 @@ def refuse_hopeless(trials: Trials, exact: Model) -> None:
     values = {name: score.value for name, score in trials.validation.evaluate(exact, EXACT).items()}
     missed = [goal for goal in trials.goals if goal.excess(values[goal.metric]) > 0]
     if missed:
-        goal, best = missed[0], trials.best
-        assert best is not None, "a candidate was evaluated"
+        goal = missed[0]
         raise AccuracyError(
             f"the float model itself is below the target: its {goal.metric} is {values[goal.metric]:.6g} on this data, while "
             f"baseline_value {goal.baseline:g} and max_drop {goal.max_drop:g} ask for more; check the data, or give the "
             "baseline that was measured on it",
-            best.model(),
+            trials.best.model(),
             trials.tell(MISSED),
         )
 
@@ -237,7 +202,8 @@ def note_noise(trials: Trials, exact: Model) -> None:
 
     Not below a hundredth of the drop that is allowed: a device may sum in another order each time.
     """
-    if trials.validation.known or len(trials.steps) > 1 or trials.steps[0].resumed:  # then it is known already
+    (first, *others) = trials.tried.values()
+    if trials.validation.known or others or first.step.resumed:  # then it was looked at already
         return
     trials.check_time()
     (goal,) = trials.goals

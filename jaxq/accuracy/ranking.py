@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, Ranking
@@ -21,29 +20,21 @@ from jaxq.accuracy.space import Space
 from jaxq.accuracy.store import Ranked
 from jaxq.accuracy.treatments import Setting, Treatment, named
 from jaxq.accuracy.trials import Trials
-from jaxq.accuracy.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
-from jaxq.engine.collect import batches, compiled_part, fitting_batch, largest_tensor, tensor_shapes
+from jaxq.analysis.sensitivity import Batches, slopes, smaller_batches
+from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
+from jaxq.engine.collect import batches, tensor_shapes
 from jaxq.engine.model import Model, split_static
-from jaxq.engine.runner import Batch, Network, Slopes, run
+from jaxq.engine.runner import Batch
 from jaxq.engine.stages import Walk, run_batch, walk
-from jaxq.errors import ConfigError
 from jaxq.graph.ir import FrozenDict, Literal
-from jaxq.numerics.distance import TINY, difference, output_distances
-from jaxq.numerics.quantizer import QuantParams, fake_quantize
+from jaxq.numerics.distance import difference, output_distances
 from jaxq.progress import track
-
-# Bytes for what a backward pass keeps: all activations of a batch.
-BACKWARD_BYTES = {"cpu": 256 << 20, "gpu": 8 << 30, "tpu": 4 << 30}
-LARGEST_BATCH = 16
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
 # The order of layers that are quantized alone is settled then: already two samples give nearly the same.
 MOST_ALONE = 32
 # Samples of so many output numbers together are as good, but for two: an image has as many as many samples of a classifier.
 ENOUGH_NUMBERS = 1 << 16
-
-
-Batches = list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]
 
 
 class Ranker:
@@ -158,55 +149,27 @@ class Ranker:
         return total / count
 
     @functools.cached_property
-    def batches(self) -> Batches:
+    def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
         """The samples in batches, with the outputs of the float model."""
         made = batches(self.float_model, self.feeds, self.batch_size)
         return [(static, batch, run_batch(self.float_model, static, batch)) for static, batch in made]
 
-    # ----------------------------------------------------------------------------------------------------- the gradient
-
     def _slopes(self, setting: Setting) -> dict[str, float]:
         """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
         now, most = self.space.parts(setting).changed, self.space.parts({}).changed
-        graph, params, encodings = self.space.candidate(setting).program
-        exact = self.float_model.program.params
-        names = sorted(encodings.keys() | most)
-        blended = {name: params[name] for name in names if name in params}
-        alpha = {name: np.float32(name in now) for name in names}
-        total: dict[str, float] = dict.fromkeys(names, 0.0)
-        count = 0
-        for static, batch in track(self._smaller_batches, "ranking"):
-            head = compiled_part(graph, params, static, batch)
-            try:
-                _, slopes = run(_blended, Slopes(), (head,), static, batch, (alpha, exact, blended, encodings))
-            except ValueError as error:
-                if "Reverse-mode" not in str(error):
-                    raise
-                raise ConfigError(
-                    "ranking 'gradient' does not go through a loop of which only the data know how often it turns; take "
-                    "'alone' or 'exact'"
-                ) from None
-            for name, slope in jax.device_get(slopes).items():
-                total[name] += float(slope)
-            count += int(np.asarray(batch.real).sum())
-        return {name: slope / count for name, slope in total.items()}
+        model = self.space.candidate(setting)
+        names = sorted(model.program.encodings.keys() | most)
+        return slopes(self.float_model, model, names, now, self._smaller_batches)
 
     @functools.cached_property
-    def _smaller_batches(self) -> list[tuple[FrozenDict[str, Literal], Batch]]:
-        """The same samples in batches whose activations a backward pass can keep, with the float model's outputs beside them."""
+    def _smaller_batches(self) -> Batches:
         wanted = {
             int(number): {name: value[row] for name, value in reference.items()}
             for _, batch, reference in self.batches
             for row, number in enumerate(np.asarray(batch.number))
         }
         outputs = [wanted[number] for number in range(len(self.feeds))]
-        return list(batches(self.float_model, self.feeds, self.batch_size or self._fitting, outputs))
-
-    @property
-    def _fitting(self) -> int:
-        """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
-        largest = largest_tensor(self.float_model, *split_static(self.float_model.graph, self.feeds[0]))
-        return fitting_batch(largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(self.feeds)))
+        return smaller_batches(self.float_model, self.feeds, outputs, self.batch_size)
 
 
 @dataclass
@@ -289,35 +252,3 @@ class Rankings:
             numbers = sum(shapes[name].size for name in model.graph.outputs if name in shapes)
             size = min(SUBSET[Ranking.ALONE], max(2, ENOUGH_NUMBERS // max(numbers, 1)))
         return pool.worst(min(size, MOST_ALONE))
-
-
-def _blended(networks: tuple[Network, ...], numbers: Any, sample: Batch) -> jax.Array:
-    """The divergence of a sample from the outputs beside it, when tensors and params are rounded by parts alpha.
-
-    The numbers: alpha, the exact params, the rounded ones, and encodings.
-    """
-    alpha, exact, rounded, encodings = numbers
-
-    def blend(name: str, value: Any, other: Any) -> Any:
-        return value + alpha[name].astype(value.dtype) * (other - value)
-
-    params = {name: blend(name, value, rounded[name]) if name in rounded else value for name, value in exact.items()}
-
-    def tap(name: str, value: Any, carry: Any) -> tuple[Any, Any]:
-        return (blend(name, value, _always(value, encodings[name])) if name in encodings else value), carry
-
-    outputs = networks[0](params, sample.inputs, tap=tap)[0]
-    floats = {name: value for name, value in sample.beside.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-    return jnp.asarray(sum(_distance(value, outputs[name]) for name, value in floats.items()), jnp.float32)
-
-
-def _distance(expected: Any, found: Any) -> Any:
-    """`jaxq.numerics.distance`, with a gradient; NaN or infinity that is found where a number was expected makes it none."""
-    known = jnp.isfinite(expected)
-    expected, found = (jnp.where(known, each, 0) for each in (expected, found))
-    return jnp.sum((found - expected) ** 2) / jnp.maximum(jnp.sum(expected**2), TINY)
-
-
-def _always(value: Any, encoding: QuantParams) -> Any:
-    """The rounded value, whether the quantizer is on or off."""
-    return fake_quantize(value, replace(encoding, enabled=jnp.bool_(True)))

@@ -8,7 +8,7 @@ and the model that is written come from the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 
 from jaxq.accuracy.base import Base, quantize_once, restored
 from jaxq.accuracy.store import Store
-from jaxq.accuracy.switches import Switches, add_switches
 from jaxq.accuracy.treatments import AS_PLANNED, Setting, Treatment
 from jaxq.algorithms.calibration import with_biases
 from jaxq.engine.model import Model
@@ -26,6 +25,7 @@ from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize_array
 from jaxq.numerics.ranges import on_grid
 from jaxq.pipeline import Prepared
 from jaxq.placement.plan import Bias, BiasForm, Plan
+from jaxq.placement.switches import Switches, add_switches
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,14 @@ class Parts:
 
     plan: Plan
     switches: frozenset[str]  # of activations, that are on
-    params: Mapping[str, Any]  # in float
+    biases: Mapping[str, Any]  # those that are corrected, in float
     rounded: frozenset[str]  # params that are rounded
-    moved: frozenset[str]  # biases that are corrected
     encodings: Mapping[str, QuantParams]  # by tensor of the full plan, or param
 
     @property
     def changed(self) -> frozenset[str]:
         """Everything that sets the model apart from the float one: switches, and params."""
-        return self.switches | self.rounded | self.moved
+        return self.switches | self.rounded | self.biases.keys()
 
 
 class Space:
@@ -79,50 +78,38 @@ class Space:
 
     def parts(self, setting: Setting) -> Parts:
         """What a setting does to every quantizer."""
-        base, done = self.base, self._by(setting, lambda layer: layer.nodes)
-        plan = self._plan(frozenset(node for node, each in done.items() if not each.activations))
-        integer = {node for node, each in done.items() if each.weights_alone}.union(plan.nodes)
-        moved = frozenset(
-            bias
+        base, treated = self.base, [(self.layers[name], each) for name, each in setting.items()]
+        of_node = {name: each for layer, each in treated for name in layer.nodes}
+        of_weight = {name: each for layer, each in treated for name in layer.weights}
+        of_group = {name: each for layer, each in treated if each.own_ranges for name in layer.inputs}
+        plan = self._plan(frozenset(node for node, each in of_node.items() if not each.activations))
+        integer = {node for node, each in of_node.items() if each.weights_alone}.union(plan.nodes)
+        biases = {
+            bias: base.corrected[bias]
             for bias, owner in self._owners.items()
-            if owner is None or (owner in integer and done.get(owner, AS_PLANNED).corrected)
-        )
-        params = {name: base.corrected[name] if name in moved else each for name, each in base.exact.items()}
-        of_group = self._by(
-            {name: each for name, each in setting.items() if each.own_ranges}, lambda layer: layer.inputs
-        )
-        read = {name: of_group.get(self.plan.activations[name], AS_PLANNED) for name in self.first}
-        activations = {name: self._activation(name, each) for name, each in read.items()}
-        of_weight = self._by(setting, lambda layer: layer.weights)
-        rounded = {weight.name for weight in plan.weights} | {
-            name for name, each in of_weight.items() if each.weights_alone
+            if owner is None or (owner in integer and of_node.get(owner, AS_PLANNED).corrected)
         }
+        read = {name: of_group.get(self.plan.activations[name], AS_PLANNED) for name in self.first}
+        ranges = {name: base.encodings.get(each.estimator or "", self.first)[name] for name, each in read.items()}
+        activations = {name: with_bits(ranges[name], each.activation_bits) for name, each in read.items()}
+        rounded = {name for name, each in of_weight.items() if each.weights_alone}
+        rounded.update(weight.name for weight in plan.weights)
         weights = {
-            name: each
-            if (bits := of_weight.get(name, AS_PLANNED).weight_bits) is None
-            else on_grid(each, IntType(bits, narrow=True))
+            name: with_bits(each, of_weight.get(name, AS_PLANNED).weight_bits, signed=True)
             for name, each in base.weights.items()
             if name in rounded
         }
         wide = {name for name, each in read.items() if each.activation_bits}
+        params = {**base.exact, **biases}
         encodings = with_biases(activations | weights, params, self._biases(plan, wide))
         # What no sample ever made has no range.
         on = frozenset(name for name in self.switches.on(plan) if self.switches.tensors[name] in activations)
-        return Parts(plan, on, params, frozenset(encodings).intersection(params), moved, encodings)
-
-    def _by(self, setting: Setting, part: Callable[[Layer], Iterable[str]]) -> dict[str, Treatment]:
-        """The treatment of each part of the layers."""
-        return {name: each for layer, each in setting.items() for name in part(self.layers[layer])}
+        return Parts(plan, on, biases, frozenset(encodings).intersection(params), encodings)
 
     def _plan(self, ignored: frozenset[str]) -> Plan:
         if ignored not in self._plans:
             self._plans[ignored] = self.base.prepared.place(ignored)
         return self._plans[ignored]
-
-    def _activation(self, name: str, treatment: Treatment) -> QuantParams:
-        found = self.base.encodings.get(treatment.estimator or "", self.first)[name]
-        bits = treatment.activation_bits
-        return found if bits is None else on_grid(found, IntType(bits, signed=False))
 
     def _biases(self, plan: Plan, wide: Collection[str]) -> tuple[Bias, ...]:
         """The biases of a plan in the names of the full one.
@@ -143,10 +130,10 @@ class Space:
 
         Without `corrected` its biases are those of the float model, rounded.
         """
-        parts = self.corrected(setting) if corrected else self.uncorrected(setting)
+        parts = self.corrected(setting) if corrected else replace(self.parts(setting), biases={})
         params = {
             name: self._round(name, value, parts.encodings[name]) if name in parts.rounded else value
-            for name, value in parts.params.items()
+            for name, value in {**self.base.exact, **parts.biases}.items()
         }
         return self._model.replace(params=params, encodings=self._switched(parts, parts.switches))
 
@@ -157,26 +144,19 @@ class Space:
         does harm.
         """
         parts = self.parts(setting)
-        if self.base.correction is None or not parts.moved or not setting:
+        if self.base.correction is None or not parts.biases or not setting:
             return parts
         key = frozenset(setting.items())
         if key not in self._corrections:
             self._corrections[key] = self.correction(parts)
-        return replace(parts, params={**parts.params, **self._corrections[key]})
+        return replace(parts, biases=self._corrections[key])
 
     def correction(self, parts: Parts) -> dict[str, np.ndarray]:
         """The biases that may move, corrected for what these parts round; by the same compiled program for all."""
         assert self.base.correction is not None, "the base has a bias correction"
-        exact = {**parts.params, **{name: self.base.exact[name] for name in parts.moved}}
-        weights = {name: parts.encodings[name] for name in parts.rounded - parts.moved}
-        model = self._model.replace(params=exact, encodings={**self._switched(parts, parts.switches), **weights})
-        found = self.base.correction(model)
-        return {name: np.asarray(found[name]) for name in parts.moved}
-
-    def uncorrected(self, setting: Setting) -> Parts:
-        """The parts of a setting, with the biases of the float model."""
-        parts = self.parts(setting)
-        return replace(parts, params={**parts.params, **{name: self.base.exact[name] for name in parts.moved}})
+        weights = {name: parts.encodings[name] for name in parts.rounded - parts.biases.keys()}
+        found = self.base.correction(self._model.replace(encodings=self._switched(parts, parts.switches) | weights))
+        return {name: np.asarray(found[name]) for name in parts.biases}
 
     def float_model(self) -> Model:
         """The same program with every quantizer off."""
@@ -203,10 +183,11 @@ class Space:
         own = self.switches.tensors_of(parts.plan)
         encodings = {name: parts.encodings[tensor] for name, tensor in own.items() if tensor in parts.encodings}
         encodings |= {name: parts.encodings[name] for name in parts.rounded}
-        params = {name: value for name, value in parts.params.items() if name not in self.plan.copies}
-        plain = Model(base.prepared.graph, params, metadata=FrozenDict({**base.metadata, **(metadata or {})}))
+        params = {**base.exact, **parts.biases}
+        given = {name: value for name, value in params.items() if name not in self.plan.copies}
+        plain = Model(base.prepared.graph, given, metadata=FrozenDict({**base.metadata, **(metadata or {})}))
         model = parts.plan.prepare(plain)
-        copies = {name: parts.params[name] for name in parts.plan.copies if name in parts.params}
+        copies = {name: params[name] for name in parts.plan.copies if name in params}
         return model.replace(params={**model.params, **copies}, encodings=encodings)
 
     # ---------------------------------------------------------------------------------------------------------- counting
@@ -246,6 +227,11 @@ def quantized(prepared: Prepared, estimators: Sequence[str] = ()) -> Base:
     found = space.correction(space.parts({}))
     moved = {name: each for name, each in found.items() if not np.array_equal(each, base.exact[name])}
     return replace(base, corrected=moved)
+
+
+def with_bits(encoding: QuantParams, bits: int | None, *, signed: bool = False) -> QuantParams:
+    """The quantizer of the same range on a grid of so many bits; None: as it is."""
+    return encoding if bits is None else on_grid(encoding, IntType(bits, signed=signed, narrow=signed))
 
 
 def same(one: Any, other: Any) -> bool:

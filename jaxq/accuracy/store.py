@@ -112,8 +112,15 @@ class Store:
         if not self.trials:
             return ""
         count = "1 candidate is" if len(self.trials) == 1 else f"{len(self.trials)} candidates are"
+        hidden = (
+            f"; not compared: {', '.join(identity.hidden)} (name another folder if that has changed)"
+            if identity.hidden
+            else ""
+        )
         before = "a search that was finished" if self.finished else "a search that was broken off"
-        return f"going on with {before}: {count} known already{identity.unseen}"
+        hidden = ", ".join(identity.hidden)
+        unsure = f"; not compared: {hidden} (name another folder if that has changed)" if hidden else ""
+        return f"going on with {before}: {count} known already{unsure}"
 
     def save(self) -> None:
         """Writes `state.json`."""

@@ -4,17 +4,10 @@ layer, who searches reads what it costs, and who reports reads its name.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxq.numerics.estimators import (
-    AggregatorType,
-    RangeEstimatorParameters,
-    RangeEstimatorParametersSet,
-    StatisticsCollectorParameters,
-    StatisticsType,
-)
+from jaxq.numerics.estimators import QUANTILES, RangeEstimatorParameters, RangeEstimatorParametersSet
 
 
 @dataclass(frozen=True)
@@ -51,27 +44,13 @@ class Treatment:
         return self.estimator is not None or self.activation_bits is not None
 
 
-def _quantiles() -> Iterator[tuple[str, RangeEstimatorParameters]]:
-    """POT's grid for the ranges of activations: each end the extreme of all samples, or the mean of their quantiles."""
-    mean = AggregatorType.MEAN
-    lows = {"min": StatisticsCollectorParameters(StatisticsType.MIN, AggregatorType.MIN)}
-    highs = {"max": StatisticsCollectorParameters(StatisticsType.MAX, AggregatorType.MAX)}
-    for part in (1e-3, 1e-4):
-        end = StatisticsCollectorParameters(StatisticsType.QUANTILE, mean, quantile_outlier_prob=part)
-        lows[f"quantile {part:g}"], highs[f"quantile {1 - part:g}"] = end, end
-    for low, high in itertools.product(lows, highs):
-        if (low, high) != ("min", "max"):  # that is minmax
-            yield f"{low} to {high}", RangeEstimatorParameters(lows[low], highs[high])
-
-
-QUANTILES = dict(_quantiles())
 NAMED = ("mse", "mean_minmax", "minmax", "percentile")  # of `RangeEstimatorParametersSet`
 ESTIMATORS: Mapping[str, RangeEstimatorParameters] = {
     **{name: RangeEstimatorParametersSet.of(name) for name in NAMED},
     **QUANTILES,
 }
 
-AS_PLANNED = Treatment("as planned")
+AS_PLANNED = Treatment("as they are")
 RANGES = tuple(  # single layers may have those with a name
     Treatment(f"range estimator {name}", cost, "range_estimator" if name in NAMED else "", estimator=name)
     for cost, name in enumerate(ESTIMATORS, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, Ranking
 from jaxq.accuracy.report import (
@@ -27,7 +26,7 @@ from jaxq.accuracy.search import Found, Proposals
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.store import BEST, REPORT, Ranked, Store, key
 from jaxq.accuracy.treatments import Setting, named
-from jaxq.accuracy.validation import QUANTIZED, Validation, in_runtime
+from jaxq.analysis.validation import QUANTIZED, Validation, in_runtime
 from jaxq.engine.model import Model
 from jaxq.errors import AccuracyError, JaxqError
 from jaxq.files import write_text
@@ -45,32 +44,25 @@ class Candidate:
     """A setting with what it is worth.
 
     Attributes:
+      place: where the store has it.
       space: what the setting is one of.
       setting: layer -> what is done to it.
       goals: what it is compared with.
-      values: metric -> value in simulation.
-      runtime: the same of its file in ONNX Runtime; None where that has not been run.
+      step: what the report says of it, with the values in simulation.
+      runtime: the values of its file in ONNX Runtime; None where that has not been run.
     """
 
+    place: str
     space: Space
     setting: Setting
     goals: tuple[Goal, ...]
-    values: Mapping[str, float]
+    step: Step
     runtime: Mapping[str, float] | None = None
-
-    @functools.cached_property
-    def place(self) -> str:
-        """Where the store has it."""
-        return key(named(self.setting), self.space.base.preset)
-
-    @functools.cached_property
-    def float_layers(self) -> int:
-        return self.space.float_layers(self.setting)
 
     @property
     def worst(self) -> tuple[float, Goal, float]:
         """(excess, goal, value) of what is furthest from its goal, in simulation or in the runtime where that is known."""
-        known = [self.values] if self.runtime is None else [self.values, self.runtime]
+        known = [self.step.values, *([] if self.runtime is None else [self.runtime])]
         found = [(goal, values[goal.metric]) for goal in self.goals for values in known]
         return max(((goal.excess(value), goal, value) for goal, value in found), key=lambda each: each[0])
 
@@ -81,15 +73,17 @@ class Candidate:
     @property
     def order(self) -> tuple[float, ...]:
         """The less the better: few layers in float and cheap treatments, where the goals are reached; else what is nearest."""
-        cost = sum(each.cost for each in self.setting.values())
-        if self.reached:
-            return (0, self.float_layers, cost, excess(self.goals, self.values))
-        return (1, self.worst[0], self.float_layers, cost)
+        layers, cost = self.step.float_layers, sum(each.cost for each in self.setting.values())
+        return (
+            (0, layers, cost, excess(self.goals, self.step.values))
+            if self.reached
+            else (1, self.worst[0], layers, cost)
+        )
 
     def model(self) -> Model:
         """The model, traced anew, with what the file says of the search."""
-        values = {goal.metric: [goal.baseline, self.values[goal.metric]] for goal in self.goals}
-        record = {"jaxq.accuracy": json.dumps(values), "jaxq.kept": json.dumps(named(self.setting))}
+        values = {goal.metric: [goal.baseline, self.step.values[goal.metric]] for goal in self.goals}
+        record = {"jaxq.accuracy": json.dumps(values), "jaxq.kept": json.dumps(self.step.setting)}
         return self.space.final(self.setting, record)
 
 
@@ -126,7 +120,6 @@ class Trials:
         self.started, self.on_step = started, on_step
         self.ranked: list[Ranked] = []
         self.tried: dict[str, Candidate] = {}
-        self.steps: list[Step] = []
         self.seconds: dict[str, float] = {}
         self.in_doubt = self.out_of_time = False
         self._has_runtime = importlib.util.find_spec("onnxruntime") is not None
@@ -146,51 +139,51 @@ class Trials:
     def trial(self, setting: Setting, why: str) -> float:
         """Evaluates a candidate, once; returns how far it is from the goals, 0 or less where it reaches them."""
         place = key(named(setting), self.space.base.preset)
-        new = place not in self.tried
-        if new:
-            self._evaluate(place, setting, why)
-        candidate = self.tried[place]
+        known = self.tried.get(place)
+        candidate = known or self._evaluated(place, setting, why)
         if self.in_doubt and candidate.reached:
             self.measure(candidate)
-        if new:
+        if known is None:
             self.tell(RUNNING)
         return candidate.worst[0]
 
-    def _evaluate(self, place: str, setting: Setting, why: str) -> None:
-        known = self.store.trials.get(place)
-        if known is None:
+    def _evaluated(self, place: str, setting: Setting, why: str) -> Candidate:
+        resumed = place in self.store.trials
+        if not resumed:
             self.check_time()
             began = time.monotonic()
             scores = self.validation.evaluate(self.space.candidate(setting), "" if setting else QUANTIZED)
             values = {name: score.value for name, score in scores.items()}
-            trial: dict[str, Any] = {"values": values, "why": why, "seconds": round(time.monotonic() - began, 3)}
-        else:
-            trial, values = known, known["values"]
-        self.store.trials[place] = trial
-        found = self.tried[place] = Candidate(self.space, dict(setting), self.goals, values)
+            seconds = round(time.monotonic() - began, 3)
+            self.store.trials[place] = {"values": values, "why": why, "seconds": seconds}
+        trial = self.store.trials[place]
+        values, layers = trial["values"], self.space.float_layers(setting)
         drops = {goal.metric: goal.drop(values[goal.metric]) for goal in self.goals}
-        resumed = known is not None
-        self.steps.append(
-            Step(why, named(setting), values, drops, found.reached, found.float_layers, trial["seconds"], resumed)
-        )
+        enough = excess(self.goals, values) <= 0
+        step = Step(why, named(setting), values, drops, enough, layers, trial["seconds"], resumed)
+        found = self.tried[place] = Candidate(place, self.space, dict(setting), self.goals, step)
         if not resumed:
             self.store.finished = False
             self.keep_best()
+        return found
 
     @property
-    def best(self) -> Candidate | None:
-        """The best of all, if there is any."""
-        return min(self.tried.values(), key=lambda each: each.order, default=None)
+    def best(self) -> Candidate:
+        """The best of all; there is one from the first trial on."""
+        return min(self.tried.values(), key=lambda each: each.order)
+
+    @property
+    def reached(self) -> bool:
+        return any(each.reached for each in self.tried.values())
 
     def keep_best(self) -> None:
         """Writes the best model, where another one is on disk, and the state."""
-        if (best := self.best) is not None:
-            self.store.keep_best(best.place, best.model)
+        self.store.keep_best(self.best.place, self.best.model)
 
     def check_time(self) -> None:
         """Raises OutOfTime when the time budget is used up, but not before one candidate is known."""
         budget = self.advanced.time_budget
-        if budget is not None and self.steps and time.monotonic() - self.started > budget:
+        if budget is not None and self.tried and time.monotonic() - self.started > budget:
             raise OutOfTime
 
     def timed(self, phase: str, make: Callable[[], Made]) -> Made:
@@ -209,7 +202,8 @@ class Trials:
         A search that stops at the edge of what is allowed finds, now and then, a candidate that is within it by luck: sums in
         another order put a few values on the other side of a rounding border, and the metric falls a little below.
         """
-        while (best := self.best) is not None and best.reached:
+        while self.reached:
+            best = self.best
             self.measure(best)
             if best.reached:
                 return True
@@ -237,9 +231,9 @@ class Trials:
         if not self.in_doubt:
             _, goal, there = candidate.worst
             self.store.note(
-                f"in ONNX Runtime, {goal.metric} of the candidate with {candidate.float_layers} layers in float is "
+                f"in ONNX Runtime, {goal.metric} of the candidate with {candidate.step.float_layers} layers in float is "
                 f"{there:.6g}, a drop of {goal.drop(there):.4g} where {goal.max_drop:g} is allowed; in "
-                f"simulation {candidate.values[goal.metric]:.6g}"
+                f"simulation {candidate.step.values[goal.metric]:.6g}"
             )
 
     # ------------------------------------------------------------------------------------------------------------ the end
@@ -264,14 +258,14 @@ class Trials:
         except AccuracyError:
             raise
         except JaxqError as error:
-            if (best_so_far := self.best) is None:
+            if not self.tried:
                 raise
             report = self.tell(BROKEN_OFF)
-            so_far = "is within the limit" if best_so_far.reached else "misses the limit"
+            so_far = "is within the limit" if self.reached else "misses the limit"
             again = "" if self.store.folder is None else "; the same call goes on from here"
             raise AccuracyError(
                 f"the search was broken off: {error}; the best candidate so far {so_far}{again}",
-                best_so_far.model(),
+                self.best.model(),
                 report,
             ) from error
 
@@ -279,7 +273,7 @@ class Trials:
         """Searches until there is a candidate whose file is within the limit, too, or nothing is left to try, or no time."""
         try:
             search()
-            if self.best is not None and self.best.reached and not self.confirm():
+            if self.reached and not self.confirm():
                 self.store.note(
                     "no candidate that is within the limit in simulation is so in ONNX Runtime; the search goes on, with the "
                     "files of such candidates in ONNX Runtime"
@@ -293,14 +287,11 @@ class Trials:
 
     def _finish(self) -> Model:
         """The best model, its metric in the runtime, and the last report."""
+        self.measure(self.best)
         best = self.best
-        assert best is not None, "a candidate was evaluated"
-        self.measure(best)
-        best = self.best
-        assert best is not None, "a candidate was evaluated"
         model = best.model()
         self.store.finished = not self.out_of_time
-        if best.reached and best.float_layers == best.space.weight_layers > 0:
+        if best.reached and best.step.float_layers == best.space.weight_layers > 0:
             self.store.note(
                 "the limit is kept with every layer in float only; allow a larger drop, or give more bits or a scale for each "
                 "channel"
@@ -321,40 +312,38 @@ class Trials:
 
     def _time_is_up(self) -> str:
         """What the end of the time budget means for the user."""
-        best = self.best
         found = "none of them is within the limit"
-        if best is not None and best.reached:
-            found = (
-                f"the best so far is within the limit with {best.float_layers} of {best.space.weight_layers} layers in float, "
-                "perhaps more than needed"
-            )
+        if self.reached:
+            layers = f"{self.best.step.float_layers} of {self.best.space.weight_layers} layers in float"
+            found = f"the best so far is within the limit with {layers}, perhaps more than needed"
         advice = "the same call with a larger time_budget goes on from here"
         if self.store.folder is None:
             advice = "give a larger time_budget; with intermediate_model_dir the same call then goes on from here"
-        tried = f"{len(self.steps)} candidate{'' if len(self.steps) == 1 else 's'}"
+        tried = f"{len(self.tried)} candidate{'' if len(self.tried) == 1 else 's'}"
         return f"the time budget of {self.advanced.time_budget:g} s is used up after {tried}: {found}; {advice}"
 
     # --------------------------------------------------------------------------------------------------------- the report
 
     def tell(self, status: str) -> AccuracyReport:
         """The report as of now, to the listener and the folder, which has the best model where the search ends."""
-        if status != RUNNING:
+        if status != RUNNING and self.tried:
             self.keep_best()
-        best = self.best
-        spent = {**self.seconds, "candidates": sum(step.seconds for step in self.steps if not step.resumed)}
+        steps = tuple(each.step for each in self.tried.values())
+        spent = {**self.seconds, "candidates": sum(step.seconds for step in steps if not step.resumed)}
         spent["all"] = time.monotonic() - self.started
-        report = AccuracyReport(
-            status,
-            self.goals,
-            best.values if best is not None else {},
-            (best.runtime or {}) if best is not None else {},
-            best.float_layers if best is not None else 0,
-            self.space.weight_layers if best is None else best.space.weight_layers,
-            tuple(self._kept(name, best) for name in best.setting) if best is not None else (),
-            tuple(self.steps),
-            {name: round(value, 2) for name, value in spent.items()},
-            tuple(self.store.notes),
-        )
+        seconds = {name: round(value, 2) for name, value in spent.items()}
+        layers, notes = self.space.weight_layers, tuple(self.store.notes)
+        report = AccuracyReport(status, self.goals, weight_layers=layers, steps=steps, seconds=seconds, notes=notes)
+        if self.tried:
+            best = self.best
+            report = replace(
+                report,
+                values=best.step.values,
+                runtime_values=best.runtime or {},
+                float_layers=best.step.float_layers,
+                weight_layers=best.space.weight_layers,
+                kept=tuple(self._kept(layer, best) for layer in best.setting),
+            )
         self.store.write(REPORT, lambda path: write_text(path, json.dumps(report.to_dict(), indent=1) + "\n"))
         if self.on_step is not None:
             self.on_step(report)

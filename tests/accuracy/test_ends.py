@@ -8,7 +8,7 @@ from accuracy_models import accuracy, ruined, run
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import trials
-from jaxq.accuracy.by_function import FunctionValidation
+from jaxq.analysis.by_function import FunctionValidation
 from jaxq.errors import AccuracyError
 
 
@@ -33,7 +33,7 @@ def test_the_time_budget_ends_the_search_with_the_best_so_far(planted):
 
 def test_a_time_budget_that_ends_a_search_within_the_limit_says_what_was_found(planted, monkeypatch):
     def check_time(self):
-        if self.best is not None and self.best.reached:
+        if self.reached:
             raise trials.OutOfTime
 
     monkeypatch.setattr(trials.Trials, "check_time", check_time)

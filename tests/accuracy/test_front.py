@@ -28,7 +28,7 @@ from jaxq.accuracy import search, trials
 from jaxq.accuracy.base import ASKED_FOR
 from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import Space
-from jaxq.accuracy.treatments import FLOAT, QUANTILES, WEIGHTS
+from jaxq.accuracy.treatments import FLOAT, WEIGHTS
 from jaxq.errors import AccuracyError
 
 
@@ -224,17 +224,6 @@ def test_tuning_leaves_out_estimators_that_give_the_same_ranges(planted):
     tried = [step.what for step in reports[-1].steps]
     assert "all layers: range estimator min to quantile 0.999" in tried
     assert "all layers: range estimator quantile 0.001 to quantile 0.999" not in tried
-
-
-def test_the_grid_of_quantiles_is_that_of_pot():
-    assert len(QUANTILES) == 8  # and minmax
-    ends = QUANTILES["quantile 0.001 to max"]
-    assert (ends.min.statistics_type, ends.min.aggregator_type, ends.min.quantile_outlier_prob) == (
-        "quantile",
-        "mean",
-        1e-3,
-    )
-    assert (ends.max.statistics_type, ends.max.aggregator_type) == ("max", "max")
 
 
 def test_several_metrics_all_have_to_hold():

@@ -10,9 +10,9 @@ from compilations import compilations
 from models import NETWORKS, samples
 
 import jaxq
-from jaxq import placed
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT, RANGES, UNCORRECTED, WEIGHTS, WIDE, Treatment
+from jaxq.engine import placed
 from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
 (MSE,) = (each for each in RANGES if each.estimator == "mse")
@@ -100,7 +100,7 @@ def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_
     space = Space(base_of(chain(), images(24)))
     with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
-    assert moved.moved
+    assert moved.biases
     assert compiled == []
 
 
@@ -142,7 +142,8 @@ def test_a_reverted_layer_has_its_own_bias_again():
     assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
                           ({"Conv_conv1": WEIGHTS}, "corrected")):  # fmt: skip
-        np.testing.assert_array_equal(space.parts(setting).params[moved], getattr(space.base, kind)[moved])
+        found = {**space.base.exact, **space.parts(setting).biases}
+        np.testing.assert_array_equal(found[moved], getattr(space.base, kind)[moved])
 
 
 def test_16_bits_hold_what_was_seen_where_8_are_clipped():

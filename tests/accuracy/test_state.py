@@ -14,8 +14,9 @@ from kills import every_kill
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import by_function, space, store, trials
+from jaxq.accuracy import space, store, trials
 from jaxq.accuracy.space import quantized
+from jaxq.analysis import by_function
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
 from jaxq.graph.ir import FrozenDict
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.by_function import FunctionValidation
-from jaxq.accuracy.validation import (
+from jaxq.analysis.by_function import FunctionValidation
+from jaxq.analysis.classes import class_scores
+from jaxq.analysis.metrics import COSINE_OF_LISTS, METRICS, Metric, Outputs, find_metric
+from jaxq.analysis.validation import (
     EMPTY,
     EXACT,
     MOST_BYTES,
@@ -21,8 +23,6 @@ from jaxq.accuracy.validation import (
     Validation,
     check_count,
 )
-from jaxq.analysis.classes import class_scores
-from jaxq.analysis.metrics import COSINE_OF_LISTS, METRICS, Metric, Outputs, find_metric
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.data.labelled import labelled_items

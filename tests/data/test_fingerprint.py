@@ -1,4 +1,4 @@
-"""What tells one search from another."""
+"""What tells one value, function, model or data set from another."""
 
 import functools
 import itertools
@@ -12,8 +12,8 @@ import pytest
 from models import Network, branching_network, old_network
 
 import jaxq
-from jaxq.accuracy.identity import ReadOnce, digest_of, hidden_in, model_digest
 from jaxq.data import Dataset
+from jaxq.data.fingerprint import ReadOnce, digest_of, hidden_in, model_digest
 from jaxq.graph.ir import FrozenDict
 
 
@@ -270,6 +270,6 @@ def test_items_are_read_once_for_each_pass_and_one_that_was_complete_is_not_hash
 
     source = ReadOnce(Dataset(Source()))
     list(source)
-    monkeypatch.setattr("jaxq.accuracy.identity.parts_of", None)
+    monkeypatch.setattr("jaxq.data.fingerprint.parts_of", None)
     list(source)
     assert taken == [0, 1, 2] * 2
