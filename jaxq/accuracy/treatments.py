@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxq.numerics.estimators import QUANTILES, RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.numerics.estimators import QUANTILE_GRID, RangeEstimatorParameters, RangeEstimatorParametersSet
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Treatment:
 NAMED = ("mse", "mean_minmax", "minmax", "percentile")  # of `RangeEstimatorParametersSet`
 ESTIMATORS: Mapping[str, RangeEstimatorParameters] = {
     **{name: RangeEstimatorParametersSet.of(name) for name in NAMED},
-    **QUANTILES,
+    **QUANTILE_GRID,
 }
 
 AS_PLANNED = Treatment("as they are")

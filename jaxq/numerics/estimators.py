@@ -331,4 +331,4 @@ def _quantiles() -> Iterator[tuple[str, RangeEstimatorParameters]]:
             yield f"{low} to {high}", RangeEstimatorParameters(lows[low], highs[high])
 
 
-QUANTILES = dict(_quantiles())
+QUANTILE_GRID = dict(_quantiles())
