@@ -18,7 +18,8 @@ from jaxq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jaxq.accuracy.front import quantize_with_accuracy_control
-    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
+    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
+    from jaxq.analysis.validation import DropType
     from jaxq.analysis.verify import verify
     from jaxq.compress import BackupMode, CompressWeightsMode, GroupSizeFallbackMode, compress_weights
     from jaxq.data import Dataset
@@ -82,7 +83,7 @@ _HOME = {
     "ConfigError": "errors",
     "Dataset": "data",
     "DeviceError": "errors",
-    "DropType": "accuracy.options",
+    "DropType": "analysis.validation",
     "DynamicShapeError": "errors",
     "FP8QuantizationParameters": "placement.schemes",
     "FP8Type": "placement.schemes",

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from jaxq.accuracy.identity import identity_of
-from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType, check_drop
+from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
 from jaxq.accuracy.ranking import Rankings
-from jaxq.accuracy.report import MISSED, Goal
+from jaxq.accuracy.report import MISSED
 from jaxq.accuracy.search import Proposal, restore
 from jaxq.accuracy.space import Space, open_space
 from jaxq.accuracy.store import Store, open_folder
 from jaxq.accuracy.treatments import AS_PLANNED, RANGES, UNCORRECTED, Treatment
 from jaxq.accuracy.trials import Listener, Trials
 from jaxq.analysis.by_metric import open_validation
-from jaxq.analysis.validation import EXACT
+from jaxq.analysis.validation import EXACT, DropType, Goal, check_drop
 from jaxq.checks import member
 from jaxq.data import Dataset
 from jaxq.data.fingerprint import ReadOnce, digest_of

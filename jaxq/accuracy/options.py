@@ -9,15 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from jaxq.accuracy.treatments import FLOAT, TREATMENTS, WEIGHTS, Treatment
+from jaxq.analysis.validation import DropType, check_drop
 from jaxq.checks import check_integer, check_number, member
 from jaxq.errors import ConfigError, Option, did_you_mean
-
-
-class DropType(StrEnum):
-    """How the drop of a metric is measured: as a difference, or as a part of the float model's value."""
-
-    ABSOLUTE = "absolute"
-    RELATIVE = "relative"
 
 
 class Ranking(StrEnum):
@@ -237,25 +231,6 @@ class AccuracySection(AdvancedAccuracyRestorerParameters):
             "validation_fn": self.metric,
             "advanced_accuracy_restorer_parameters": AdvancedAccuracyRestorerParameters(**values),
         }
-
-
-def check_drop(max_drop: Any, drop_type: DropType) -> float:
-    """The largest drop allowed, as a float.
-
-    Raises:
-      ConfigError: it is negative, no number, or as a relative drop allows everything.
-    """
-    value = _number("max_drop", max_drop)
-    if value < 0:
-        raise ConfigError(Option(("max_drop",), max_drop), "; a drop that is allowed is 0 or more")
-    if drop_type is DropType.RELATIVE and value >= 1:
-        raise ConfigError(
-            Option(("max_drop",), max_drop),
-            " with ",
-            Option(("drop_type",), "relative"),
-            " allows to lose all of the metric; expected a part of it, as 0.01",
-        )
-    return value
 
 
 def _number(key: str, value: Any) -> float:

@@ -188,15 +188,12 @@ class Rankings:
 
     def rank(self, setting: Setting) -> list[str]:
         """The layers that the setting leaves quantized, the costliest first."""
-
-        def measured() -> list[Ranked]:
-            if self.advanced.ranking is Ranking.ALONE:
-                return self.ranker.alone(setting)
-            if self.advanced.ranking is Ranking.EXACT:
-                return self.ranker.exactly(setting)
-            return self.ranker.by_gradient(setting, self.advanced.confirm)
-
-        self.trials.ranked = self._remembered("rank", setting, {}, measured)
+        make = {
+            Ranking.ALONE: lambda: self.ranker.alone(setting),
+            Ranking.EXACT: lambda: self.ranker.exactly(setting),
+            Ranking.GRADIENT: lambda: self.ranker.by_gradient(setting, self.advanced.confirm),
+        }
+        self.trials.ranked = self._remembered("rank", setting, {}, make[Ranking(self.advanced.ranking)])
         return [each.layer for each in self.trials.ranked]
 
     def costs(self, setting: Setting, start: Setting) -> list[str]:

@@ -8,11 +8,10 @@ and the model that is written come from the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxq.accuracy.base import Base, quantize_once, restored
@@ -20,23 +19,13 @@ from jaxq.accuracy.store import Store
 from jaxq.accuracy.treatments import AS_PLANNED, Setting, Treatment
 from jaxq.algorithms.calibration import with_biases
 from jaxq.engine.model import Model
+from jaxq.engine.stages import same_numbers
 from jaxq.graph.ir import FrozenDict
-from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize_array
+from jaxq.numerics.quantizer import QuantParams, fake_quantize_array
 from jaxq.numerics.ranges import on_grid
 from jaxq.pipeline import Prepared
 from jaxq.placement.plan import Bias, BiasForm, Plan
-from jaxq.placement.switches import Switches, add_switches
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Nodes that are treated alike, because they share a weight; mostly one."""
-
-    name: str
-    op: str
-    nodes: tuple[str, ...]
-    weights: tuple[str, ...]
-    inputs: frozenset[str]  # quantizer groups of the plan that its nodes read
+from jaxq.placement.switches import Switches, add_switches, layers_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class Space:
         self.base, self.plan = base, base.prepared.plan
         self.switches: Switches = add_switches(base.prepared.graph, self.plan)
         self.first = next(iter(base.encodings.values()))
-        self.layers = {layer.name: layer for layer in _layers(self.plan)}
+        self.layers = {layer.name: layer for layer in layers_of(self.plan)}
         self._owners = {bias: self.plan.owner(bias) for bias in base.corrected}
         self._model = Model(self.switches.graph, base.exact)  # all candidates share with it what is on the device
         self._rounded: dict[str, tuple[Any, QuantParams, np.ndarray]] = {}  # param -> value, encoding, rounded value
@@ -91,11 +80,11 @@ class Space:
         }
         read = {name: of_group.get(self.plan.activations[name], AS_PLANNED) for name in self.first}
         ranges = {name: base.encodings.get(each.estimator or "", self.first)[name] for name, each in read.items()}
-        activations = {name: with_bits(ranges[name], each.activation_bits) for name, each in read.items()}
+        activations = {name: on_grid(ranges[name], each.activation_bits) for name, each in read.items()}
         rounded = {name for name, each in of_weight.items() if each.weights_alone}
         rounded.update(weight.name for weight in plan.weights)
         weights = {
-            name: with_bits(each, of_weight.get(name, AS_PLANNED).weight_bits, signed=True)
+            name: on_grid(each, of_weight.get(name, AS_PLANNED).weight_bits, signed=True)
             for name, each in base.weights.items()
             if name in rounded
         }
@@ -172,7 +161,7 @@ class Space:
     def _round(self, name: str, value: Any, encoding: QuantParams) -> np.ndarray:
         """The rounded value; that of the last time, where nothing has changed since."""
         last, known, rounded = self._rounded.get(name, (None, None, None))
-        if rounded is None or not (same(value, last) and same(encoding, known)):
+        if rounded is None or not (same_numbers(value, last) and same_numbers(encoding, known)):
             rounded = fake_quantize_array(np.asarray(value), encoding)
             self._rounded[name] = value, encoding, rounded
         return rounded
@@ -227,34 +216,3 @@ def quantized(prepared: Prepared, estimators: Sequence[str] = ()) -> Base:
     found = space.correction(space.parts({}))
     moved = {name: each for name, each in found.items() if not np.array_equal(each, base.exact[name])}
     return replace(base, corrected=moved)
-
-
-def with_bits(encoding: QuantParams, bits: int | None, *, signed: bool = False) -> QuantParams:
-    """The quantizer of the same range on a grid of so many bits; None: as it is."""
-    return encoding if bits is None else on_grid(encoding, IntType(bits, signed=signed, narrow=signed))
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two arrays, or trees of them, hold the same."""
-    return one is other or all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    )
-
-
-def _layers(plan: Plan) -> Iterable[Layer]:
-    """The layers of the full plan, in the order of the graph."""
-    nodes = {node.name: node for _, node in plan.graph.walk()}
-    quantized = {weight.name for weight in plan.weights}
-    leader: dict[str, str] = {}  # weight -> first node that reads it
-    members: dict[str, list[str]] = {}
-    for name in plan.nodes:
-        weights = [tensor for tensor in nodes[name].inputs if tensor in quantized]
-        first = next((leader[weight] for weight in weights if weight in leader), name)
-        leader.update(dict.fromkeys(weights, first))
-        members.setdefault(first, []).append(name)
-    groups = plan.activations
-    for first, names in members.items():
-        reads = [tensor for name in names for tensor in nodes[name].inputs]
-        weights = [tensor for tensor in reads if tensor in quantized]
-        inputs = frozenset(groups[tensor] for tensor in reads if tensor in groups)
-        yield Layer(first, nodes[first].op, tuple(names), tuple(dict.fromkeys(weights)), inputs)

@@ -17,16 +17,14 @@ from jaxq.accuracy.report import (
     REACHED,
     RUNNING,
     AccuracyReport,
-    Goal,
     Kept,
     Step,
-    excess,
 )
 from jaxq.accuracy.search import Found, Proposals
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.store import BEST, REPORT, Ranked, Store, key
 from jaxq.accuracy.treatments import Setting, named
-from jaxq.analysis.validation import QUANTIZED, Validation, in_runtime
+from jaxq.analysis.validation import QUANTIZED, Goal, Validation, excess, in_runtime
 from jaxq.engine.model import Model
 from jaxq.errors import AccuracyError, JaxqError
 from jaxq.files import write_text

@@ -1,20 +1,23 @@
-"""What evaluating a candidate model means, whoever does it: scores, and which samples quantization hurts."""
+"""What a model is worth, whoever evaluates it: scores, what is enough, and which samples quantization hurts."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxq.analysis.metrics import Score
+from jaxq.checks import check_number
 from jaxq.engine.model import Model, check_feed
 from jaxq.engine.runner import Batch
 from jaxq.engine.stages import single_feeds
-from jaxq.errors import CalibrationError
+from jaxq.errors import CalibrationError, ConfigError, Option
 from jaxq.graph.ir import FrozenDict, Literal, TensorType
 from jaxq.onnx_io.save import save
 
@@ -123,3 +126,89 @@ def in_runtime(validation: Validation, model: Model) -> dict[str, float]:
         path = Path(folder) / "model.onnx"
         save(model, path)
         return {name: score.value for name, score in validation.evaluate(File(model, path)).items()}
+
+
+# -------------------------------------------------------------------------------------------------------- what is enough
+
+ROUNDING = 1e-9  # of the metric: 0.93 - 0.92 is a little more than 0.01 in floats
+
+
+class DropType(StrEnum):
+    """How the drop of a metric is measured: as a difference, or as a part of the float model's value."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+def check_drop(max_drop: Any, drop_type: DropType) -> float:
+    """The largest drop allowed, as a float.
+
+    Raises:
+      ConfigError: it is negative, no number, or as a relative drop allows everything.
+    """
+    check_number("max_drop", max_drop)
+    value = float(max_drop)
+    if value < 0:
+        raise ConfigError(Option(("max_drop",), max_drop), "; a drop that is allowed is 0 or more")
+    if drop_type is DropType.RELATIVE and value >= 1:
+        raise ConfigError(
+            Option(("max_drop",), max_drop),
+            " with ",
+            Option(("drop_type",), "relative"),
+            " allows to lose all of the metric; expected a part of it, as 0.01",
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One metric and its limit.
+
+    Attributes:
+      metric: its name.
+      higher_is_better: its direction.
+      baseline: its value for the float model.
+      max_drop: the largest drop allowed, in units of `drop_type`.
+      drop_type: absolute: baseline - value. Relative: the same over |baseline|. The sign is turned where lower is better.
+    """
+
+    metric: str
+    higher_is_better: bool
+    baseline: float
+    max_drop: float
+    drop_type: DropType
+
+    def drop(self, value: float) -> float:
+        """How much worse `value` is than the baseline; negative where it is better, infinite for NaN."""
+        if math.isnan(value):
+            return math.inf
+        lost = self.baseline - value if self.higher_is_better else value - self.baseline
+        if self.drop_type is DropType.ABSOLUTE:
+            return lost
+        return lost / abs(self.baseline) if self.baseline else math.inf if lost > 0 else -math.inf if lost < 0 else 0.0
+
+    def excess(self, value: float) -> float:
+        """How far the drop is above the limit; 0 or less: the goal is reached. Comparable between metrics."""
+        over = self.drop(value) - self.max_drop
+        scale = abs(self.baseline) if self.drop_type is DropType.ABSOLUTE else 1.0
+        if over <= ROUNDING * max(scale, self.max_drop):
+            over = min(over, 0.0)
+        return over / scale if scale > 0 else over
+
+    def check(self) -> None:
+        """Raises ConfigError if the drop allowed is more than the metric itself, so that every model would do."""
+        if (
+            self.higher_is_better
+            and self.drop_type is DropType.ABSOLUTE
+            and self.baseline > 0
+            and self.max_drop >= self.baseline
+        ):
+            raise ConfigError(
+                f"max_drop = {self.max_drop:g} is not below the metric itself ({self.metric} of the float model: "
+                f"{self.baseline:g}), so that every model would do; is it meant in percent? 1 % is 0.01"
+            )
+
+
+def excess(goals: Sequence[Goal], values: Mapping[str, float]) -> float:
+    """That of the metric that is furthest from its goal."""
+    return max(goal.excess(values[goal.metric]) for goal in goals)

@@ -1,8 +1,8 @@
 import pytest
 
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy.options import DropType, check_drop
 from jaxq.accuracy.treatments import FLOAT, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.analysis.validation import DropType, check_drop
 from jaxq.errors import ConfigError
 
 
