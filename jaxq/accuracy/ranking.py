@@ -91,7 +91,7 @@ class Ranker:
             return self.alone(setting)
         now = self.space.parts(setting).changed
         gains = {
-            layer: sum(slopes[name] for name in now - self.space.parts({**setting, layer: self.revert}).changed)
+            layer: sum(slopes[name] for name in sorted(now - self.space.parts({**setting, layer: self.revert}).changed))
             for layer in self._left(setting)
         }
         order = sorted(gains, key=lambda layer: -gains[layer])
