@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxq.accuracy.options import AccuracySection
 from jaxq.data import ImageOptions
-from jaxq.errors import ConfigError, JaxqWarning, Option, OptionPath, Words, did_you_mean, inside
+from jaxq.errors import ConfigError, JaxqWarning, Option, OptionPath, Words, did_you_mean, inside, told
 from jaxq.graph.select import IgnoredScope, Operation
 from jaxq.jobs.job import DataOptions, Job, LayerwiseTuning, in_full
 from jaxq.jobs.json_text import parse_json
@@ -140,11 +140,8 @@ def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, Words]:
     """
     file = validated(PotFile, _without_typos(content, where), where)
     words = _words(file)
-    try:
+    with told(words, where):
         return _job(file), words
-    except ConfigError as error:
-        error.say(words)
-        raise ConfigError(f"{where}: {error.placed()}") from None
 
 
 def _words(file: PotFile) -> Words:
@@ -266,11 +263,8 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
     common = file.compression
     model_type = params.model_type or common.model_type
     device = _device(params.target_device or common.target_device or "ANY")
-    try:
+    with inside("compression", *([] if params.target_device is None else PARAMS_PATH[1:])):
         check_target("target_device", device)
-    except ConfigError as error:
-        place = "compression" if params.target_device is None else PARAMS
-        raise ConfigError(f"{place}.{error}") from None
     if model_type is not None and model_type.lower() not in ("none", "transformer"):
         place = "compression" if params.model_type is None else PARAMS
         hint = did_you_mean(model_type, ("transformer", "None"))
