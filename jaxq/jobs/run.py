@@ -107,7 +107,7 @@ def run_file(
         model, missed = error.best, error
     except KeyboardInterrupt:
         if search is not None and search.steps and folder is not None and file is not None:
-            from jaxq.accuracy.folder import copy_best
+            from jaxq.accuracy.store import copy_best
 
             copy_best(folder, file, file.with_suffix(".json"))
         raise
@@ -140,7 +140,7 @@ def run_file(
         report["data_file"] = data_file(save(model, file))
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
         if missed is None and folder == own_folder(file):
-            from jaxq.accuracy.folder import remove
+            from jaxq.accuracy.store import remove
 
             remove(folder)
     return RunResult(model, file, report), missed
