@@ -150,17 +150,16 @@ def _step(
     branches: dict[str, int] = {}  # tensor of a branch on which the data decide -> its condition's place
 
     def forward(sample: Mapping[str, Any]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-        seen: dict[str, jax.Array] = {}
         conditions: dict[str, jax.Array] = {}
 
         def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
             if name in watched:
-                seen[name] = value if name in stored else materialized(value)
-                value = value if name in summed else seen[name]
+                carry[name] = value if name in stored else materialized(value)
+                value = value if name in summed else carry[name]
             return value, carry
 
         tap = chain(watch, quantizing(encodings))
-        execute(graph, params, {**sample, **fixed}, tap=tap, conditions=conditions)
+        seen = execute(graph, params, {**sample, **fixed}, tap=tap, carry={}, conditions=conditions)[1]
         distinct = {id(taken): taken for name, taken in conditions.items() if name in seen}
         places = {each: place for place, each in enumerate(distinct)}
         branches.update({name: places[id(taken)] for name, taken in conditions.items() if name in seen})
@@ -255,13 +254,25 @@ def tensor_shapes(
     model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
 ) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
-    return traced_tensors(model, static, inputs)[0]
+    return traced_tensors(model, static, inputs).shapes
 
 
-def traced_tensors(
-    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
-) -> tuple[Mapping[str, jax.ShapeDtypeStruct], frozenset[str]]:
-    """`tensor_shapes`, and the names of the tensors that are made where no tap sees them."""
+class Traced(NamedTuple):
+    """What running a graph makes.
+
+    Attributes:
+      shapes: shape and dtype of every traced tensor; of one in a loop, those of a turn.
+      hidden: names of the tensors that are made where no tap sees them, or that differ from turn to turn.
+      largest: bytes of the largest one that is no param, with all turns that are kept of a loop.
+    """
+
+    shapes: FrozenDict[str, jax.ShapeDtypeStruct]
+    hidden: frozenset[str]
+    largest: int
+
+
+def traced_tensors(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> Traced:
+    """What the compiled part makes when it runs on such inputs."""
     head = split(model.graph, model.params, static, inputs).head
     given = [
         {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in each.items()}
@@ -274,7 +285,7 @@ def traced_tensors(
 @functools.lru_cache(maxsize=64)  # every pass over the data asks
 def _traced_tensors(
     head: Graph, static: FrozenDict[str, Literal], structure: Any, leaves: tuple[Any, ...], narrow: bool
-) -> tuple[FrozenDict[str, jax.ShapeDtypeStruct], frozenset[str]]:
+) -> Traced:
     """The same for inputs [params, inputs]; `narrow` says which mode of JAX it is for."""
     params, inputs = jax.tree.unflatten(structure, leaves)
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
@@ -283,16 +294,17 @@ def _traced_tensors(
 
     def watch(name: str, value: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        carry[name] = value
         return value, carry
 
-    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:  # outputs may be strings, which JAX has not
-        execute(head, params, {**inputs, **fixed}, tap=watch, hidden=hidden)
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:  # outputs may be strings, which JAX has not
+        return execute(head, params, {**inputs, **fixed}, tap=watch, carry={}, hidden=hidden)[1]
 
-    jax.eval_shape(run, params, inputs)
-    return FrozenDict(shapes), frozenset(hidden)
+    kept = jax.eval_shape(run, params, inputs)
+    sizes = (each.size * each.dtype.itemsize for name, each in kept.items() if name not in params)
+    return Traced(FrozenDict(shapes), frozenset(hidden), max(sizes, default=1))
 
 
 def largest_tensor(model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]) -> int:
     """Bytes of the largest activation of one sample."""
-    shapes = tensor_shapes(model, static, inputs)
-    return max((s.size * s.dtype.itemsize for name, s in shapes.items() if name not in model.params), default=1)
+    return traced_tensors(model, static, inputs).largest

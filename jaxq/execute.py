@@ -6,20 +6,24 @@ The walk is pure Python over pure functions. Under `jax.jit` it disappears and X
 from __future__ import annotations
 
 import functools
+import operator
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxq.bodies import Subgraph
 from jaxq.bounds import Budget, check_traced
 from jaxq.errors import DynamicShapeError, JaxqError, ModelError
-from jaxq.graph import Graph, Node, TensorType, captures
+from jaxq.graph import Graph, Node, captures
 from jaxq.mapped import forget_pages, is_mapped
 from jaxq.ops import Op, find, is_static
 from jaxq.ops.cpu_memory import channels_last, is_image, materialized
 from jaxq.quantizer import QuantParams, fake_quantize, transposed
+from jaxq.turns import Seen
 
 Carry = TypeVar("Carry")
 Tap = Callable[[str, jax.Array, Any], tuple[jax.Array, Any]]
@@ -50,11 +54,13 @@ def execute(
       params: weights by tensor name, of the graph and all of its subgraphs.
       inputs: values by input name. Numpy arrays are static: they may decide shapes and branches. JAX arrays are traced.
       tap: `tap(name, value, carry) -> (value, carry)` sees every traced tensor as it is made, params and inputs too,
-        and may replace it. Tensors inside loops are not shown. Where the data decide on a branch, it sees both.
-      carry: what the first tap gets.
+        and may replace it. Where the data decide on a branch, it sees both. What it sees in a loop it sees in each turn.
+      carry: what the first tap gets: a dict of arrays, if anything. In the body of a loop it begins empty; what the tap puts in
+        comes out with the values of all turns in it (`jaxq.turns`).
       postponed: if given, a node that cannot be compiled is no error: its name and the reason are put in here, and so are all
         nodes that depend on it. Outputs that they would make are left out.
-      hidden: if given, the names of tensors that are made where no tap sees them, in loops, are put in here.
+      hidden: if given, the names of tensors that are made where no tap sees them, or whose shapes or types differ from turn to
+        turn of a loop, are put in here.
       conditions: if given, the name of each tensor that the tap sees in a branch on which the data decide is put in here, and the
         boolean that says whether this branch is taken.
       concrete: whether every value is there and stays so: outside of any trace, all in numpy.
@@ -123,28 +129,6 @@ def shared(graph: Graph) -> frozenset[str]:
         if len({id(node) for node, _ in graph.consumers.get(name, ())}) + (name in graph.outputs) > 1
         and name not in summed
     )
-
-
-class Subgraph(NamedTuple):
-    """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
-
-    `concrete` says that all it reads is there, in numpy, so that each turn of a loop may run as it comes; `tapped`, that somebody
-    looks at tensors, which in a branch that is inlined can be seen.
-    """
-
-    run: Callable[..., tuple[Any, ...]]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    types: tuple[TensorType | None, ...]  # what the file declares of the outputs
-    concrete: bool = False
-    tapped: bool = False
-
-    def __call__(self, *values: Any, inlined: bool = False, condition: Any = None) -> tuple[Any, ...]:
-        """Runs the body on positional values; `inlined=True` when it is run exactly once, in the outer trace.
-
-        A `condition`, a boolean that depends on the data, says whether what is inlined is taken at all.
-        """
-        return self.run(values, inlined, condition)
 
 
 class _Walk:
@@ -247,26 +231,60 @@ class _Walk:
         return results
 
     def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
-        def run(arguments: tuple[Any, ...], inlined: bool, condition: Any) -> tuple[Any, ...]:
+        def given(arguments: tuple[Any, ...]) -> dict[str, Any]:
             if len(arguments) != len(graph.inputs):
                 raise ModelError(
                     f"graph {graph.name!r} has {len(graph.inputs)} inputs {list(graph.inputs)}, but {len(arguments)} values"
                 )
-            given = dict(zip(graph.inputs, arguments, strict=True))
-            # Inside lax.cond, scan and while_loop no statistic can leave: the walk goes on without the tap.
-            walk, outside = self, self.condition
-            if not inlined:
-                walk = _Walk(self.graph, self.params, None, None, self.budget, self.concrete, self.hidden)
-            if walk.tap is None and self.hidden is not None:
-                self.hidden.update(name for node in graph.nodes for name in node.outputs if name)
-            if condition is not None:
-                self.condition = condition if outside is None else outside & condition
-            results = walk.run(graph, {**values, **given})
-            self.condition = outside
+            return dict(zip(graph.inputs, arguments, strict=True))
+
+        def outputs(walk: _Walk, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+            results = walk.run(graph, {**values, **inputs})
             return tuple(results[name] for name in graph.outputs)  # one tensor may be several outputs
 
+        def run(arguments: tuple[Any, ...], inlined: bool, condition: Any) -> tuple[Any, ...]:
+            inputs, walk, outside = given(arguments), self, self.condition
+            if not inlined:
+                walk = self.within(None)
+            if walk.tap is None:
+                self.hide(graph)
+            if condition is not None:
+                self.condition = condition if outside is None else outside & condition
+            results = outputs(walk, inputs)
+            self.condition = outside
+            return results
+
+        def turn(*arguments: Any) -> tuple[tuple[Any, ...], Seen]:
+            if self.tap is None:
+                return run(arguments, False, None), Seen({}, {})
+            walk = self.within(self.tap)
+            results = outputs(walk, walk.tapped({name: as_data(value) for name, value in given(arguments).items()}))
+            return results, Seen(walk.carry, walk.conditions)
+
+        def refuse(names: set[str]) -> None:
+            if self.hidden is not None:
+                self.hidden.update(names)
+
         types = tuple(map(graph.types.get, graph.outputs))
-        return Subgraph(run, graph.inputs, graph.outputs, types, self.concrete, self.tap is not None)
+        tapped = self.tap is not None
+        return Subgraph(run, turn, self.leave, refuse, graph.inputs, graph.outputs, types, self.concrete, tapped)
+
+    def within(self, tap: Tap | None) -> _Walk:
+        """A walk over a body that lax.cond, scan or while_loop runs, out of which nothing may leave but as a result of theirs."""
+        return _Walk(self.graph, self.params, tap, {}, self.budget, self.concrete, self.hidden)
+
+    def hide(self, graph: Graph) -> None:
+        if self.hidden is not None:
+            self.hidden.update(name for node in graph.nodes for name in node.outputs if name)
+
+    def leave(self, seen: Seen) -> None:
+        """Takes over what was seen in the turns of a loop."""
+        if seen.values:
+            self.carry = {**self.carry, **seen.values}
+        for name in seen.values:
+            conditions = [each for each in (self.condition, seen.taken.get(name)) if each is not None]
+            if conditions:
+                self.conditions[name] = functools.reduce(operator.and_, conditions)
 
     def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
         """The chain of tensors from the operand that should be static back to where it became traced."""
@@ -282,6 +300,11 @@ class _Walk:
                     chain.append(name)
                 return f" It comes from: {' <- '.join(map(repr, chain))}."
         return ""
+
+
+def as_data(value: Any) -> Any:
+    """A float array that a loop begins with as one that depends on the data, as those of later turns do."""
+    return jnp.asarray(value) if is_static(value) and np.ndim(value) and value.dtype == np.float32 else value
 
 
 def now(value: Any) -> Any:

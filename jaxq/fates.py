@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node, constants
+from jaxq.graph import Graph, Node, constants, in_loops
 from jaxq.patterns import is_depthwise
 from jaxq.schemes import merges, rule_for
 from jaxq.targets import Rule, Target
@@ -32,9 +32,8 @@ READ_TWICE = "float: its result is quantized for some of its readers, and read o
 SUMMED = "float: the runtime makes a Gemm of it and of the Add behind it, whose other summand is in float"
 COMPUTED_BIAS = "float: its bias is computed"
 READ_ONLY = "float: {} is read, but computed with in float"
-IN_LOOP = "float: in the body of a loop, where nothing is quantized"
+NOT_SEEN = "float: in the body of a loop, where nothing was seen of it"
 
-LOOPS = frozenset({"Loop", "Scan"})
 MATRIX = 2  # axes
 
 
@@ -64,7 +63,7 @@ class Fates:
         self.params, self.encoded, self.target, self.dtypes, self.left = params, encoded, target, dtypes, left
         self.shapes = shapes
         self.values = {**params, **constants(graph)}
-        self.looped = frozenset(in_loops(graph))
+        self.looped = frozenset(node.name for node in in_loops(graph))
         self.outputs = set(graph.outputs)
         self.producers: dict[str, Node] = {}
         self.readers: dict[str, list[Node]] = {}
@@ -81,8 +80,8 @@ class Fates:
         if rule is not None and self.is_quantized(node, rule):
             return self.kernel(node, rule)
         before = self.producers.get(node.inputs[0]) if node.inputs else None
-        if node.name in self.looped and not self.makes_floats(node):
-            return IN_LOOP
+        if node.name in self.looped and rule is not None and rule.weights and not self.makes_floats(node):
+            return NOT_SEEN
         if not self.makes_floats(node):
             return NO_FLOATS
         between = before is not None and node.inputs[0] in self.encoded
@@ -213,12 +212,3 @@ def is_summand(shape: tuple[int, ...], product: tuple[int, ...]) -> bool:
     """Whether a Gemm that makes such a product may add a tensor of that shape to it."""
     rows, columns = product
     return shape in ((columns,), (1, columns), (rows, columns), (rows, 1))
-
-
-def in_loops(graph: Graph, inside: bool = False) -> Iterator[str]:
-    """The names of the nodes that stand in bodies of loops, and in branches there."""
-    for node in graph.nodes:
-        if inside:
-            yield node.name
-        for sub in node.subgraphs:
-            yield from in_loops(sub, inside or node.op in LOOPS)

@@ -16,6 +16,7 @@ import numpy as np
 
 K = TypeVar("K")
 V = TypeVar("V")
+LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
 
 
 class FrozenDict(dict[K, V]):
@@ -194,6 +195,15 @@ def graphs(graph: Graph) -> Iterator[Graph]:
 def constants(graph: Graph) -> dict[str, np.ndarray]:
     """Every constant of the graph, its branches and loops, as arrays."""
     return {name: literal.array for inner in graphs(graph) for name, literal in inner.constants.items()}
+
+
+def in_loops(graph: Graph, inside: bool = False) -> Iterator[Node]:
+    """The nodes that stand in bodies of loops, and in branches there."""
+    for node in graph.nodes:
+        if inside:
+            yield node
+        for sub in node.subgraphs:
+            yield from in_loops(sub, inside or node.op in LOOPS)
 
 
 def tensor_names(graph: Graph) -> set[str]:

@@ -5,7 +5,7 @@ If nothing changes, a pass returns the same objects. Passes that need no numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -88,12 +88,32 @@ def may_be_static(declared: TensorType | None) -> bool:
 
 
 def given_data(graph: Graph, inputs: Iterable[str]) -> set[str]:
-    """Every tensor of the graph that depends on the values of `inputs`, which includes them."""
+    """Every tensor of the graph, its branches and loops that depends on the values of `inputs`, which includes them."""
     data = set(inputs)
-    for node in graph.nodes:
-        if node.op not in ("Shape", "Size") and not data.isdisjoint({*node.inputs, *captures(node)}):
-            data.update(filter(None, node.outputs))
+
+    def spread(graph: Graph) -> None:
+        for node in graph.nodes:
+            before = -1
+            while len(data) != before:  # once more around a loop
+                before = len(data)
+                for sub in node.subgraphs:
+                    data.update(name for name, sources in entering(node, sub) if not data.isdisjoint(sources))
+                    spread(sub)
+            if node.op not in ("Shape", "Size") and not data.isdisjoint({*node.inputs, *captures(node)}):
+                data.update(filter(None, node.outputs))
+
+    spread(graph)
     return data
+
+
+def entering(node: Node, body: Graph) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(input of a loop's body, the tensors that it can be: what the node reads, and what the body gives to the next turn)."""
+    skipped, shift = (2, 1) if node.op == "Loop" else (0, 0)  # the number of the turn, and the condition
+    states = len(body.inputs) - int(node.attributes.get("num_scan_inputs", 0))
+    for place, name in enumerate(body.inputs):
+        if place >= skipped:
+            carried = body.outputs[place - shift : place - shift + 1] if place < states else ()
+            yield name, (*node.inputs[place : place + 1], *carried)
 
 
 def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]:

@@ -20,10 +20,9 @@ from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.fates import in_loops
 from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import add_missing_biases, fuse
-from jaxq.graph import Graph, Node
+from jaxq.graph import Graph, Node, in_loops
 from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
@@ -31,7 +30,7 @@ from jaxq.options import Preset, QuantizeOptions
 from jaxq.own_biases import own_biases
 from jaxq.passes import keep_outputs_exact
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
-from jaxq.places import DOUBLES
+from jaxq.places import DOUBLES, IN_LOOP
 from jaxq.quantizer import PerTensor
 from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
@@ -129,10 +128,9 @@ class Prepared:
                 JaxqWarning,
                 stacklevel=stacklevel + 1,
             )
-        looped = self.looped_layers()
-        if looped:
+        for why, names in self.looped_layers(quantized).items():
             warnings.warn(
-                f"{len(looped)} layer(s) in bodies of loops stay in float, since nothing is quantized there: {first(looped)}",
+                f"{len(names)} layer(s) in bodies of loops stay in float, since {why}: {first(names)}",
                 JaxqWarning,
                 stacklevel=stacklevel + 1,
             )
@@ -150,13 +148,29 @@ class Prepared:
         late = [
             node.name for _, node in self.plan.graph.walk() if node.name in unseen and has_weights(node, self.options)
         ]
-        return sorted({*self.untaken, *late}.difference(in_loops(self.plan.graph)))
+        looped = {node.name for node in in_loops(self.plan.graph)}
+        return sorted({*self.untaken, *late} - looped)
 
-    def looped_layers(self) -> list[str]:
-        """Names of the layers in bodies of loops that a runtime could compute in integers, were they not in there."""
-        inside = set(in_loops(self.plan.graph)) - self.ignored
-        nodes = (node for _, node in self.plan.graph.walk() if node.name in inside)
-        return sorted(node.name for node in nodes if has_weights(node, self.options))
+    def looped_layers(self, quantized: Model) -> dict[str, list[str]]:
+        """Why layers in bodies of loops stay in float that could run in integers elsewhere -> their names."""
+        found: dict[str, list[str]] = {}
+        unseen = self.plan.unseen(quantized.encodings)
+        for node in in_loops(self.plan.graph):
+            quantized_here = node.name in self.plan.nodes and node.name not in unseen
+            if quantized_here or node.name in self.ignored or not has_weights(node, self.options):
+                continue
+            if node.name in self.on_host:
+                why = "the host runs them, or no sample does"
+            elif self.plan.left.get(node.name) == IN_LOOP:
+                why = IN_LOOP
+            elif node.name in unseen:
+                why = "no calibration sample runs them"
+            elif self.dtypes.keys().isdisjoint(node.inputs[:1]) or self.dtypes.keys().isdisjoint(node.outputs):
+                why = "their tensors do not keep shape and type from turn to turn"
+            else:
+                continue
+            found.setdefault(why, []).append(node.name)
+        return {why: sorted(names) for why, names in found.items()}
 
 
 def first(names: Sequence[str], many: int = 5) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.clamps import clip_bounds
-from jaxq.graph import Graph, Node, constants
+from jaxq.graph import Graph, Node, constants, in_loops
 from jaxq.patterns import Matcher, is_depthwise, post_processing, tail_nodes
 from jaxq.quantizer import Scheme
 from jaxq.schemes import Wishes, merges, rule_for
@@ -21,6 +21,7 @@ NEVER_NEGATIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "
 POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"})
 
 IGNORED, SELECTION, BOXES = "ignored", "prepares a selection", "arithmetic behind the last layer"
+IN_LOOP = "the target runs the bodies of loops in float"
 TRANSFORMER, DOUBLES = "kept so in transformers", "it computes in float64"
 
 
@@ -129,6 +130,8 @@ class Places:
 
     def leave_in_float(self) -> None:
         """Fills `left` with the nodes that the detectors find."""
+        if not self.target.loops:
+            self.left.update((node.name, IN_LOOP) for node in in_loops(self.graph) if node.name not in self.left)
         matcher = Matcher(self.graph, self.params)
         names = (*self.target.patterns, *(self.target.transformer_patterns if self.transformer else ()))
         for name in names:

@@ -62,7 +62,7 @@ def traces(model: Model, chosen: Sequence[Variant]) -> Traces:
     hidden: set[str] = set()
     on_host: set[str] = set()
     for static, inputs in chosen:
-        shapes, unseen = traced_tensors(model, static, inputs)
+        shapes, unseen, _ = traced_tensors(model, static, inputs)
         for name, shape in shapes.items():
             dtypes.setdefault(name, set()).add(shape.dtype.name)
         hidden |= unseen

@@ -9,7 +9,7 @@ import pytest
 from models import NETWORKS, Network, quantized, smooth, written
 
 import jaxq
-from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, CONSTANT_SIDE, IN_LOOP, INTEGER, STORED
+from jaxq.fates import AN_OUTPUT, COMPUTED_BIAS, CONSTANT_SIDE, INTEGER, STORED
 from jaxq.lint import lint
 from jaxq.runtime import LINEAR_OPS
 from jaxq.summary import summarize
@@ -158,13 +158,6 @@ def test_rows_of_a_constant_on_the_left_keep_their_precision():
     assert noise.min() > 30
 
 
-def test_layers_in_the_body_of_a_loop_are_counted_as_float():
-    proto = written("""(float[20, 1, 4] xs, float[1, 4] h0) => (float[1, 4] y, float[20, 1, 4] ys) {
-        y, ys = Scan <num_scan_inputs = 1, body = b (float[1, 4] h, float[1, 4] x) => (float[1, 4] g, float[1, 4] s) {
-            p = MatMul (x, w)  g = Add (p, h)  s = Identity (g) }> (h0, xs) }""", w=smooth(4, 4))  # fmt: skip
-    assert summarize(jaxq.load(proto), "onnxruntime").fates["MatMul"] == {IN_LOOP: 1}
-
-
 KIND = {"Conv": "N, 8, 4, 4", "Gemm": "N, 8", "MatMul": "N, 8", "MatMul, rank 3": "N, 3, 8"}
 SHARED = {  # what follows t, and which tensors are outputs
     "read by a product": ("y = {op} (t, v)", "y"),
@@ -231,16 +224,6 @@ def test_of_shared_results_what_fates_and_linter_say_is_what_the_runtime_does(ki
     assert said_in_integers(jaxq.load(proto)) == run
     _, left = kernels(tmp_path / "optimized.onnx")
     assert said_in_float_by_the_linter(tmp_path / "model.onnx") == sum(left.values())
-
-
-def test_of_layers_in_the_body_of_a_loop_quantize_warns():
-    proto = written("""(float[20, 1, 4] xs, float[1, 4] h0) => (float[1, 4] y, float[20, 1, 4] ys) {
-        y, s = Scan <num_scan_inputs = 1, body = b (float[1, 4] h, float[1, 4] x) => (float[1, 4] g, float[1, 4] s) {
-            p = MatMul (x, w)  g = Add (p, h)  s = Identity (g) }> (h0, xs)
-        ys = MatMul (s, v) }""", w=smooth(4, 4), v=smooth(4, 4, seed=1))  # fmt: skip
-    with pytest.warns(jaxq.JaxqWarning, match=r"1 layer\(s\) in bodies of loops stay in float") as seen:
-        jaxq.quantize(proto, [{"xs": smooth(20, 1, 4, seed=seed), "h0": smooth(1, 4)} for seed in range(2)])
-    assert any("MatMul" in str(each.message) for each in seen)
 
 
 def test_a_bias_behind_a_product_has_a_word_of_its_own():

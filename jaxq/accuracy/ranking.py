@@ -17,6 +17,7 @@ from jaxq.collect import batches, compiled_part, fitting_batch, largest_tensor
 from jaxq.distance import TINY, difference, output_distances
 from jaxq.engine.runner import Batch, Network, Slopes, run
 from jaxq.engine.stages import Walk, run_batch, walk
+from jaxq.errors import ConfigError
 from jaxq.graph import FrozenDict, Literal
 from jaxq.model import split_static
 from jaxq.progress import track
@@ -172,7 +173,15 @@ class Ranker:
         count = 0
         for static, batch in track(self._smaller_batches, "ranking"):
             head = compiled_part(graph, params, static, batch)
-            _, slopes = run(_blended, Slopes(), (head,), static, batch, (alpha, exact, blended, encodings))
+            try:
+                _, slopes = run(_blended, Slopes(), (head,), static, batch, (alpha, exact, blended, encodings))
+            except ValueError as error:
+                if "Reverse-mode" not in str(error):
+                    raise
+                raise ConfigError(
+                    "ranking 'gradient' does not go through a loop of which only the data know how often it turns; take "
+                    "'alone' or 'exact'"
+                ) from None
             for name, slope in jax.device_get(slopes).items():
                 total[name] += float(slope)
             count += int(np.asarray(batch.real).sum())

@@ -6,16 +6,17 @@ The operands that are named static here may be traced as well; static ones are a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.bodies import Subgraph
 from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
 from jaxq.ops import array_namespace, is_static, op
-
-Body = Any  # jaxq.execute.Subgraph, which stands above: body(*values) -> outputs
+from jaxq.turns import Keeper, Seen, joined
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
@@ -90,21 +91,20 @@ class _Unsuitable(Exception):
     """This way of running a loop does not fit its body."""
 
 
-def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], conditional: bool) -> tuple[Any, ...]:
+def _unrolled(body: Subgraph, turns: int | None, initial: tuple[Any, ...], conditional: bool) -> tuple[Any, ...]:
     """One turn after the other, while the condition is known.
 
     Raises:
       _Unsuitable: the condition depends on the data, or the loop has too many turns.
     """
-    state, rows, turn = initial, [], 0
+    state, rows, shown, turn = initial, [], [], 0
     while turns is None or turn < turns:
         if turn == MOST_TURNS and not body.concrete:
             raise _Unsuitable
-        condition, *results = body(
-            np.array(turn, np.int64), np.array(True), *state, **{"inlined": True} if turns == 1 else {}
-        )
+        (condition, *results), seen = body.turn(np.array(turn, np.int64), np.array(True), *state)
         state, row = tuple(results[: len(initial)]), results[len(initial) :]
         rows.append(row)
+        shown.append(seen)
         turn += 1
         if turn == turns:
             break
@@ -115,42 +115,56 @@ def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], condition
         if not conditional and turns is None:
             raise ModelError("the loop has neither a trip count nor a condition, so it would never end")
     if not rows:
-        return *state, *_no_rows(body, initial)
+        return *state, *_no_rows(body, 1 + len(state), np.array(0, np.int64), np.array(True), *initial)
+    all_turns, differing = joined(shown)
+    body.leave(all_turns)
+    body.refuse(differing)
     return *state, *(array_namespace(*column).stack(column) for column in zip(*rows, strict=True))
 
 
-def _no_rows(body: Body, initial: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-    """The stacked rows of a loop that makes no turn: of the shapes that a turn would make.
+def _no_rows(body: Subgraph, first: int, *arguments: Any) -> tuple[np.ndarray, ...]:
+    """The stacked rows of a loop that makes no turn: of the shapes that a turn on such arguments would make.
 
-    A body that cannot run without a turn to make gives what the file declares, with 0 for an unknown size (ONNX Runtime).
+    They are the body's outputs from `first` on. A body that cannot run without a turn to
+    make gives what the file declares, with 0 for an unknown size (ONNX Runtime).
     """
-    first = 1 + len(initial)
     try:
-        made = jax.eval_shape(lambda: traced(body(np.array(0, np.int64), np.array(True), *initial)))
+        made = jax.eval_shape(lambda: traced(body.turn(*arguments)[0]))
         rows = [(each.shape, each.dtype) for each in made[first:]]
     except ModelError:
-        declared = body.types[first:]
-        if any(each is None or each.shape is None for each in declared):
-            raise
-        rows = [(tuple(size if isinstance(size, int) else 0 for size in each.shape), each.dtype) for each in declared]
+        rows = []
+        for each in body.types[first:]:
+            if each is None or each.shape is None:
+                raise
+            rows.append((tuple(size if isinstance(size, int) else 0 for size in each.shape), np.dtype(each.dtype)))
     return tuple(np.zeros((0, *shape), dtype) for shape, dtype in rows)
 
 
-def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
+def _scanned(body: Subgraph, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
     """All turns as one `lax.scan`.
 
     Raises:
       _Unsuitable: all is static, the state changes its shape or type, or the condition may end the loop early.
     """
 
-    def step(state: tuple[jax.Array, ...], turn: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        condition, *results = body(turn, np.array(True), *state)
+    def step(carry: tuple[Any, ...], turn: jax.Array) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+        state, kept = carry
+        (condition, *results), seen = body.turn(turn, np.array(True), *state)
         if conditional and not (is_static(condition) and np.reshape(condition, ())):
             raise _Unsuitable
-        return _like(state, results[: len(state)]), traced(results[len(state) :])
+        return (_like(state, results[: len(state)]), keeper.add(kept, seen)), traced(results[len(state) :])
 
-    state, rows = jax.lax.scan(step, traced(initial), jnp.arange(turns))
+    start = traced(initial)
+    keeper = _keeper(body, turns, lambda: (jnp.zeros((), jnp.int32), np.array(True), *start))
+    (state, kept), rows = jax.lax.scan(step, (start, keeper.start), jnp.arange(turns))
+    body.leave(keeper.seen(kept))
     return *state, *rows
+
+
+def _keeper(body: Subgraph, turns: int | None, arguments: Callable[[], tuple[Any, ...]]) -> Keeper:
+    """Keeps what is seen in a loop's turns, each of which gets such arguments."""
+    shapes = jax.eval_shape(lambda: body.turn(*arguments())[1]) if body.tapped else Seen({}, {})
+    return Keeper(shapes, turns)
 
 
 def _like(state: tuple[jax.Array, ...], results: Any) -> tuple[jax.Array, ...]:
@@ -169,16 +183,16 @@ def _types(state: tuple[Any, ...]) -> Any:
     return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
-def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+def _while(body: Subgraph, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
     """As many turns as the data asks for."""
 
     def goes_on(carry: tuple[Any, ...]) -> jax.Array:
-        turn, condition, _ = carry
+        turn, condition, *_ = carry
         return condition if max_trip_count is None else condition & (turn < jnp.asarray(limit, turn.dtype))
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        turn, condition, state = carry
-        after, *results = body(turn, condition, *state)
+        turn, condition, state, kept = carry
+        (after, *results), seen = body.turn(turn, condition, *state)
         if len(results) > len(state):
             raise DynamicShapeError(
                 "the number of turns of the loop depends on the data, and with it the shape of its stacked outputs"
@@ -186,20 +200,23 @@ def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...])
         if max_trip_count is None and (cond is None or (is_static(after) and np.reshape(after, ()))):
             raise ModelError("the loop has no trip count, and its condition stays true: it would never end")
         after = condition if cond is None else jnp.asarray(after).reshape(())
-        return turn + 1, after, _like(state, results)
+        return turn + 1, after, _like(state, results), keeper.add(kept, seen)
 
     if is_static(max_trip_count):
         max_trip_count = np.minimum(max_trip_count, INT32_MAX).astype(np.int32)
     limit = None if max_trip_count is None else jnp.asarray(max_trip_count).reshape(())
     start = jnp.asarray(True if cond is None else cond).reshape(())
-    turn = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64))
+    turn, first = jnp.zeros((), jax.dtypes.canonicalize_dtype(np.int64)), traced(initial)
+    keeper = _keeper(body, None, lambda: (turn, start, *first))
     try:
-        return jax.lax.while_loop(goes_on, step, (turn, start, traced(initial)))[2]
+        *_, state, kept = jax.lax.while_loop(goes_on, step, (turn, start, first, keeper.start))
     except _Unsuitable:
         raise DynamicShapeError(
             f"the loop has more than {MOST_TURNS} turns, or their number depends on the data; its state must keep its "
             "shape and type then"
         ) from None
+    body.leave(keeper.seen(kept))
+    return state
 
 
 # ----------------------------------------------------------------------------------------------------------------- Scan
@@ -235,24 +252,35 @@ def scan(
         places = zip(rows, *_places(scan_output_axes, scan_output_directions, row_count), strict=True)
         return [jnp.moveaxis(_directed(each, backward), 0, axis) for each, axis, backward in places]
 
-    def step(state: Any, slices: Any) -> Any:
-        results = traced(body(*state, *slices))
-        return results[:state_count], results[state_count:]
+    def step(carry: Any, slices: Any) -> Any:
+        state, kept = carry
+        results, seen = body.turn(*state, *slices)
+        results = traced(results)
+        return (results[:state_count], keeper.add(kept, seen)), results[state_count:]
 
     initial, sequences = initial_state_and_scan_inputs[:state_count], initial_state_and_scan_inputs[state_count:]
     if body.concrete:
         return _scanned_now(body, initial, walked(sequences), stacked)
-    final, rows = jax.lax.scan(step, traced(initial), walked(sequences))
+    start, slices = traced(initial), walked(sequences)
+    keeper = _keeper(
+        body, len(slices[0]), lambda: (*start, *(jnp.zeros(each.shape[1:], each.dtype) for each in slices))
+    )
+    (final, kept), rows = jax.lax.scan(step, (start, keeper.start), slices)
+    body.leave(keeper.seen(kept))
     return *final, *stacked(rows)
 
 
-def _scanned_now(body: Body, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
+def _scanned_now(body: Subgraph, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
     """Turn by turn, on values that are there, so that the body may do what cannot be compiled."""
     rows = []
     for turn in range(len(sequences[0])):
         results = body(*state, *(np.asarray(each[turn]) for each in sequences))
         state, row = results[: len(state)], results[len(state) :]
         rows.append(row)
+    if not rows:
+        return *state, *stacked(
+            _no_rows(body, len(state), *state, *(np.zeros(s.shape[1:], s.dtype) for s in sequences))
+        )
     return *state, *stacked([jnp.stack(column) for column in zip(*rows, strict=True)])
 
 
@@ -272,6 +300,6 @@ def batched_scan(sequence_lens, *initial_state_and_scan_inputs, body, num_scan_i
         raise UnsupportedOpError("Scan-8 with sequence_lens is not supported; convert the model to opset 9 or newer")
 
     def one(*values: jax.Array) -> tuple[jax.Array, ...]:
-        return scan(*values, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
+        return scan(*values, body=body.unwatched(), num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
 
     return jax.vmap(one)(*traced(initial_state_and_scan_inputs))

@@ -64,6 +64,7 @@ ONNXRUNTIME = Target(
     merges_at_zero=True,
     domains=frozenset({"", "com.microsoft"}),
     integer_operators=True,
+    loops=True,
     default_preset="mixed",
 )
 

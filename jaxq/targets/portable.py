@@ -28,5 +28,6 @@ PORTABLE = Target(
     activation_modes=frozenset({"symmetric"}),
     bias_types=frozenset(),
     centered=True,
+    loops=True,
     default_preset="performance",
 )

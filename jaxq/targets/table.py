@@ -117,6 +117,7 @@ class Target:
       integer_operators: whether the runtime has ONNX's operators on integers (QLinearConv, MatMulInteger) too.
       default_preset: what `preset=None` means: "mixed" where asymmetric activations cost the runtime nothing.
       overflow_fix: which weights are held to 7 bits by default: "disable", "first_layer_only" or "enable" (all of them).
+      loops: whether the bodies of Loop and Scan are computed in integers.
       opset: the lowest opset in which per-channel QDQ can be written.
       opset_of: type -> the lowest opset with it in QuantizeLinear and DequantizeLinear.
     """
@@ -157,6 +158,7 @@ class Target:
     merges_at_zero: bool = False
     domains: frozenset[str] = frozenset({""})
     integer_operators: bool = False
+    loops: bool = False
     default_preset: str
     overflow_fix: str = "disable"
     opset: int = 13
