@@ -17,14 +17,16 @@ import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep
 
+from jaxq.engine.runner import Batch, outputs, run, whole
+from jaxq.engine.traced import Signature, Traced
 from jaxq.errors import DeviceError, InputError, JaxqError
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, Literal
-from jaxq.model import Model, run_once
+from jaxq.model import Model
 from jaxq.onnx_check import NEWEST_OPSET
 from jaxq.onnx_import import load
 from jaxq.programs import Held, holding
-from jaxq.split import run_tail, split
+from jaxq.split import run_tail
 
 PLATFORMS = {"CPU": "cpu", "CUDA": "gpu", "ROCM": "gpu", "TPU": "tpu"}
 
@@ -46,15 +48,15 @@ class JaxqRep(BackendRep):
         static = {name: value for name, value in feed.items() if name not in traced}
         with jax.enable_x64(True), jax.default_device(self.device), jax.default_matmul_precision("float32"):
             if not traced or not all(isinstance(value, np.ndarray) for value in static.values()):
-                outputs = execute(graph, self.params, {**jax.device_put(traced), **static})[0]
+                found = execute(graph, self.params, {**jax.device_put(traced), **static})[0]
             else:
-                key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
-                parts = split(graph, self.params, key, traced)
+                known = FrozenDict({name: Literal.of(value) for name, value in static.items()})
+                parts = Traced(graph, self.params, Signature.of(traced, known)).parts
                 with holding(self.compiled):
-                    outputs = run_once(parts.head, key, self.params, {}, traced)
+                    found = run(outputs, whole, (parts.head,), known, Batch(traced), (self.params, {}))
                 if parts.tail is not None:
-                    outputs = run_tail(parts, self.params, {}, feed, outputs)
-            return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)
+                    found = run_tail(parts, self.params, {}, feed, found)
+            return tuple(jax.tree.map(np.asarray, found[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:
         named = by_name(inputs, self.model.graph.inputs, "model")

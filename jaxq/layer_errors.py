@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.collect import collect, tensor_shapes
+from jaxq.collect import collect
 from jaxq.distance import worst_if_nan
+from jaxq.engine.traced import signed
 from jaxq.graph import FrozenDict, Graph, Node, tensor_names, unused_name
-from jaxq.model import Model, split_static
+from jaxq.model import Model
 from jaxq.observers import SampleStatistic, sample_statistics
 from jaxq.ops import ELEMENT_NUMBERS
 from jaxq.quantizer import QuantParams
@@ -45,8 +46,7 @@ class LayerErrors:
         A node from one tensor of a group to another moves values: it is no layer. Left out are layers whose output is not
         float, and all that is inside of subgraphs.
         """
-        static, inputs = split_static(model.graph, sample)
-        shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
+        shapes = model.traced(signed(model.graph, sample)[0]).tensors
         work = _Doubling(model.graph, {*tensor_names(model.graph), *model.params}, shapes)
         there = shapes.keys() & {*model.graph.inputs, *model.graph.producers}
         for tensor, group in groups.items():

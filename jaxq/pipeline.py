@@ -18,6 +18,7 @@ from jaxq.algorithms.equalization import Equalization
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
+from jaxq.engine.traced import Signature, Traces, signatures, untaken_nodes
 from jaxq.errors import JaxqWarning, ModelError
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
@@ -36,7 +37,6 @@ from jaxq.schemes import QuantizationParameters, type_name, updated
 from jaxq.scope import stand_ins
 from jaxq.targets import Target
 from jaxq.targets.installed import in_words, installed_version, limits_of
-from jaxq.traces import Traces, Variant, traces, untaken_nodes, variants
 from jaxq.weight_ranges import refuse_not_finite
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
@@ -226,7 +226,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     on_host = found.on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
     with as_declared(model):
-        found = traces(model, kinds)
+        found = Traces.over(map(model.traced, kinds))
     untaken = untaken_nodes(model.graph, found)
     on_host |= {node.name for node in untaken}
     plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
@@ -255,11 +255,11 @@ def float32_inside(model: Model) -> Model:
     return done.replace(metadata=done.metadata | {IN_FLOAT32: types})
 
 
-def traced(model: Model, samples: Samples) -> tuple[tuple[Variant, ...], Traces]:
-    """In which variants the samples come, and what the model makes in these, with the types of the file."""
+def traced(model: Model, samples: Samples) -> tuple[tuple[Signature, ...], Traces]:
+    """The signatures of the samples, and what the model makes of these, with the types of the file."""
     with as_declared(model):
-        kinds = variants(model, samples.unseen())
-        return kinds, traces(model, kinds)
+        kinds = signatures(model.graph, samples.unseen())
+        return kinds, Traces.over(map(model.traced, kinds))
 
 
 def warn_of_double(plan: Plan) -> None:

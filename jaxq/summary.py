@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq.collect import tensor_shapes
+from jaxq.engine.traced import Signature
 from jaxq.errors import JaxqError
 from jaxq.fates import FOLDED, INTEGER, ON_HOST, Fates
 from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
@@ -25,7 +25,6 @@ from jaxq.placement import Plan, place_quantizers, quantized_nodes
 from jaxq.qdq import storage
 from jaxq.quantizer import QuantParams
 from jaxq.schemes import type_name
-from jaxq.split import split
 from jaxq.targets import TARGETS, Target, find_target
 
 TRIED_SIZES = (1, 64, 224)  # for free dimensions other than the batch, until the model can be traced
@@ -162,8 +161,8 @@ def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str], dict[str, t
     for known, size in itertools.product((False, True), TRIED_SIZES):
         static, inputs = _guess_inputs(model, size, known=known)
         try:
-            shapes = tensor_shapes(model, static, inputs)
-            on_host = split(model.graph, model.params, static, inputs).host_nodes
+            traced = model.traced(Signature.of(inputs, static))
+            shapes, on_host = traced.tensors, traced.parts.host_nodes
             if on_host and not known:
                 continue  # perhaps only since a value is not known
             dtypes = {name: each.dtype.name for name, each in shapes.items()}

@@ -12,18 +12,12 @@ from models import (
     transformer_block,
 )
 
-import jaxq.collect
-from jaxq.collect import (
-    LARGEST_BATCH,
-    Batch,
-    _step,
-    batches,
-    collect,
-    fitting_batch,
-    largest_tensor,
-    split_samples,
-    tensor_shapes,
-)
+import jaxq.engine.batching
+import jaxq.engine.runner
+from jaxq.collect import Updating, Watching, collect, split_samples
+from jaxq.engine.batching import LARGEST_BATCH, batches, fitting_batch
+from jaxq.engine.runner import Batch, Folded, run
+from jaxq.engine.traced import Signature
 from jaxq.errors import CalibrationError, InputError, JaxqWarning
 from jaxq.execute import execute
 from jaxq.graph import FrozenDict, TensorType
@@ -56,7 +50,7 @@ def traces(monkeypatch) -> list[str]:
         found.append(graph.name)
         return execute(graph, *arguments, **options)
 
-    monkeypatch.setattr(jaxq.collect, "execute", counted)
+    monkeypatch.setattr(jaxq.engine.runner, "execute", counted)
     return found
 
 
@@ -152,10 +146,11 @@ def test_only_the_states_leave_the_device(model, monkeypatch):
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(WATCHED.init(len(needs))))
     assert [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sent] == [state_bytes]
 
-    static, batch = next(iter(batches(model, FEEDS, 2)))
-    requests, program = FrozenDict({WATCHED: tuple(needs)}), model.program
+    signature, batch = next(iter(batches(model, FEEDS, 2)))
+    graph, params, _ = model.program
+    each, into = Watching(frozenset(needs)), Folded(Updating(FrozenDict({WATCHED: tuple(needs)})))
     results = jax.eval_shape(
-        lambda states, batch: _step(program.graph, static, requests, states, program.params, {}, batch),
+        lambda states, batch: run(each, into, (graph,), signature.static, batch, (params, {}), states),
         [WATCHED.init(len(needs))], batch,
     )  # fmt: skip
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) == state_bytes
@@ -309,10 +304,10 @@ def test_a_fitting_batch_is_a_power_of_two_within_bounds(largest):
 
 
 def test_shapes_are_found_without_running(model):
-    shapes = tensor_shapes(model, FrozenDict(), {"image": FEEDS[0]["image"]})
+    shapes = model.traced(Signature.of(FEEDS[0])).tensors
     assert shapes["stem.relu"].shape == (1, 8, 8, 8)
     assert shapes["scores"].shape == (1, 5)
-    assert largest_tensor(model, FrozenDict(), {"image": FEEDS[0]["image"]}) == 4 * 8 * 8 * 8
+    assert model.traced(Signature.of(FEEDS[0])).largest == 4 * 8 * 8 * 8
 
 
 def test_a_large_batch_is_full(model):

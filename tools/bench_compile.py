@@ -69,8 +69,8 @@ def measure(path: str, count: int) -> dict[str, float]:
     import jaxq
     from jaxq.accuracy.base import quantize_once
     from jaxq.accuracy.space import Space
-    from jaxq.accuracy.validation import run_batch
-    from jaxq.collect import batches
+    from jaxq.engine.batching import batches
+    from jaxq.engine.stages import run_batch
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare
 
@@ -83,8 +83,8 @@ def measure(path: str, count: int) -> dict[str, float]:
     space = Space(quantize_once(prepare(model, samples, QuantizeOptions()), ()))
     candidate = space.candidate({})
     used = time.process_time()
-    for static, batch in batches(candidate, samples[:1], 1):
-        jax.block_until_ready(run_batch(candidate, static, batch))
+    for signature, batch in batches(candidate, samples[:1], 1):
+        jax.block_until_ready(run_batch(candidate, signature, batch))
     found["candidate"] = time.process_time() - used
     return found | {"GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)}
 

@@ -24,8 +24,8 @@ from jaxq.collect import Batch, batches, split_samples
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.distance import output_distances
+from jaxq.engine.traced import Signature
 from jaxq.errors import ConfigError, InputError
-from jaxq.graph import FrozenDict, Literal
 from jaxq.indices import refuse_out_of_range
 from jaxq.metrics import Metric, Outputs
 from jaxq.model import Model
@@ -37,7 +37,7 @@ LABEL_KEYS = ("label", "labels", "target", "targets")
 class Labelled:
     """Samples of one shape with their targets."""
 
-    static: FrozenDict[str, Literal]
+    static: Signature
     batch: Batch
     numbers: list[int]  # which samples of the data they are
     targets: list[Any]

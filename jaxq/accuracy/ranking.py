@@ -13,13 +13,12 @@ import numpy as np
 
 from jaxq.accuracy.space import Setting, Space
 from jaxq.accuracy.validation import MOST_BYTES
-from jaxq.collect import batches, compiled_part, fitting_batch, largest_tensor
 from jaxq.distance import TINY, difference, output_distances
+from jaxq.engine.batching import batches, fitting_batch
 from jaxq.engine.runner import Batch, Network, Slopes, run
 from jaxq.engine.stages import Walk, run_batch, walk
+from jaxq.engine.traced import Signature, signed
 from jaxq.errors import ConfigError
-from jaxq.graph import FrozenDict, Literal
-from jaxq.model import split_static
 from jaxq.progress import track
 from jaxq.quantizer import QuantParams, fake_quantize
 
@@ -36,7 +35,7 @@ class Ranked(NamedTuple):
     exact: bool  # measured by itself
 
 
-Batches = list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]
+Batches = list[tuple[Signature, Batch, dict[str, Any]]]
 
 
 class Ranker:
@@ -143,8 +142,8 @@ class Ranker:
         model = self.space.candidate(setting, corrected=corrected)
         total, count, room = 0.0, 0, MOST_BYTES if remember else 0
         before, self._walks = self._walks, [] if remember else self._walks
-        for number, (static, batch, reference) in enumerate(self.batches):
-            done = walk(model, static, batch, before[number] if number < len(before) else None)
+        for number, (signature, batch, reference) in enumerate(self.batches):
+            done = walk(model, signature, batch, before[number] if number < len(before) else None)
             room -= done.nbytes
             if room > 0:
                 self._walks.append(done)
@@ -157,24 +156,27 @@ class Ranker:
     def batches(self) -> Batches:
         """The samples in batches, with the outputs of the float model."""
         made = batches(self.float_model, self.feeds, self.batch_size)
-        return [(static, batch, run_batch(self.float_model, static, batch)) for static, batch in made]
+        return [(signature, batch, run_batch(self.float_model, signature, batch)) for signature, batch in made]
 
     # ----------------------------------------------------------------------------------------------------- the gradient
 
     def _slopes(self, setting: Setting) -> dict[str, float]:
         """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
         now, most = self.space.parts(setting).changed, self.space.parts({}).changed
-        graph, params, encodings = self.space.candidate(setting).program
+        candidate = self.space.candidate(setting)
+        _, params, encodings = candidate.program
         exact = self.float_model.program.params
         names = sorted(encodings.keys() | most)
         blended = {name: params[name] for name in names if name in params}
         alpha = {name: np.float32(name in now) for name in names}
         total: dict[str, float] = dict.fromkeys(names, 0.0)
         count = 0
-        for static, batch in track(self._smaller_batches, "ranking"):
-            head = compiled_part(graph, params, static, batch)
+        for signature, batch in track(self._smaller_batches, "ranking"):
+            head = candidate.laid_out(candidate.traced(signature).head)
             try:
-                _, slopes = run(_blended, Slopes(), (head,), static, batch, (alpha, exact, blended, encodings))
+                _, slopes = run(
+                    _blended, Slopes(), (head,), signature.static, batch, (alpha, exact, blended, encodings)
+                )
             except ValueError as error:
                 if "Reverse-mode" not in str(error):
                     raise
@@ -188,7 +190,7 @@ class Ranker:
         return {name: slope / count for name, slope in total.items()}
 
     @functools.cached_property
-    def _smaller_batches(self) -> list[tuple[FrozenDict[str, Literal], Batch]]:
+    def _smaller_batches(self) -> list[tuple[Signature, Batch]]:
         """The same samples in batches whose activations a backward pass can keep, with the float model's outputs beside them."""
         wanted = {
             int(number): {name: value[row] for name, value in reference.items()}
@@ -201,7 +203,8 @@ class Ranker:
     @property
     def _fitting(self) -> int:
         """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
-        largest = largest_tensor(self.float_model, *split_static(self.float_model.graph, self.feeds[0]))
+        signature, _ = signed(self.float_model.graph, self.feeds[0])
+        largest = self.float_model.traced(signature).largest
         return fitting_batch(largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(self.feeds)))
 
 

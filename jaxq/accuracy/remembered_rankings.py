@@ -15,8 +15,7 @@ from jaxq.accuracy.ranking import Ranked, Ranker
 from jaxq.accuracy.space import Setting, Space
 from jaxq.accuracy.state import State
 from jaxq.accuracy.validation import EXACT, QUANTIZED, Pool, Validation
-from jaxq.collect import tensor_shapes
-from jaxq.model import split_static
+from jaxq.engine.traced import signed
 
 SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
 # The order of layers that are quantized alone is settled then: already two samples give nearly the same.
@@ -124,7 +123,7 @@ class Rankings:
             return pool.worst(size or SUBSET[self.advanced.ranking])
         if size is None:
             model = self.space.float_model()
-            shapes = tensor_shapes(model, *split_static(model.graph, pool.feeds[0]))
+            shapes = model.traced(signed(model.graph, pool.feeds[0])[0]).tensors
             numbers = sum(shapes[name].size for name in model.graph.outputs if name in shapes)
             size = min(SUBSET[Ranking.ALONE], max(2, ENOUGH_NUMBERS // max(numbers, 1)))
         return pool.worst(min(size, MOST_ALONE))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from compilations import compilations
 from models import Network, smooth
 
-from jaxq import collect
 from jaxq.algorithms import run_pipeline
+from jaxq.engine import runner
 from jaxq.observers import extremes
 from jaxq.onnx_import import load
 
@@ -70,7 +70,7 @@ def test_passes_over_the_same_graph_share_one_program():
             run_pipeline(steps, model(), FEEDS, one_program=one_program)
         return len(compiled), found[0]
 
-    collect._step.clear_cache()
+    runner._run.clear_cache()
     (apart, first), (together, again) = passes(False), passes(True)
     assert (apart, together) == (2, 1)
     assert (first.low == again.low).all()
