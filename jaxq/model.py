@@ -19,7 +19,7 @@ from jaxq.graph import FrozenDict, Graph, Literal, TensorType
 from jaxq.indices import Bound, index_bounds, refuse_out_of_range
 from jaxq.masks import mask_inputs
 from jaxq.ops.layout import Axes, arranged, lay_out
-from jaxq.placed import Placed
+from jaxq.placed import Placed, mesh
 from jaxq.programs import Held, holding
 from jaxq.quantizer import QuantParams, transposed
 from jaxq.split import run_tail
@@ -77,14 +77,14 @@ class Model:
 
     @property
     def program(self) -> Program:
-        """What runs when the model is called, made on first use, with 64-bit numbers and without."""
-        narrow = runs_in_32_bit()
-        if narrow not in self._programs:
-            self._programs[narrow] = self._make_program()
-        return self._programs[narrow]
+        """What runs when the model is called, made on first use, with 64-bit numbers and without, for each set of devices."""
+        key = (runs_in_32_bit(), mesh())
+        if key not in self._programs:
+            self._programs[key] = self._make_program()
+        return self._programs[key]
 
     @functools.cached_property
-    def _programs(self) -> dict[bool, Program]:
+    def _programs(self) -> dict[Any, Program]:
         return {}
 
     def _make_program(self) -> Program:

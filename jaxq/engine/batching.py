@@ -14,6 +14,7 @@ from jaxq.engine.traced import Signature, signed
 from jaxq.graph import TensorType
 from jaxq.model import Model, warn_of_many_shapes
 from jaxq.ops import platform
+from jaxq.placed import mesh
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}
@@ -46,7 +47,7 @@ def batches(
         signature, inputs = signed(model.graph, feed)
         arrays = {name: np.array(value) for name, value in inputs.items()}  # copies: a loader may refill its buffer
         if signature not in sizes:
-            sizes[signature] = batch_size or fitting_batch(model.traced(signature).largest)
+            sizes[signature] = for_devices(batch_size or fitting_batch(model.traced(signature).largest))
             warn_of_many_shapes(len(sizes), "the calibration")
         pending.setdefault(signature, []).append(_Row(number, arrays, next(others)))
         most_held = 4 * max(LARGEST_BATCH, *sizes.values())  # many shapes: what is held back is bounded
@@ -75,6 +76,12 @@ def fitting_batch(largest: int, room: Mapping[str, int] = LARGEST_TENSOR, most: 
     """
     fitting = room.get(platform(), room["gpu"]) // max(largest, 1)
     return min(most, 1 << max(fitting, 1).bit_length() - 1)
+
+
+def for_devices(size: int) -> int:
+    """A size of batches as it is, or the next that several devices can share."""
+    count = 1 if (there := mesh()) is None else there.size
+    return -(-size // count) * count
 
 
 class Declared(Protocol):
