@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from jaxq.errors import ConfigError, did_you_mean
+from jaxq.wording import Option
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -19,7 +20,7 @@ def check_integer(key: str, value: object, *, at_least: int) -> None:
       ConfigError: the message shows the value and what was expected.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise ConfigError(f"{key} = {value!r}; expected an integer of at least {at_least}")
+        raise ConfigError(Option((key,), value), f"; expected an integer of at least {at_least}")
 
 
 def check_number(key: str, value: object, *, above: float | None = None) -> None:
@@ -31,7 +32,7 @@ def check_number(key: str, value: object, *, above: float | None = None) -> None
     real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not real or (above is not None and not value > above):  # type: ignore[operator]
         limit = "" if above is None else f" above {above}"
-        raise ConfigError(f"{key} = {value!r}; expected a finite number{limit}")
+        raise ConfigError(Option((key,), value), f"; expected a finite number{limit}")
 
 
 def check_booleans(owner: object, *keys: str) -> None:
@@ -42,7 +43,7 @@ def check_booleans(owner: object, *keys: str) -> None:
     """
     for key in keys:
         if not isinstance(getattr(owner, key), bool):
-            raise ConfigError(f"{key} = {getattr(owner, key)!r}; expected True or False")
+            raise ConfigError(Option((key,), getattr(owner, key)), "; expected True or False")
 
 
 def check_kind(key: str, value: object, kind: Any, example: str = "") -> None:
@@ -54,7 +55,9 @@ def check_kind(key: str, value: object, kind: Any, example: str = "") -> None:
     if not isinstance(value, kind):
         wanted = kind[0] if isinstance(kind, tuple) else kind
         article = "an" if wanted.__name__[0] in "AEIOU" else "a"
-        raise ConfigError(f"{key} = {value!r}; expected {article} {wanted.__name__}{', ' if example else ''}{example}")
+        raise ConfigError(
+            Option((key,), value), f"; expected {article} {wanted.__name__}{', ' if example else ''}{example}"
+        )
 
 
 def member(kind: type[Kind], key: str, value: object) -> Kind:
@@ -67,4 +70,4 @@ def member(kind: type[Kind], key: str, value: object) -> Kind:
         if isinstance(value, str) and each.value.lower() == value.lower():
             return each
     known = [each.value for each in kind]
-    raise ConfigError(f"{key} = {value!r}; expected one of {known}{did_you_mean(str(value), known)}")
+    raise ConfigError(Option((key,), value), f"; expected one of {known}{did_you_mean(str(value), known)}")

@@ -7,9 +7,9 @@ pass them on, are
 
 * made by a Softmax or LogSoftmax over the n entries;
 * or read by an ArgMax or TopK;
-* or made by a linear layer (Gemm, MatMul, Conv; pooling and a bias may follow), and the name of the output or of the layer's node
-  says so (logits, scores, prob, class ...), or says nothing else (embedding, boxes ...) where it is the model's only output and n
-  is at least ten and no multiple of 64, as the widths of embeddings are.
+* or made by a linear layer (pooling and a bias may follow), and the name of the output or of the layer's node says so (logits,
+  scores, prob, class ...), or says nothing else (embedding, boxes ...) where it is the model's only output and n is at least ten
+  and no multiple of 64, as the widths of embeddings are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxq.carriers import QUANTIZERS, SHAPING
 from jaxq.graph import Graph, Node, TensorType
+from jaxq.linear_layers import LINEAR
 
-PASSING = frozenset(
-    ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"]
-)
+PASSING = SHAPING | QUANTIZERS
 POOLING = frozenset(["GlobalAveragePool", "AveragePool", "ReduceMean"])
-LINEAR = frozenset(["Gemm", "MatMul", "Conv"])
 CHOOSING = frozenset(["ArgMax", "TopK"])
 SAYS_CLASSES = re.compile(r"logit|score|prob|class|cls|softmax|label|categor|predictions?\b", re.I)
 SAYS_OTHER = re.compile(

@@ -7,7 +7,6 @@ bad input, 3 an accuracy target was not reached, 130 interrupted. Nothing heavy 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,8 +80,9 @@ def explain(error: Exception) -> str:
     if hasattr(error, "format_message"):  # a usage error of typer, or of click under it; they share no public base
         context = getattr(error, "ctx", None)
         message = error.format_message().replace("Value error, ", "")
-        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
-            message = message.rstrip(".") + did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        said, sign, known = message.partition(" is not one of ")
+        if sign:
+            message = message.rstrip(".") + did_you_mean(said.split("'")[-2], known.split("'")[1::2])
         return f"error: {message}" + (f"\nsee `{context.command_path} --help`" if context else "")
     return ""
 

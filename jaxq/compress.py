@@ -25,10 +25,11 @@ from jaxq.checks import check_integer, member
 from jaxq.collect import collect
 from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
-from jaxq.dequantizers import SMALLEST_BLOCK, is_product
-from jaxq.errors import ConfigError, JaxqWarning, ModelError
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, about, inside
 from jaxq.fusion import simplify_gemm
 from jaxq.graph import Graph
+from jaxq.linear_layers import is_product
+from jaxq.matmul_nbits import takes_block
 from jaxq.model import Model
 from jaxq.onnx_import import Source, load
 from jaxq.passes import keep_outputs_exact
@@ -36,6 +37,7 @@ from jaxq.pipeline import refuse_quantized
 from jaxq.placement import IgnoredScope
 from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
 from jaxq.weight_ranges import refuse_not_finite
+from jaxq.wording import Option
 
 NAMES_SHOWN = 3  # of weights of which the same is to be said
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two
@@ -66,6 +68,7 @@ class GroupSizeFallbackMode(StrEnum):
     ADJUST = "adjust"  # it gets the largest group that does divide, not below 32, else the backup mode
 
 
+@about("dataset", kinds=(CalibrationError, InputError))
 def compress_weights(
     model: Source,
     *,
@@ -116,7 +119,8 @@ def compress_weights(
     check_sensible(chosen, ratio, subset_size, gptq, dataset)
     model = load(model)
     refuse_quantized(model)
-    ignored = (ignored_scope or IgnoredScope()).select(model.graph)
+    with inside("ignored_scope"):
+        ignored = (ignored_scope or IgnoredScope()).select(model.graph)
     graph, params = simplify_gemm(*keep_outputs_exact(model.graph, model.params))
     model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
@@ -157,7 +161,10 @@ def checked_group_size(mode: CompressWeightsMode, group_size: int | None) -> int
     if mode not in FOUR_BITS:
         if group_size not in (None, -1):
             raise ConfigError(
-                f"group_size = {group_size!r} with mode {mode.value!r}, which has one scale a channel; leave it out"
+                Option(("group_size",), group_size),
+                " with ",
+                Option(("mode",), mode.value),
+                ", which has one scale a channel; leave it out",
             )
         return -1
     if group_size in (None, -1):
@@ -177,11 +184,15 @@ def check_sensible(
     """
     check_integer("subset_size", subset_size, at_least=1)
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= ratio <= 1:
-        raise ConfigError(f"ratio = {ratio!r}; expected a share of the weights between 0 and 1")
+        raise ConfigError(Option(("ratio",), ratio), "; expected a share of the weights between 0 and 1")
     if ratio != 1 and mode not in FOUR_BITS:
-        raise ConfigError(f"ratio = {ratio} with mode {mode.value!r}: a mix needs a mode of 4 bits")
+        raise ConfigError(
+            Option(("ratio",), ratio), " with ", Option(("mode",), mode.value), ": a mix needs a mode of 4 bits"
+        )
     if gptq and dataset is None:
-        raise ConfigError("gptq needs a dataset: it looks at the inputs of each layer")
+        raise ConfigError(
+            Option(("gptq",)), " needs a ", Option(("dataset",)), ": it looks at the inputs of each layer"
+        )
 
 
 def refuse_empty(model: Model, sites: Sequence[CompressionSite], ignored: Iterable[str]) -> None:
@@ -238,7 +249,7 @@ def warn_of_groups(
         found = ", ".join(map(str, sorted(set(sizes))))
         message = f"no weight divides into groups of {group}: groups of {found} were taken; ask for one of these"
         warnings.warn(message, JaxqWarning, stacklevel=3)
-    if sizes and any(size < SMALLEST_BLOCK or size & (size - 1) for size in sizes):
+    if sizes and not all(map(takes_block, sizes)):
         message = (
             f"ONNX Runtime unpacks groups of {group} at every run; its kernel takes 16, 32, 64 and other powers of two"
         )
@@ -287,8 +298,10 @@ def scheme_of(
         return replace(plain, granularity=PerBlock(site.axis, group))
     if fallback is GroupSizeFallbackMode.ERROR:
         raise ConfigError(
-            f"the {length} input channels of weight {site.param!r} do not divide into groups of {group}; choose another "
-            "group_size, or group_size_fallback_mode='adjust'"
+            f"the {length} input channels of weight {site.param!r} do not divide into groups of {group}; choose another ",
+            Option(("group_size",)),
+            ", or ",
+            Option(("group_size_fallback_mode",), "adjust"),
         )
     smaller = largest_group(length, group)
     if fallback is GroupSizeFallbackMode.IGNORE or smaller is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxq.algorithms.weight_compression import CompressionSite
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, tensor_names, unused_name
+from jaxq.linear_layers import Linear, transposes_data
 from jaxq.model import Model
 
 # Where operators have weights: MatMul and Gemm may have a constant on either side.
@@ -26,13 +27,13 @@ OPERANDS: Mapping[str, tuple[int, ...]] = {
     "GatherElements": (0,),
 }
 TYPES = ("float32", "float16")  # of weights that are compressed
-COMPRESSED = "MatMul, Gemm and Gather"
+COMPRESSED = ("MatMul", "Gemm", "Gather")
 NO_BACKUP = "the mode is not for it, and there is no backup mode"
 
 
 def weight_of(node: Node, params: Mapping[str, Any]) -> tuple[str, int] | None:
     """The weight of a MatMul, Gemm or Gather and the axis that is summed over (of an embedding: its width); None without one."""
-    if node.domain or node.op not in ("MatMul", "Gemm", "Gather"):
+    if node.domain or node.op not in COMPRESSED:
         return None
     name = node.inputs[0 if node.op == "Gather" else 1]
     value = params.get(name)
@@ -41,9 +42,7 @@ def weight_of(node: Node, params: Mapping[str, Any]) -> tuple[str, int] | None:
     if node.op == "Gather":
         axis = int(node.attributes.get("axis", 0)) % value.ndim
         return (name, 1 - axis) if value.ndim == 2 else None
-    if node.inputs[0] in params:
-        return None
-    return name, value.ndim - 1 if node.attributes.get("transB", 0) else value.ndim - 2
+    return None if node.inputs[0] in params else (name, Linear(node, value.shape).input_axis)
 
 
 def compression_sites(graph: Graph, params: Mapping[str, Any], ignored: Iterable[str]) -> tuple[CompressionSite, ...]:
@@ -90,7 +89,7 @@ def plain_products(model: Model) -> Model:
 
 def with_data_as_it_is(node: Node, taken: set[str]) -> tuple[Node, ...]:
     """A Gemm whose data are transposed as a Transpose and a Gemm; any other node as it is."""
-    if not (node.op == "Gemm" and node.attributes.get("transA", 0)):
+    if not transposes_data(node):
         return (node,)
     data = node.inputs[0]
     turned, name = unused_name(f"{data}_transposed", taken), unused_name(f"{node.name}_Transpose", taken)
@@ -122,8 +121,8 @@ def reason(node: Node, index: int, value: Any, params: Mapping[str, Any], ignore
     """Why a weight is not compressed where this node reads it."""
     if node.name in ignored:
         return "ignored"
-    if node.op not in ("MatMul", "Gemm", "Gather"):
-        return f"a weight of {node.op}; {COMPRESSED} have theirs compressed"
+    if node.op not in COMPRESSED:
+        return f"a weight of {node.op}; MatMul, Gemm and Gather have theirs compressed"
     if value.dtype.name not in TYPES:
         return f"its type is {value.dtype.name}, not float32 or float16"
     if node.op != "Gather" and index == 0:

@@ -12,12 +12,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from jaxq import options as options_module
+from jaxq.accuracy.options import AccuracySection, AdvancedAccuracyRestorerParameters
 from jaxq.data import ImageOptions
 from jaxq.errors import ConfigError
 from jaxq.estimators import RangeEstimatorParametersSet
@@ -52,6 +54,34 @@ class DataOptions(Strict):
     shuffle: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseTuning:
+    """How layers are tuned after quantization, by POT's names; read, and reported as not there yet.
+
+    Attributes:
+      num_samples_for_tuning: how many samples.
+      batch_size: samples in a step.
+      optimizer, loss: by name.
+      tuning_iterations: steps for each layer.
+      random_seed: of the order of samples.
+      use_ranking_subset: tune on the samples that quantization hurts most.
+      calibration_indices_pool: how many samples these are drawn from.
+      calculate_grads_on_loss_increase_only: leave out layers whose loss does not grow.
+      weight_decay: pulls weights towards zero.
+    """
+
+    num_samples_for_tuning: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    loss: str | None = None
+    tuning_iterations: int | None = None
+    random_seed: int | None = None
+    use_ranking_subset: bool | None = None
+    calibration_indices_pool: int | None = None
+    calculate_grads_on_loss_increase_only: bool | None = None
+    weight_decay: float | None = None
+
+
 class Job(Strict):
     """What `jaxq run` does: a model and data in, a quantized file out.
 
@@ -72,8 +102,8 @@ class Job(Strict):
     name: str | None = None
     quantize: QuantizeOptions | None = QuantizeOptions()
     dump_intermediate_model: bool = False
-    accuracy: dict[str, Any] | None = None
-    layerwise_tuning: dict[str, Any] | None = None
+    accuracy: AccuracySection | None = None
+    layerwise_tuning: LayerwiseTuning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as plain values for JSON; `read_job` reads it back."""
@@ -88,8 +118,11 @@ class Job(Strict):
         found["quantize"] = None if self.quantize is None else self.quantize.to_dict()
         if found["quantize"] == {}:
             del found["quantize"]
-        rest = self.model_dump(by_alias=True, exclude_defaults=True, exclude={"model", "data", "quantize"})
-        return found | rest
+        rest = self.model_dump(
+            by_alias=True, exclude_defaults=True, exclude={"model", "data", "quantize", "accuracy", "layerwise_tuning"}
+        )
+        sections = {"accuracy": self.accuracy, "layerwise_tuning": self.layerwise_tuning}
+        return found | rest | {key: options_module.plain(each) for key, each in sections.items() if each is not None}
 
 
 def of_call(
@@ -99,13 +132,12 @@ def of_call(
     *,
     images: ImageOptions | None = None,
     batch_axis: int | None = 0,
-    accuracy: Mapping[str, Any] | None = None,
+    accuracy: AccuracySection | None = None,
 ) -> Job:
     """The job that a call of `jaxq.quantize` does, where model and data are files; with limits of accuracy, if there are any."""
     said = None if images == ImageOptions() else images
     source = DataOptions(source=os.fspath(data), images=said, batch_axis=batch_axis)
-    limits = None if accuracy is None else dict(accuracy)
-    return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions(), accuracy=limits)
+    return Job(model=os.fspath(model), data=source, quantize=options or QuantizeOptions(), accuracy=accuracy)
 
 
 def read_job(path: str | os.PathLike[str]) -> Job:
@@ -121,7 +153,50 @@ def job_of(content: Any, where: str) -> Job:
     """The job that the content of a file describes; `where` is the file's name, for messages."""
     if isinstance(content, Mapping) and isinstance(content.get("data"), str):
         content = {**content, "data": {"source": content["data"]}}
+    if isinstance(content, Mapping) and isinstance(content.get("accuracy"), Mapping):
+        try:
+            content = {**content, "accuracy": in_full(content["accuracy"])}
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     return validated(Job, content, where)
+
+
+POT_NAMES = {"maximal_drop": "max_drop", "max_iter_num": "max_num_iterations"}
+POT_METRICS = {"accuracy": "top1", "accuracy@top1": "top1", "accuracy@top5": "top5", "mean_iou": "miou"}
+WITHOUT_USE = ("annotation_conf_threshold",)  # POT: of the predictions that stand in for labels
+
+
+def in_full(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `accuracy` by the names of `AccuracySection`; POT's names and metrics, and short forms, are taken too.
+
+    Raises:
+      ConfigError: two keys say the same.
+    """
+    for key, name in POT_NAMES.items():
+        if given.get(key) is not None and given.get(name) is not None:
+            raise ConfigError(f"accuracy.{key} and accuracy.{name} are the same; give one of them")
+    values = {POT_NAMES.get(key, key): value for key, value in given.items() if value is not None}
+    values = {key: value for key, value in values.items() if key not in WITHOUT_USE}
+    if isinstance(values.get("repairs"), str):
+        values["repairs"] = [values["repairs"]]
+    if isinstance(values.get("metrics"), str | Mapping):
+        values["metrics"] = [values["metrics"]]
+    if isinstance(values.get("metrics"), list):
+        values["metrics"] = [_metric(each, bool(values.get("annotation_free"))) for each in values["metrics"]]
+    return values
+
+
+def _metric(given: Any, annotation_free: bool) -> Any:
+    """A metric with its name here. What was measured with labels is no baseline without them."""
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        return given
+    dropped = ("type", "baseline_value") if annotation_free else ("type",)
+    found = {key: value for key, value in given.items() if key not in dropped}
+    return (
+        found | {"name": POT_METRICS.get(found["name"], found["name"])} if isinstance(found.get("name"), str) else found
+    )
 
 
 def write_job(job: Job, path: str | os.PathLike[str]) -> None:
@@ -174,8 +249,9 @@ def schema() -> dict[str, Any]:
     made = Job.model_json_schema(by_alias=True)
     enumerations = {f"#/$defs/{name}" for name, each in made["$defs"].items() if "enum" in each}
     made["properties"]["data"] = {"anyOf": [{"type": "string"}, made["properties"]["data"]]}  # see `job_of`
-    for definition in (made, *made["$defs"].values()):
-        _describe(definition)
+    inherited = attribute_meanings(inspect.cleandoc(AdvancedAccuracyRestorerParameters.__doc__ or ""))
+    for name, definition in {"Job": made, **made["$defs"]}.items():
+        _describe(definition, inherited if name == AccuracySection.__name__ else {})
         for each in definition.get("properties", {}).values():
             members = each.get("anyOf", [])
             if enumerations.intersection(member.get("$ref", "") for member in members):
@@ -193,11 +269,12 @@ _JSON = {"None": "null", "True": "true", "False": "false"}
 _PYTHON = re.compile(r"\b(None|True|False)\b")
 
 
-def _describe(definition: dict[str, Any]) -> None:
+def _describe(definition: dict[str, Any], inherited: Mapping[str, str]) -> None:
     """Moves the meaning of each key from the docstring of its class to the key."""
     text = inspect.cleandoc(definition.get("description", ""))
-    meanings = attribute_meanings(text)
-    if meanings:
+    own = attribute_meanings(text)
+    meanings = {**inherited, **own}
+    if own:
         definition["description"] = text.split("\n\nAttributes:")[0]
     for key, each in definition.get("properties", {}).items():
         each.pop("title", None)

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, unused_name
+from jaxq.linear_layers import Linear, is_product
+from jaxq.matmul_nbits import takes_block, takes_product
 from jaxq.ops import ELEMENT_NUMBERS
 
 WIDE = 2  # bytes of activations with which ONNX Runtime makes a MatMulNBits of a product, as it does with floats
-SMALLEST_BLOCK = 16  # that MatMulNBits takes; blocks are powers of two
 
 
 def beside_readers(graph: Graph, params: Mapping[str, Any], taken: set[str]) -> tuple[Graph, dict[str, Any]]:
@@ -53,10 +54,8 @@ def narrow_data(graph: Graph, params: Mapping[str, Any]) -> frozenset[str]:
 
 def without_unread(graph: Graph) -> Graph:
     """The graph without the DequantizeLinear nodes that nobody reads any more."""
-    readers = reader_counts(graph)
-    return map_nodes(
-        graph, lambda _, node: (node,) if node.op != "DequantizeLinear" or readers[node.outputs[0]] else ()
-    )
+    uses = graph.wiring.uses
+    return map_nodes(graph, lambda _, node: (node,) if node.op != "DequantizeLinear" or uses[node.outputs[0]] else ())
 
 
 # ------------------------------------------------------------------------------------------------ quantized activations
@@ -133,39 +132,31 @@ class _Products:
         }
         self.weights: dict[str, _Weight] = {}
         for each, node in graph.walk():
-            if self.merges(node):
-                found = _Weight(self.made[node.inputs[1]], summed_axis(node), Counter())
-                self.weights.setdefault(node.inputs[1], found).products[id(each)] += 1
-        readers = reader_counts(graph)
+            linear = self.merged(node)
+            if linear is not None:
+                found = _Weight(self.made[linear.weight], linear.input_axis, Counter())
+                self.weights.setdefault(linear.weight, found).products[id(each)] += 1
         for name, weight in self.weights.items():
-            weight.others = readers[name] - weight.products.total()
+            weight.others = graph.wiring.uses[name] - weight.products.total()
         self.served: Counter[tuple[str, int]] = Counter()  # (weight, id of a graph) -> products that have theirs
         self.copies: dict[tuple[str, int], tuple[str, ...]] = {}  # (weight, number) -> integers, scales, zero points
 
-    def merges(self, node: Node) -> bool:
-        """Whether MatMulNBits can stand for this product and the DequantizeLinear of its weight."""
+    def merged(self, node: Node) -> Linear | None:
+        """The product, if MatMulNBits can stand for it and the DequantizeLinear of its weight."""
         dequantize = self.made.get(node.inputs[1]) if is_product(node) else None
         if dequantize is None or node.inputs[0] in self.narrow:
-            return False
-        axis, shape, known = (
-            summed_axis(node),
-            np.shape(self.params[dequantize.inputs[0]]),
-            self.weights.get(node.inputs[1]),
-        )
-        same = known is None or known.axis == axis
-        return same and len(shape) == 2 and takes_blocks(dequantize, axis) and self.is_plain(node, shape[1 - axis])
-
-    def is_plain(self, node: Node, width: int) -> bool:
-        """Whether the node computes x @ w + b with b [N], or without, but for the order of the axes of w."""
-        bias = node.inputs[2] if len(node.inputs) > 2 else ""
-        shape = np.shape(self.params[bias]) if bias in self.params else (width,)
-        factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0) if bias else 1.0)
-        return factors == (1.0, 1.0) and not node.attributes.get("transA", 0) and shape == (width,)
+            return None
+        linear = Linear(node, np.shape(self.params[dequantize.inputs[0]]))
+        bias = np.shape(self.params[linear.bias]) if linear.bias in self.params else None
+        known = self.weights.get(linear.weight)
+        if not takes_product(linear, bias) or not (known is None or known.axis == linear.input_axis):
+            return None
+        return linear if takes_blocks(dequantize, linear.input_axis) else None
 
     def rewrite(self) -> tuple[Graph, dict[str, Any]]:
         """The graph with all products changed, and its params; what else reads a weight still reads it as before."""
         changed = without_unread(map_nodes(self.graph, self.change))
-        read, operands = reader_counts(changed), {name for node in self.made.values() for name in node.inputs}
+        read, operands = changed.wiring.uses, {name for node in self.made.values() for name in node.inputs}
         return changed, {name: value for name, value in self.numbers.items() if read[name] or name not in operands}
 
     def change(self, graph: Graph, node: Node) -> tuple[Node, ...]:
@@ -177,7 +168,7 @@ class _Products:
         product = self.clamped_product(graph, node)
         if product is not None:
             return self.clamped(node, self.params[self.made[product.inputs[1]].inputs[1]].dtype)
-        if not self.merges(node):
+        if self.merged(node) is None:
             return (node,)
         name = node.inputs[1]
         weight, number = self.weights[name], self.weights[name].first() + self.served[name, id(graph)]
@@ -202,7 +193,7 @@ class _Products:
         before = [graph.producers.get(node.inputs[0])]
         if before[0] is not None and before[0].op == "Add":
             before += [graph.producers.get(name) for name in before[0].inputs]
-        return next((each for each in before if each is not None and self.merges(each)), None)
+        return next((each for each in before if each is not None and self.merged(each)), None)
 
     def clamped(self, node: Node, kind: np.dtype) -> tuple[Node, ...]:
         """The same as Max and Min, which nothing is fused with."""
@@ -294,43 +285,22 @@ def local_constants(graph: Graph, constants: Mapping[str, Any]) -> dict[int, tup
     They are those of a DequantizeLinear that makes the weight of a product there, and that nothing else reads.
     """
     found: dict[int, tuple[str, ...]] = {}
-    readers = reader_counts(graph)
     for each, node in graph.walk():
         maker = each.producers.get(node.inputs[1]) if each is not graph and is_product(node) else None
         if maker is not None and maker.op == "DequantizeLinear":
-            alone = tuple(name for name in maker.inputs if name in constants and readers[name] == 1)
+            alone = tuple(name for name in maker.inputs if name in constants and graph.wiring.uses[name] == 1)
             found[id(each)] = found.get(id(each), ()) + alone
     return found
-
-
-def is_product(node: Node) -> bool:
-    """Whether the node is a MatMul or Gemm."""
-    return node.op in ("MatMul", "Gemm") and not node.domain
-
-
-def summed_axis(node: Node) -> int:
-    """The axis of the weight that a MatMul or Gemm sums over."""
-    return int(bool(node.attributes.get("transB", 0)))
 
 
 def takes_blocks(dequantize: Node, axis: int) -> bool:
     """Whether the scales are in blocks along the summed axis that MatMulNBits takes, or one for each of the other axis."""
     given, size = dequantize.attributes.get("axis"), int(dequantize.attributes.get("block_size", 0))
     if size:
-        return given == axis and size >= SMALLEST_BLOCK and size & (size - 1) == 0
+        return given == axis and takes_block(size)
     return given in (None, 1 - axis)
 
 
 def copied(node: Node, taken: set[str]) -> Node:
     """The same node with a name of its own, and one for its output."""
     return replace(node, name=unused_name(node.name, taken), outputs=(unused_name(node.outputs[0], taken),))
-
-
-def reader_counts(graph: Graph) -> Counter[str]:
-    """How many inputs of nodes, and outputs of graphs, each tensor is."""
-    counts = Counter(graph.outputs)
-    for _, node in graph.walk():
-        counts.update(filter(None, node.inputs))
-        for sub in node.subgraphs:
-            counts.update(sub.outputs)
-    return counts

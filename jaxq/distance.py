@@ -22,9 +22,15 @@ TINY = 1e-30  # stands in for the square of what is zero everywhere
 
 def differences(a: Any, b: Any) -> np.ndarray:
     """|a - b| of each element, float64: infinite where only one side is a number, whichever it is."""
-    x, y = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
-    return worst_if_nan(np.abs(np.subtract(x, y, out=np.zeros(x.shape), where=~same)))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return np.asarray(apart(np.asarray(a, np.float64), np.asarray(b, np.float64), np))
+
+
+def apart(a: Any, b: Any, xp: Any) -> Any:
+    """`differences` of arrays of `xp`, numpy or jax.numpy, in their own type."""
+    same = (a == b) | (xp.isnan(a) & xp.isnan(b))
+    found = xp.where(same, 0.0, xp.abs(a - b))
+    return xp.where(xp.isnan(found), xp.inf, found)
 
 
 def squared_differences(expected: Any, found: Any) -> np.ndarray:

@@ -11,18 +11,56 @@
   + AccuracyError             no model within the drop allowed was found; it carries the best one and the report
   + RuntimeMissingError       an optional package is needed for what was asked
 
-Messages have three parts: what is wrong (with the value), where (tensor, node, file), and what to do.
+Messages have three parts: what is wrong (with the value), where (tensor, node, file), and what to do. An error about an option
+has the path that leads to it, and its message is kept in pieces, so that a configuration file or a command can say the same in
+its own words:
+
+    raise ConfigError(Option(("num_bits",), 17), "; expected an integer from 2 to 16")
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from jaxq.wording import Option, OptionPath, show_path
 
 
 class JaxqError(Exception):
-    """Base class: `except JaxqError` catches everything that jaxq raises on purpose."""
+    """Base class: `except JaxqError` catches everything that jaxq raises on purpose.
+
+    Attributes:
+      args: the message in pieces: text, and options that it names.
+      path: leads to the option that the error is about; () where it is about none.
+    """
 
     located = False  # whether the message already begins with the node that is meant
+
+    def __init__(self, *message: Any, path: OptionPath | None = None):
+        super().__init__(*message)
+        named = [piece.path for piece in message if isinstance(piece, Option)]
+        self.path = path if path is not None else named[0] if named else ()
+
+    def __str__(self) -> str:
+        """The message. The first option in it is named in full, another one from where its path is a different one."""
+        options = [piece for piece in self.args if isinstance(piece, Option)]
+        return "".join(
+            str(piece.beside(options[0]) if isinstance(piece, Option) and piece is not options[0] else piece)
+            for piece in self.args
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def say(self, words: Callable[[Option], Option]) -> None:
+        """Calls the options what `words` calls them, from now on."""
+        self.args = tuple(words(piece) if isinstance(piece, Option) else piece for piece in self.args)
+        self.path = words(Option(self.path)).path
+
+    def placed(self) -> str:
+        """The message, led in by the path unless it names options itself."""
+        named = any(isinstance(piece, Option) for piece in self.args)
+        return str(self) if named or not self.path else f"{show_path(self.path)}: {self}"
 
 
 class ModelError(JaxqError):
@@ -81,3 +119,39 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str
 
 class JaxqWarning(UserWarning):
     """Something that the user should know of, though the work goes on."""
+
+
+@contextlib.contextmanager
+def worded(words: Callable[[Option], Option]) -> Iterator[None]:
+    """Errors that leave this `with` call options what `words` calls them."""
+    try:
+        yield
+    except JaxqError as error:
+        error.say(words)
+        raise
+
+
+def inside(*outer: str | int) -> contextlib.AbstractContextManager[None]:
+    """What errors in this `with` are about stands at the path `outer`: their paths begin with it."""
+    return worded(lambda option: option.inside(*outer))
+
+
+@contextlib.contextmanager
+def about(*path: str | int, kinds: tuple[type[JaxqError], ...]) -> Iterator[None]:
+    """Errors of these kinds in this `with` that have no path are about what stands at this one."""
+    try:
+        yield
+    except kinds as error:
+        error.path = error.path or path
+        raise
+
+
+@contextlib.contextmanager
+def told(words: Callable[[Option], Option]) -> Iterator[None]:
+    """Errors that leave this `with` are for people: text, in which options are called what `words` calls them."""
+    try:
+        yield
+    except JaxqError as error:
+        error.say(words)
+        error.args = (error.placed(),)
+        raise

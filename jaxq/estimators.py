@@ -7,15 +7,14 @@ number from each sample) and an aggregator (one number from those of all samples
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from jaxq.checks import member
+from jaxq.checks import check_number, member
 from jaxq.errors import ConfigError, did_you_mean
+from jaxq.wording import Option
 
 OUTLIER_PROBABILITY = 1e-4  # the part of the values that lies beyond a quantile, at each end
 LARGEST_OUTLIER_PROBABILITY = 0.4999
@@ -100,7 +99,7 @@ class StatisticsCollectorParameters:
         if self.aggregator_type is not None:
             object.__setattr__(self, "aggregator_type", member(AggregatorType, "aggregator_type", self.aggregator_type))
         if self.clipping_value is not None:
-            check_finite("clipping_value", self.clipping_value)
+            check_number("clipping_value", self.clipping_value)
         self._check_probability()
         self._check_combination()
 
@@ -108,44 +107,44 @@ class StatisticsCollectorParameters:
         probability = self.quantile_outlier_prob
         if probability is None:
             if self.statistics_type in QUANTILES or self.aggregator_type is AggregatorType.PERCENTILE:
+                kind = self.statistics_type or self.aggregator_type
                 raise ConfigError(
-                    f"quantile_outlier_prob = None with {self.statistics_type or self.aggregator_type}; a quantile needs it: "
-                    f"{OUTLIER_PROBABILITY} is usual"
+                    Option(("quantile_outlier_prob",), None),
+                    f" with {kind}; a quantile needs it: {OUTLIER_PROBABILITY} is usual",
                 )
             return
-        check_finite("quantile_outlier_prob", probability)
+        check_number("quantile_outlier_prob", probability)
         if not 0 <= probability < 0.5:
             nearest = 0.0 if probability < 0 else LARGEST_OUTLIER_PROBABILITY
             rest = 100 - probability if probability > 1 else 1 - probability
             usual = rest / 100 if probability > 1 else rest
             meant = f"; for the quantile {probability}, write {usual:.6g}" if 0 < usual < 0.5 else ""
             raise ConfigError(
-                f"quantile_outlier_prob = {probability!r}; expected at least 0 and less than 0.5, the part of the values beyond "
-                f"the end (the nearest: {nearest}){meant}"
+                Option(("quantile_outlier_prob",), probability),
+                "; expected at least 0 and less than 0.5, the part of the values beyond the end (the nearest: "
+                f"{nearest}){meant}",
             )
 
     def _check_combination(self) -> None:
         statistic, aggregator = self.statistics_type, self.aggregator_type
         if aggregator in DISTRIBUTION and statistic not in (None, StatisticsType.RAW):
             raise ConfigError(
-                f"aggregator_type = {str(aggregator)!r} reads the whole distribution; statistics_type must be 'raw' or left out, "
-                f"not {str(statistic)!r}"
+                Option(("aggregator_type",), str(aggregator)),
+                " reads the whole distribution; ",
+                Option(("statistics_type",)),
+                f" must be 'raw' or left out, not {str(statistic)!r}",
             )
         if statistic is StatisticsType.RAW and aggregator not in (None, *DISTRIBUTION):
             raise ConfigError(
-                f"aggregator_type = {str(aggregator)!r} cannot aggregate statistics_type 'raw'; with 'raw', one of "
-                f"{sorted(map(str, DISTRIBUTION))}"
+                Option(("aggregator_type",), str(aggregator)),
+                " cannot aggregate ",
+                Option(("statistics_type",)),
+                f" 'raw'; with 'raw', one of {sorted(map(str, DISTRIBUTION))}",
             )
 
 
-def check_finite(key: str, value: object) -> None:
-    """Refuses what is not a finite number.
-
-    Raises:
-      ConfigError: the message shows the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ConfigError(f"{key} = {value!r}; expected a finite number")
+def _text(kind: StrEnum | str | None) -> str | None:
+    return None if kind is None else str(kind)
 
 
 @dataclass(frozen=True)
@@ -171,23 +170,30 @@ class RangeEstimatorParameters:
             object.__setattr__(self, "preset", member(RangeEstimatorPreset, "preset", self.preset))
         if self.min.statistics_type is StatisticsType.MAX:
             raise ConfigError(
-                "min.statistics_type = 'max': the lower end cannot be the largest value; did you mean 'min'?"
+                Option(("min", "statistics_type"), "max"),
+                ": the lower end cannot be the largest value; did you mean 'min'?",
             )
         if self.max.statistics_type is StatisticsType.MIN:
             raise ConfigError(
-                "max.statistics_type = 'min': the upper end cannot be the smallest value; did you mean 'max'?"
+                Option(("max", "statistics_type"), "min"),
+                ": the upper end cannot be the smallest value; did you mean 'max'?",
             )
         low, high = self.min.clipping_value, self.max.clipping_value
         if (low is not None and low > 0) or (high is not None and high < 0) or (low == 0 and high == 0):
             raise ConfigError(
-                f"clipping_value = {low!r} of min and {high!r} of max; a range holds 0: expected min <= 0 <= max, not both 0"
+                Option(("min", "clipping_value"), low),
+                " and ",
+                Option(("max", "clipping_value"), high),
+                "; a range holds 0: expected min <= 0 <= max, not both 0",
             )
         wanted = [each.aggregator_type for each in (self.min, self.max)]
         if any(each in DISTRIBUTION for each in wanted) and wanted[0] is not wanted[1]:
             whole = next(each for each in wanted if each in DISTRIBUTION)
             raise ConfigError(
-                f"aggregator_type = {str(wanted[0])!r} of min and {str(wanted[1])!r} of max; {str(whole)!r} finds both "
-                "ends at once: give it for both"
+                Option(("min", "aggregator_type"), _text(wanted[0])),
+                " and ",
+                Option(("max", "aggregator_type"), _text(wanted[1])),
+                f"; {str(whole)!r} finds both ends at once: give it for both",
             )
 
     @property
@@ -282,7 +288,7 @@ class RangeEstimatorParametersSet:
         named = dict(cls.items())
         if isinstance(value, str) and value.lower() in named:
             return named[value.lower()]
-        raise ConfigError(f"{key} = {value!r}; expected one of {list(named)}{did_you_mean(str(value), named)}")
+        raise ConfigError(Option((key,), value), f"; expected one of {list(named)}{did_you_mean(str(value), named)}")
 
     @classmethod
     def name(cls, parameters: RangeEstimatorParameters) -> str:

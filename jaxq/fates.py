@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node, constants, in_loops
-from jaxq.patterns import is_depthwise
+from jaxq.linear_layers import is_depthwise
 from jaxq.schemes import merges, rule_for
 from jaxq.targets import Rule, Target
 
@@ -64,22 +64,14 @@ class Fates:
         self.shapes = shapes
         self.values = {**params, **constants(graph)}
         self.looped = frozenset(node.name for node in in_loops(graph))
-        self.outputs = set(graph.outputs)
-        self.producers: dict[str, Node] = {}
-        self.readers: dict[str, list[Node]] = {}
-        for _, node in graph.walk():
-            self.producers.update((name, node) for name in node.outputs if name)
-            for name in filter(None, node.inputs):
-                self.readers.setdefault(name, []).append(node)
-            for sub in node.subgraphs:
-                self.outputs.update(sub.outputs)
+        self.wiring = graph.wiring
 
     def of(self, node: Node) -> str:
         """What becomes of a node of the graph."""
         rule = self.rule(node)
         if rule is not None and self.is_quantized(node, rule):
             return self.kernel(node, rule)
-        before = self.producers.get(node.inputs[0]) if node.inputs else None
+        before = self.wiring.producers.get(node.inputs[0]) if node.inputs else None
         if node.name in self.looped and rule is not None and rule.weights and not self.makes_floats(node):
             return NOT_SEEN
         if not self.makes_floats(node):
@@ -139,53 +131,56 @@ class Fates:
     def why_not_alone(self, node: Node) -> str:
         """Why a kernel that makes floats too is not used all the same: a runtime that looks for quantizers around a node
         (`jaxq.lint.kernels`) wants either none behind it or one alone, and it merges sums of matrices before."""
-        readers = self.readers.get(node.outputs[0], [])
-        if self.quantizers_behind(node.outputs[0]) and not self.is_quantized_alone(node.outputs[0]):
+        name = node.outputs[0]
+        if self.quantizers_behind(name) and not self.is_quantized_alone(name):
             return READ_TWICE
-        if node.op != "MatMul" or node.outputs[0] in self.encoded or node.outputs[0] in self.outputs:
+        if node.op != "MatMul" or name in self.encoded or len(self.shapes.get(name, ())) != MATRIX:
             return INTEGER
-        if len(readers) != 1 or readers[0].op != "Add" or len(self.shapes.get(node.outputs[0], ())) != MATRIX:
+        added = self.wiring.added(name)
+        if added is None:
             return INTEGER
-        other = next((name for name in readers[0].inputs if name != node.outputs[0]), "")
+        addition, other = added
         constant = other in self.values
         shape = np.shape(self.values[other]) if constant else self.shapes.get(other, ())
-        if not is_summand(tuple(shape), self.shapes[node.outputs[0]]) or self.is_merged_first(other, node):
+        if not is_summand(tuple(shape), self.shapes[name]) or self.is_merged_first(other, node):
             return INTEGER
-        return INTEGER if constant and self.is_quantized_alone(readers[0].outputs[0]) else SUMMED
+        return INTEGER if constant and self.is_quantized_alone(addition.outputs[0]) else SUMMED
 
     def is_merged_first(self, other: str, node: Node) -> bool:
         """Whether the other summand is a product too, which the runtime meets first, and merges with the sum."""
-        maker = self.producers.get(other)
-        alone = len(self.readers.get(other, ())) == 1 and other not in self.outputs and other not in self.encoded
-        first = next((each for each in self.producers.values() if each is maker or each is node), node)
+        maker = self.wiring.producers.get(other)
+        alone = self.wiring.only_reader(other) is not None and other not in self.encoded
+        first = next((each for each in self.wiring.nodes if each is maker or each is node), node)
         return maker is not None and maker.op == "MatMul" and alone and first is maker
 
     def quantizers_behind(self, name: str) -> int:
         """How many quantizers read the tensor: its own, or those of the copies that quantized readers have."""
-        copies = [node for node in self.readers.get(name, []) if node.op == "Identity"]
+        copies = [node for node, _ in self.wiring.readers.get(name, ()) if node.op == "Identity"]
         return 1 if name in self.encoded else sum(node.outputs[0] in self.encoded for node in copies)
 
     def is_quantized_alone(self, name: str) -> bool:
         """Whether one quantizer reads the tensor, and nothing else."""
         if name in self.encoded:
             return True
-        return len(self.readers.get(name, ())) == self.quantizers_behind(name) == 1 and name not in self.outputs
+        return self.wiring.only_reader(name) is not None and self.quantizers_behind(name) == 1
 
     def why_not_taken(self, node: Node) -> str:
         """Why a kernel that makes integers is not used, since its result, or what is merged into it, is not quantized."""
         name = node.outputs[0]
-        readers = self.readers.get(name, [])
-        if name not in self.outputs and len(readers) == 1 and self.merges(node, readers[0]):
-            name = readers[0].outputs[0]
+        behind = self.wiring.only_reader(name)
+        if behind is not None and self.merges(node, behind[0]):
+            name = behind[0].outputs[0]
         if name in self.encoded:
             return INTEGER
-        if name in self.outputs:
+        if name in self.wiring.outputs:
             return AN_OUTPUT
-        return NOT_TAKEN.format(" and ".join(sorted({reader.op for reader in self.readers.get(name, [])})) or "nothing")
+        return NOT_TAKEN.format(
+            " and ".join(sorted({reader.op for reader, _ in self.wiring.readers.get(name, ())})) or "nothing"
+        )
 
     def merges(self, before: Node, node: Node) -> bool:
         """Whether the runtime merges the node into the kernel before it."""
-        alone = len(self.readers.get(before.outputs[0], ())) == 1 and before.outputs[0] not in self.outputs
+        alone = self.wiring.only_reader(before.outputs[0]) is not None
         return alone and before.op in self.target.fusing and merges(node, self.target, self.values)
 
     def is_merged(self, before: Node, node: Node) -> bool:

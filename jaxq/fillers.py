@@ -45,19 +45,15 @@ class Filler(NamedTuple):
 def fillers(graph: Graph, values: Mapping[str, Any]) -> dict[str, Filler]:
     """Tensor -> the huge constant that an Add or a Where puts into it, or into what it is made of by moving and choosing."""
     found: dict[str, tuple[float, str]] = {}
-    readers: dict[str, list[Node]] = {}
-    outputs, chosen = {*graph.outputs}, {*values}  # chosen among constants: such a grid needs no steps between them
-    for _, node in graph.walk():
-        outputs |= {name for sub in node.subgraphs for name in sub.outputs}
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
+    wiring, chosen = graph.wiring, {*values}  # chosen among constants: such a grid needs no steps between them
+    for node in wiring.nodes:
         if each := _brought(node, found, values):
             found |= dict.fromkeys([name for name in node.outputs[:1] if name], each)
             chosen |= {*node.outputs} if chosen.issuperset(_operands(node)) else set()
     made: dict[str, Filler] = {}
     for name, (value, node_name) in reversed(found.items()):
-        fates = [_fate(node, name, value, made) for node in readers.get(name, ())]
-        counts = name in outputs or None in fates
+        fates = [_fate(node, name, value, made) for node, _ in wiring.readers.get(name, ())]
+        counts = name in wiring.outputs or None in fates
         made[name] = Filler(value, node_name, counts, True in fates)
     return {name: each for name, each in made.items() if name not in chosen}
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxq.clamps import write_clips
 from jaxq.graph import FrozenDict, Graph, Node, map_graphs, map_nodes, node_names, tensor_names, unused_name
-from jaxq.linear_layers import BIASED, LINEAR, Numbers, along_output, channel_count
-from jaxq.passes import Params, clean, until_stable
+from jaxq.linear_layers import BIASED, Linear, is_linear
+from jaxq.passes import Numbers, Params, clean, until_stable
 from jaxq.ranks import ranks
 
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -60,13 +60,13 @@ def _without_alpha(node: Node, numbers: Numbers) -> Node:
 def _with_plain_bias(node: Node, numbers: Numbers, names: set[str], taken: set[str]) -> tuple[Node, ...]:
     """The Gemm with a bias [N] that it alone reads; or the product, and an Add of what is no such bias."""
     beta, name = node.attributes.get("beta", 1.0), node.inputs[2]
-    bias, weight = numbers.get(name), numbers.params.get(node.inputs[1])
-    if bias is not None and weight is not None and weight.ndim == 2:
-        count = channel_count(node, weight.shape)
+    bias, linear = numbers.get(name), Linear.of(node, numbers.params)
+    if bias is not None and linear is not None:
+        count, dtype = linear.outputs, numbers.params[linear.weight].dtype
         if bias.size == (bias.shape or (1,))[-1] and bias.size in (1, count):
             if beta == 1.0 and bias.shape == (count,) and name in numbers.params:
                 return (node,)
-            own = numbers.own(name, np.full(count, beta) * bias.reshape(-1), f"{node.outputs[0]}.bias", weight.dtype)
+            own = numbers.own(name, np.full(count, beta) * bias.reshape(-1), f"{node.outputs[0]}.bias", dtype)
             return (_with(node, 2, own, beta=1.0),)
     if bias is None and beta != 1.0:
         return (node,)  # a computed bias and a factor: rare enough to stay
@@ -111,7 +111,7 @@ def _fold_affine_once(graph: Graph, numbers: Numbers, known: Mapping[str, int]) 
             continue
         for index, name in enumerate(node.inputs[: 1 if node.op == "BatchNormalization" else 2]):
             before = graph.producers.get(name)
-            if before is None or before.domain or before.op not in LINEAR or before.name in merged:
+            if before is None or not is_linear(before) or before.name in merged:
                 continue
             if before.name in dropped or len(graph.consumers[name]) != 1 or name in graph.outputs:
                 continue
@@ -127,20 +127,18 @@ def _fold_affine_once(graph: Graph, numbers: Numbers, known: Mapping[str, int]) 
 
 def _merged(before: Node, node: Node, index: int, rank: int | None, numbers: Numbers) -> Node | None:
     """The linear layer that gives what `node` gives, whose input `index` is its result, of that rank; None if there is none."""
-    weight = numbers.params.get(before.inputs[1])
-    plain = all(before.attributes.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
-    if weight is None or not plain or weight.ndim < 2 or weight.dtype.kind in "iub":
+    linear = Linear.of(before, numbers.params)
+    if linear is None or not linear.is_unscaled or numbers.params[linear.weight].dtype.kind in "iub":
         return None
-    count = channel_count(before, weight.shape)
     with np.errstate(all="ignore"):
         affine = (
             _normalization(before, node, rank, numbers)
             if node.op == "BatchNormalization"
-            else _arithmetic(node, index, before, rank, count, numbers)
+            else _arithmetic(node, index, linear, rank, numbers)
         )
-        if affine is None or affine[0].shape != (count,) or affine[1].shape != (count,):
+        if affine is None or any(each.shape != (linear.outputs,) for each in affine):
             return None
-        return _scaled(before, node, affine, rank, numbers)
+        return _scaled(linear, node, affine, rank, numbers)
 
 
 def _normalization(before: Node, node: Node, rank: int | None, numbers: Numbers) -> Affine | None:
@@ -157,14 +155,14 @@ def _normalization(before: Node, node: Node, rank: int | None, numbers: Numbers)
     return factor, beta - mean * factor
 
 
-def _arithmetic(node: Node, index: int, before: Node, rank: int | None, count: int, numbers: Numbers) -> Affine | None:
+def _arithmetic(node: Node, index: int, before: Linear, rank: int | None, numbers: Numbers) -> Affine | None:
     """Factor and shift of an Add, Sub, Mul or Div whose other operand is constant, with one value a channel or for all."""
     value = numbers.get(node.inputs[1 - index])
     if value is None or node.version < 7:  # older ones do not broadcast by themselves
         return None
     if rank is None and value.ndim > 1:
         return None  # it might add an axis
-    axis = 1 if before.op in ("Conv", "ConvTranspose") else -1
+    axis, count = before.channel_axis, before.outputs
     shape = (1,) * ((rank or 1) - value.ndim) + value.shape
     if len(shape) != (rank or 1) or shape[axis] not in (1, count) or value.size != shape[axis]:
         return None
@@ -183,34 +181,33 @@ def _arithmetic(node: Node, index: int, before: Node, rank: int | None, count: i
     return forms[node.op, index]()
 
 
-def _scaled(before: Node, node: Node, affine: Affine, rank: int | None, numbers: Numbers) -> Node | None:
+def _scaled(linear: Linear, node: Node, affine: Affine, rank: int | None, numbers: Numbers) -> Node | None:
     """The layer with its output times factor plus shift; None where its numbers do not fit their type, or it takes no bias."""
-    factor, shift = affine
-    name, weight = before.inputs[1], numbers.params[before.inputs[1]]
-    has_bias = len(before.inputs) > 2 and bool(before.inputs[2])
+    (factor, shift), before = affine, linear.node
+    name, weight = linear.weight, numbers.params[linear.weight]
     if before.op == "MatMul" and shift.any() and (rank != 2 or weight.ndim != 2):
         return None
-    bias_name = before.inputs[2] if has_bias else ""
-    bias = numbers.get(bias_name) if has_bias else np.zeros(len(factor))
+    bias = numbers.get(linear.bias) if linear.bias else np.zeros(len(factor))
     if bias is None or bias.shape != factor.shape:
         return None
     value = np.asarray(weight, np.float64)
-    scaled, moved = value * along_output(before, value, factor), bias * factor + shift
+    scaled, moved = value * linear.along_output(factor), bias * factor + shift
     largest = np.finfo(weight.dtype).max if weight.dtype.kind == "f" else np.inf
     if max(np.abs(scaled).max(initial=0.0), np.abs(moved).max(initial=0.0)) <= largest:  # NaN is not
         if (factor != 1).any():
             name = numbers.put(name, scaled, f"{node.outputs[0]}.weight", weight.dtype)
         operands = [before.inputs[0], name]
-        if has_bias or (before.op in BIASED and node.op in ("Add", "Sub", "BatchNormalization")) or shift.any():
-            operands.append(_bias(before, node, bias_name, moved, numbers, weight.dtype))
+        if linear.bias or (before.op in BIASED and node.op in ("Add", "Sub", "BatchNormalization")) or shift.any():
+            operands.append(_bias(linear, node, moved, numbers, weight.dtype))
         op = "Gemm" if before.op == "MatMul" and len(operands) > 2 else before.op
         return replace(before, op=op, inputs=tuple(operands), outputs=node.outputs)
     return None
 
 
-def _bias(before: Node, node: Node, name: str, value: np.ndarray, numbers: Numbers, dtype: Any) -> str:
+def _bias(before: Linear, node: Node, value: np.ndarray, numbers: Numbers, dtype: Any) -> str:
     """The name of the merged bias: of that of the layer, or of the constant that was added to a MatMul."""
-    if not name and before.op == "MatMul":
+    name = before.bias
+    if not name and before.node.op == "MatMul":
         name = next((each for each in node.inputs if numbers.is_own(each)), "")
     return numbers.own(name, value, f"{node.outputs[0]}.bias", dtype)
 
@@ -254,12 +251,11 @@ def add_missing_biases(graph: Graph, params: Params) -> tuple[Graph, Params]:
     numbers = Numbers(graph, params)
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
-        absent = len(node.inputs) < 3 or not node.inputs[2]
-        if node.op not in BIASED or node.domain or not absent or node.inputs[1] not in params:
+        linear = Linear.of(node, params)
+        if linear is None or node.op not in BIASED or linear.bias:
             return (node,)
-        weight = params[node.inputs[1]]
-        zeros = np.zeros(channel_count(node, weight.shape))
-        name = numbers.own("", zeros, f"{node.outputs[0]}.bias", weight.dtype)
+        dtype = params[linear.weight].dtype
+        name = numbers.own("", np.zeros(linear.outputs), f"{node.outputs[0]}.bias", dtype)
         return (replace(node, inputs=(*node.inputs[:2], name)),)
 
     changed = map_nodes(graph, change)

@@ -8,6 +8,7 @@ structure (axes, target shapes, clip bounds) are part of the structure and live 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -163,12 +164,57 @@ class Graph:
                 readers.setdefault(name, []).append((node, -1))
         return {name: tuple(places) for name, places in readers.items()}
 
+    @functools.cached_property
+    def wiring(self) -> Wiring:
+        """Who makes and reads each tensor, in the graph, its branches and loops together."""
+        return Wiring(self)
+
     def walk(self) -> Iterator[tuple[Graph, Node]]:
         """Every node, those of subgraphs after the node that holds them, each with its own graph."""
         for node in self.nodes:
             yield self, node
             for sub in node.subgraphs:
                 yield from sub.walk()
+
+
+class Wiring:
+    """Who makes and who reads each tensor, over a graph, its branches and loops together.
+
+    `Graph.producers` and `Graph.consumers` are those of one graph alone. What a body captures is read by the nodes inside.
+
+    Attributes:
+      nodes: as `Graph.walk` gives them.
+      producers: tensor name -> the node that makes it.
+      readers: tensor name -> (node, input index) for each place that reads it.
+      outputs: the outputs of the graph and of the graphs inside.
+      uses: tensor name -> how many inputs of nodes, and outputs of graphs, it is.
+    """
+
+    def __init__(self, graph: Graph):
+        self.nodes = tuple(node for _, node in graph.walk())
+        self.producers = {name: node for node in self.nodes for name in node.outputs if name}
+        readers: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                if name:
+                    readers.setdefault(name, []).append((node, index))
+        self.readers = {name: tuple(places) for name, places in readers.items()}
+        given_out = [name for inner in graphs(graph) for name in inner.outputs]
+        self.outputs = frozenset(given_out)
+        self.uses = Counter({name: len(places) for name, places in readers.items()})
+        self.uses.update(given_out)
+
+    def only_reader(self, name: str) -> tuple[Node, int] | None:
+        """The one place that reads a tensor which is no output; None if there are others, or none."""
+        places = self.readers.get(name, ())
+        return places[0] if len(places) == 1 and name not in self.outputs else None
+
+    def added(self, name: str) -> tuple[Node, str] | None:
+        """The Add that alone reads a tensor which is no output, and its other summand; None if there is none."""
+        reader = self.only_reader(name)
+        if reader is None or reader[0].op != "Add" or reader[0].domain:
+            return None
+        return reader[0], reader[0].inputs[1 - reader[1]]
 
 
 def captures(node: Node) -> frozenset[str]:

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxq.carriers import KEEPING, QUANTIZERS, REPEATING
 from jaxq.errors import InputError
 from jaxq.graph import Graph, Node
 from jaxq.ops import ELEMENT_NUMBERS
 
 MICROSOFT = "com.microsoft"
-KEEPING = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Tile"})  # values
-STORED = frozenset(
-    {"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
-)  # between a table and what it is stored as
+STORED = KEEPING | QUANTIZERS  # between a table and what it is stored as
 INTEGERS = tuple(ELEMENT_NUMBERS[name] for name in ("int32", "int64"))
 
 
@@ -84,7 +82,7 @@ def _given(graph: Graph, name: str, shapes: Mapping[str, Any]) -> tuple[str, int
     """The tensor whose values these are, and what was added to them on the way."""
     offset = 0
     while (maker := graph.producers.get(name)) is not None and not maker.domain:
-        if maker.op in KEEPING or (maker.op == "Cast" and maker.attributes.get("to") in INTEGERS):
+        if maker.op in REPEATING - {"Cast"} or (maker.op == "Cast" and maker.attributes.get("to") in INTEGERS):
             name = maker.inputs[0]
         elif maker.op in ("Add", "Sub") and (number := _integer(graph, maker.inputs[1])) is not None:
             name, offset = maker.inputs[0], offset + (number if maker.op == "Add" else -number)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.carriers import QUANTIZERS
+from jaxq.distance import apart
 from jaxq.engine.cut import between
 from jaxq.engine.runner import Batch, Network, run, whole
 from jaxq.engine.traced import Signature, Traced, signed
@@ -30,7 +32,6 @@ from jaxq.programs import Held, holding
 from jaxq.split import Split
 
 CHUNK_BYTES = 256 << 20  # of the runtime's tensors that are held at a time
-QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear")  # first letters of operators that round to integers
 GRID = {
     "int8": 1,
@@ -294,17 +295,13 @@ def distance(ours: jax.Array, theirs: jax.Array) -> tuple[Any, Any, Any, Any]:
     counted = ours.dtype.name in GRID or jnp.issubdtype(ours.dtype, np.floating)
     if not counted:
         ours, theirs = (ours != theirs.astype(ours.dtype)), jnp.zeros(ours.shape, bool)
-    a, b = ours.astype(np.float32), theirs.astype(np.float32)
-    same = (a == b) | (jnp.isnan(a) & jnp.isnan(b))
-    apart = jnp.where(same, np.float32(0), jnp.abs(a - b))
-    apart = jnp.where(jnp.isnan(apart), np.float32(np.inf), apart)
-    largest = jnp.max(apart, initial=0.0)
-    ratio = apart / jnp.where((largest > 0) & jnp.isfinite(largest), largest, np.float32(1))
-    squared = jnp.sum(jnp.where(jnp.isfinite(ratio), ratio, np.float32(0)) ** 2) / max(apart.size, 1)
-    finite = jnp.isfinite(b)
-    ends = (jnp.where(finite, b, np.float32(0)) for _ in range(2))
-    low, high = (reduce(each, initial=0.0) for reduce, each in zip((jnp.min, jnp.max), ends, strict=True))
-    return largest, squared, low, high
+    theirs = theirs.astype(np.float32)
+    found = apart(ours.astype(np.float32), theirs, jnp)
+    largest = jnp.max(found, initial=0.0)
+    ratio = found / jnp.where((largest > 0) & jnp.isfinite(largest), largest, np.float32(1))
+    squared = jnp.sum(jnp.where(jnp.isfinite(ratio), ratio, np.float32(0)) ** 2) / max(found.size, 1)
+    ends = jnp.where(jnp.isfinite(theirs), theirs, np.float32(0))
+    return largest, squared, jnp.min(ends, initial=0.0), jnp.max(ends, initial=0.0)
 
 
 def narrow(value: Any) -> np.ndarray:

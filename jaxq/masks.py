@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.carriers import CARRYING
 from jaxq.graph import Graph, Node, constants
 from jaxq.observers import Observer
 
@@ -21,9 +22,7 @@ DEPTH = 16.0  # below the largest of its row, a score counts for exp(-16) = 1e-7
 FAR = 1000.0  # below the largest of its sample, a row is masked as a whole, and nobody reads what it gives
 LEAST = -1e30  # what minus infinity counts as, with room for sums
 MIXING = frozenset({"Add", "Sub", "Sum", "Where", "Max", "Min"})  # by which a mask meets the scores
-CARRIERS = frozenset(  # of values, as they are
-    ["Identity", "Cast", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand", "Tile"]
-) | {"Slice", "Split", "Gather", "Concat", "Clip"}
+CARRIERS = CARRYING | {"Concat", "Clip"}
 Bounds = tuple[float, float]
 
 
@@ -82,12 +81,11 @@ def _floored(x: jax.Array, axes: Axes) -> jax.Array:
 
 def softmax_inputs(graph: Graph, values: Mapping[str, Any]) -> dict[str, Axes]:
     """The tensors that only a Softmax reads, and in which a mask may be: behind an addition or a selection."""
-    producer = {name: node for _, node in graph.walk() for name in node.outputs if name}
-    reads, outputs = _reads(graph)
-    found = {}
-    for _, node in graph.walk():
+    reads, found = _reads(graph), {}
+    for node in graph.wiring.nodes:
         name = node.inputs[0] if node.op == "Softmax" and not node.domain else ""
-        if name and reads[name] == 1 and name not in outputs and _is_mixed(name, producer, values):
+        alone = reads[name] == 1 and name not in graph.wiring.outputs
+        if name and alone and _is_mixed(name, graph.wiring.producers, values):
             found[name] = softmax_axes(node)
     return found
 
@@ -110,13 +108,10 @@ def _is_mixed(name: str, producer: Mapping[str, Node], values: Mapping[str, Any]
     return False
 
 
-def _reads(graph: Graph) -> tuple[Counter[str], set[str]]:
-    """How often each tensor is read, its shape aside; and the outputs of the graph and its branches."""
-    reads = Counter(
-        name for _, node in graph.walk() if node.op not in ("Shape", "Size") for name in node.inputs if name
-    )
-    outputs = {*graph.outputs, *(name for _, node in graph.walk() for sub in node.subgraphs for name in sub.outputs)}
-    return reads, outputs
+def _reads(graph: Graph) -> Counter[str]:
+    """How often each tensor is read, its shape aside."""
+    places = graph.wiring.readers.items()
+    return Counter({name: sum(node.op not in ("Shape", "Size") for node, _ in readers) for name, readers in places})
 
 
 def what_counts(
@@ -130,7 +125,7 @@ def what_counts(
       lows: input of a Softmax -> the lowest value that its quantizer shows.
       bounds: the lowest and the highest value of a tensor that were seen; None where they are not known.
     """
-    reads, outputs = _reads(graph)
+    reads, outputs = _reads(graph), graph.wiring.outputs
     needs: dict[str, list[Bounds]] = {}
 
     def limit(name: str) -> Bounds | None:
@@ -138,7 +133,7 @@ def what_counts(
             return None
         return min(low for low, _ in needs[name]), max(high for _, high in needs[name])
 
-    for node in reversed([node for _, node in graph.walk()]):
+    for node in reversed(graph.wiring.nodes):
         if node.op == "Softmax" and node.inputs[0] in lows:
             needs.setdefault(node.inputs[0], []).append((lows[node.inputs[0]], np.inf))
             continue

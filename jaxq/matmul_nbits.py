@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxq.errors import ModelError
 from jaxq.graph import FrozenDict, Graph, Node, map_nodes, tensor_names, unused_name
+from jaxq.linear_layers import Linear, is_product
 from jaxq.model import Model
 from jaxq.quantizer import QuantParams, quantize
 
@@ -32,25 +33,22 @@ def to_matmul_nbits(model: Model) -> Model:
     Raises:
       ModelError: no weight has blocks that the operator takes (16 or a larger power of two, of 4 bits).
     """
-    readers: dict[str, int] = {}
-    for _, node in model.graph.walk():
-        for name in node.inputs:
-            readers[name] = readers.get(name, 0) + 1
     params, encodings = dict(model.params), dict(model.encodings)
     taken = {*tensor_names(model.graph), *params}
     packed: dict[str, tuple[str, ...]] = {}
 
     def change(_: Graph, node: Node) -> tuple[Node, ...]:
-        weight = node.inputs[1] if node.op in ("MatMul", "Gemm") and not node.domain else ""
-        bias = node.inputs[2] if len(node.inputs) > 2 else ""
-        rank = np.ndim(model.params.get(bias, 0)) if bias else 1
-        if weight not in encodings or rank != 1 or not packs(node, model.params[weight].shape, encodings[weight]):
+        linear = Linear.of(node, model.params) if is_product(node) else None
+        if linear is None or linear.weight not in encodings:
+            return (node,)
+        weight, bias = linear.weight, np.shape(model.params.get(linear.bias, 0)) if linear.bias else None
+        if not packs(linear, bias, encodings[weight]):
             return (node,)
         if weight not in packed:
-            operands = pack(rows_of(node, model.params[weight], encodings[weight]))
+            operands = pack(rows_of(linear, model.params[weight], encodings[weight]))
             packed[weight] = tuple(unused_name(f"{weight}_{role}", taken) for role in operands)
             params.update(zip(packed[weight], operands.values(), strict=True))
-        return (nbits_node(node, model.params[weight].shape, encodings[weight], packed[weight]),)
+        return (nbits_node(linear, encodings[weight], packed[weight]),)
 
     graph = map_nodes(model.graph, change)
     if not packed:
@@ -65,15 +63,26 @@ def to_matmul_nbits(model: Model) -> Model:
     return model.replace(graph=graph, params=params, encodings=encodings)
 
 
-def packs(node: Node, shape: tuple[int, ...], each: QuantParams) -> bool:
-    """Whether the operator can stand for this node: blocks along the summed axis, in a size that it takes."""
-    summed = int(bool(node.attributes.get("transB", 0)))
-    attributes = node.attributes
-    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-    count = np.shape(each.scale)[summed] if len(shape) == 2 else 0
-    size = shape[summed] // count if count else 0
-    power = size >= SMALLEST_BLOCK and size & (size - 1) == 0
-    return plain and power and np.shape(each.scale)[1 - summed] == shape[1 - summed] and bits_of(each) == BITS
+def takes_block(size: int) -> bool:
+    """Whether the operator takes groups of so many weights."""
+    return size >= SMALLEST_BLOCK and size & (size - 1) == 0
+
+
+def takes_product(linear: Linear, bias: tuple[int, ...] | None) -> bool:
+    """Whether the operator can stand for a MatMul or Gemm, whose bias has that shape (None: it has none, or nobody knows).
+
+    It computes x @ w + b, w being a matrix and b [N].
+    """
+    return len(linear.shape) == 2 and linear.is_plain and bias in (None, (linear.outputs,))
+
+
+def packs(linear: Linear, bias: tuple[int, ...] | None, each: QuantParams) -> bool:
+    """Whether the operator can stand for this layer: blocks along the summed axis, in a size that it takes."""
+    if bits_of(each) != BITS or not takes_product(linear, bias):
+        return False
+    scales = np.shape(each.scale)
+    blocks = max(scales[linear.input_axis], 1)
+    return takes_block(linear.inputs // blocks) and scales[linear.output_axis] == linear.outputs
 
 
 def bits_of(each: QuantParams) -> int:
@@ -81,7 +90,7 @@ def bits_of(each: QuantParams) -> int:
     return (int(each.qmax) - int(each.qmin)).bit_length()
 
 
-def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(linear: Linear, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Integers [N, K], scales [N, blocks] and zero points [N, blocks], all unsigned."""
     shift = 1 << (BITS - 1) if int(each.qmin) < 0 else 0
     q = np.asarray(quantize(jnp.asarray(weight, jnp.float32), each)).astype(np.int32) + shift
@@ -90,8 +99,8 @@ def rows_of(node: Node, weight: Any, each: QuantParams) -> tuple[np.ndarray, np.
         np.asarray(each.scale, kind),
         np.broadcast_to(np.asarray(each.zero_point) + shift, np.shape(each.scale)),
     )
-    turn = (lambda x: x) if node.attributes.get("transB", 0) else np.transpose
-    return turn(q), turn(scale), turn(zero)
+    order = linear.output_axis, linear.input_axis
+    return q.transpose(order), scale.transpose(order), zero.transpose(order)
 
 
 def pack(rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,21 +121,20 @@ def packed_bytes(values: np.ndarray) -> np.ndarray:
     return (values[..., 0::2] | values[..., 1::2] << 4).astype(np.uint8)
 
 
-def nbits_node(node: Node, shape: tuple[int, ...], each: QuantParams, operands: tuple[str, ...]) -> Node:
+def nbits_node(linear: Linear, each: QuantParams, operands: tuple[str, ...]) -> Node:
     """The MatMulNBits in place of a MatMul or Gemm."""
-    summed = int(bool(node.attributes.get("transB", 0)))
     attributes: Mapping[str, Any] = {
-        "K": shape[summed],
-        "N": shape[1 - summed],
+        "K": linear.inputs,
+        "N": linear.outputs,
         "bits": BITS,
-        "block_size": shape[summed] // np.shape(each.scale)[summed],
+        "block_size": linear.inputs // np.shape(each.scale)[linear.input_axis],
     }
-    bias = ("", node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else ()
+    bias = ("", linear.bias) if linear.bias else ()
     return replace(
-        node,
+        linear.node,
         op="MatMulNBits",
         domain=MICROSOFT,
         version=1,
-        inputs=(node.inputs[0], *operands, *bias),
+        inputs=(linear.node.inputs[0], *operands, *bias),
         attributes=FrozenDict(attributes),
     )

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxq.distance import squared_differences
-from jaxq.errors import ConfigError, InputError, did_you_mean
+from jaxq.errors import ConfigError, InputError, did_you_mean, inside
 from jaxq.functions import named_function
+from jaxq.wording import Option
 
 Outputs = Mapping[str, np.ndarray]  # of one sample, without its batch axis where that has size one
 
@@ -63,19 +64,20 @@ def find_metric(name: str) -> Metric:
       ConfigError: there is no such metric; the message gives the nearest name.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"metric = {name!r}; expected a name, one of {', '.join(sorted(METRICS))}")
+        raise ConfigError(Option(("metric",), name), f"; expected a name, one of {', '.join(sorted(METRICS))}")
     if name in METRICS:
         return METRICS[name]
     if ":" in name:
         return _imported(name)
     raise ConfigError(
-        f"metric = {name!r}; expected one of {', '.join(sorted(METRICS))}, or package.module:function"
-        f"{did_you_mean(name, METRICS)}"
+        Option(("metric",), name),
+        f"; expected one of {', '.join(sorted(METRICS))}, or package.module:function{did_you_mean(name, METRICS)}",
     )
 
 
 def _imported(name: str) -> Metric:
-    function = named_function(name)
+    with inside("metric"):
+        function = named_function(name)
 
     def combine(records: Sequence[Any]) -> Score:
         try:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from jaxq.errors import ModelError, UnsupportedOpError
 from jaxq.graph import LAID_OUT, Graph, Literal, Node
+from jaxq.linear_layers import Linear
 from jaxq.ops import find
 
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
@@ -326,7 +327,7 @@ def _wrong_kernel(node: Node, shapes: list[tuple[int, ...] | None]) -> str:
         return ""
     if len(kernel) < 3 or kernel[0] % group:
         return f"the kernel needs 3 or more axes, and a first one that {group} group(s) divide"
-    channels = kernel[1] * group if node.op == "ConvTranspose" else kernel[0]
+    channels = Linear(node, kernel).outputs
     bias = shapes[2] if len(shapes) > 2 else None
     return f"the bias must have shape [{channels}]" if bias not in (None, (channels,)) else ""
 

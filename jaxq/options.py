@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
-from jaxq.errors import ConfigError, did_you_mean
+from jaxq.errors import ConfigError, did_you_mean, inside, worded
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.schemes import (
     FP8QuantizationParameters,
@@ -24,6 +24,7 @@ from jaxq.schemes import (
 )
 from jaxq.scope import IgnoredScope
 from jaxq.targets import TARGETS, Target
+from jaxq.wording import Option, Words
 
 
 def _put(owner: object, key: str, value: object) -> None:
@@ -109,7 +110,7 @@ class AdvancedSmoothQuantParameters:
                 continue
             check_number(key, value)
             if value is not None and value != -1 and not 0 <= value <= 1:
-                raise ConfigError(f"{key} = {value!r}; expected a number from 0 to 1, or -1 to leave it out")
+                raise ConfigError(Option((key,), value), "; expected a number from 0 to 1, or -1 to leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,12 @@ class AdvancedQuantizationParameters:
             check_kind("overrides", override, Override)
 
 
+# What the placement of quantizers calls the advanced parameters that it gets.
+ADVANCED = Words(
+    {("activations",): ("activations_quantization_params",), ("weights",): ("weights_quantization_params",)}
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
     """The keyword arguments of `jaxq.quantize`, checked.
@@ -233,11 +240,8 @@ class QuantizeOptions:
             ("weights", advanced.weights_quantization_params, True),
         )
         for role, parameters, usual in wanted:
-            try:
+            with inside("advanced_parameters"), worded(ADVANCED), inside(role):
                 scheme_for(self.target, role, parameters or QuantizationParameters(), symmetric=usual)
-            except ConfigError as error:
-                key = f"advanced_parameters.{role}_quantization_params"
-                raise ConfigError(str(error).replace(role, key, 1)) from None
 
     @property
     def target(self) -> Target:
@@ -294,4 +298,4 @@ def check_target(key: str, value: object) -> None:
     """
     known = [*sorted(TARGETS), *DEVICES]
     if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{key} = {value!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}")
+        raise ConfigError(Option((key,), value), f"; known: {', '.join(known)}{did_you_mean(str(value), known)}")

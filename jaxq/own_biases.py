@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxq.graph import Graph, Node, tensor_names, unused_name
+from jaxq.linear_layers import BIASED
 from jaxq.plan import read_copies
 
 
@@ -17,13 +18,9 @@ def own_biases(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[
 
     Where only layers add it, the first of them keeps it.
     """
-    walked = list(graph.walk())
-    places = list(bias_places([node for _, node in walked], params))
-    others = Counter(name for _, node in walked for name in node.inputs)
+    places = list(bias_places(graph.wiring.nodes, params))
+    others = Counter(graph.wiring.uses)
     others.subtract(node.inputs[index] for node, index in places)
-    others.update(
-        name for each in (graph, *(sub for _, node in walked for sub in node.subgraphs)) for name in each.outputs
-    )
     kept, taken = {name for name, count in others.items() if count}, {*tensor_names(graph), *params}
     edges: dict[tuple[str, int], str] = {}
     numbers: dict[str, Any] = dict(params)
@@ -36,11 +33,11 @@ def own_biases(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[
     return (read_copies(graph, edges, {}), numbers) if edges else (graph, params)
 
 
-def bias_places(nodes: list[Node], params: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
+def bias_places(nodes: Sequence[Node], params: Mapping[str, Any]) -> Iterator[tuple[Node, int]]:
     """Where a param is added to the products of a layer: the third input, or that of an Add behind a MatMul."""
     products = {name for node in nodes if node.op == "MatMul" for name in node.outputs}
     for node in nodes:
-        if node.op in ("Conv", "ConvTranspose", "Gemm") and not node.domain:
+        if node.op in BIASED and not node.domain:
             indices: tuple[int, ...] = (2,)
         elif node.op == "Add" and not products.isdisjoint(node.inputs):
             indices = (0, 1)

@@ -12,9 +12,22 @@ from typing import Any
 import numpy as np
 
 from jaxq.bounds import Budget
+from jaxq.carriers import MOVING
 from jaxq.errors import JaxqError
 from jaxq.execute import run_static
-from jaxq.graph import FrozenDict, Graph, Literal, Node, TensorType, captures, map_nodes, tensor_names, unused_name
+from jaxq.graph import (
+    FrozenDict,
+    Graph,
+    Literal,
+    Node,
+    TensorType,
+    captures,
+    constants,
+    graphs,
+    map_nodes,
+    tensor_names,
+    unused_name,
+)
 from jaxq.ops import MOST_BYTES, TooLarge, find
 
 Params = Mapping[str, Any]
@@ -48,6 +61,56 @@ def until_stable(*passes: Pass) -> Pass:
                 return graph, params
 
     return run
+
+
+class Numbers:
+    """The params of a model while a pass changes them: what one reader asks for changes nothing for another.
+
+    Attributes:
+      params: the params as they are now.
+    """
+
+    def __init__(self, graph: Graph, params: Mapping[str, Any]):
+        self._graph, self._before = graph, params
+        self.params = dict(params)
+        self._constants = constants(graph)
+        self._taken = {*tensor_names(graph), *params}
+        self._uses = graph.wiring.uses
+        self._made: dict[Any, str] = {}
+
+    def get(self, name: str) -> np.ndarray | None:
+        """The value of a param or a constant in float64; None of anything else."""
+        value = self.params.get(name, self._constants.get(name))
+        return None if value is None or value.dtype == object else np.asarray(value, np.float64)
+
+    def put(self, name: str, value: np.ndarray, new: str, dtype: Any) -> str:
+        """The name of a param with that value, to be read in place of `name`: the same if nobody else reads that, else `new`.
+
+        Several readers of one param that ask for the same value get one param, so that a shared weight stays shared.
+        """
+        value = value.astype(dtype)
+        if name in self.params and self._uses[name] == 1:
+            self.params[name] = value
+            return name
+        key = (name, value.shape, value.tobytes())
+        if not name or key not in self._made:
+            self._made[key] = unused_name(new, self._taken)
+            self.params[self._made[key]] = value
+        return self._made[key]
+
+    def own(self, name: str, value: np.ndarray, new: str, dtype: Any) -> str:
+        """The same for what must have one reader: a bias, which is in units of one layer's products."""
+        return self.put(name if self._uses[name] == 1 else "", value, new, dtype)
+
+    def result(self, graph: Graph) -> tuple[Graph, Mapping[str, Any]]:
+        """What a pass returns: the graph and these params, or the same objects as before if nothing changed."""
+        same = all(self.params[name] is value for name, value in self._before.items())
+        same = same and len(self.params) == len(self._before) and graph is self._graph
+        return (graph, self._before) if same else (graph, self.params)
+
+    def is_own(self, name: str) -> bool:
+        """Whether the tensor is a param that nothing else reads, and no graph gives out."""
+        return name in self.params and self._uses[name] == 1
 
 
 def lift_constants(graph: Graph, params: Params, largest: int) -> tuple[Graph, Params]:
@@ -121,7 +184,7 @@ def static_sources(graph: Graph, data: Container[str] | None = None) -> set[str]
 
     With `data`, the tensors that are not known anyway: not looking beyond these, nor at nodes that need one of them.
     """
-    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
+    producers = dict(graph.wiring.producers)
     for _, node in graph.walk():  # what enters a body is made by the node that holds it, from its own inputs
         producers.update({name: node for sub in node.subgraphs for name in sub.inputs})
     needed: set[str] = set()
@@ -295,21 +358,16 @@ def drop_unused(graph: Graph, params: Params) -> tuple[Graph, Params]:
     return replace(graph, nodes=tuple(reversed(nodes)), constants=FrozenDict(constants)), kept
 
 
-# These give what they get in another shape or order.
-MOVES_VALUES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
-
-
 def keep_outputs_exact(graph: Graph, params: Params) -> tuple[Graph, Params]:
     """Gives the readers of a param that is an output too, of the model or a branch, as it is or moved, a param of their own.
 
     Whatever becomes of that one, the output keeps its values. Both are the same array.
     """
-    producers = {name: node for _, node in graph.walk() for name in node.outputs if name}
-    pending = [*graph.outputs, *(name for _, node in graph.walk() for sub in node.subgraphs for name in sub.outputs)]
+    pending = [name for inner in graphs(graph) for name in inner.outputs]
     exact, moving = set(pending), set[str]()
     while pending:
-        maker = producers.get(pending.pop())
-        if maker is not None and maker.op in MOVES_VALUES and not maker.domain:
+        maker = graph.wiring.producers.get(pending.pop())
+        if maker is not None and maker.op in MOVING and not maker.domain:
             moving.add(maker.name)
             pending.append(maker.inputs[0])
             exact.add(maker.inputs[0])

@@ -10,12 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jaxq.graph import Graph, Node, constants
+from jaxq.linear_layers import LINEAR
 from jaxq.recurrent import Cells
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+WEIGHTED = LINEAR | {"DeformConv", "LSTM", "GRU", "RNN", "Einsum"}
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 SELECTIONS = frozenset({"NonMaxSuppression", "TopK"})  # of the best candidates, by their scores
 
@@ -132,8 +131,7 @@ class Matcher:
     """Finds patterns in a graph, its branches and loops included."""
 
     def __init__(self, graph: Graph, params: Mapping[str, Any]):
-        self.nodes = [node for _, node in graph.walk()]
-        self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.nodes, self.producer = graph.wiring.nodes, graph.wiring.producers
         self.graph, self.values = graph, {**params, **constants(graph)}
         self.constants = self.values.keys()
 
@@ -216,14 +214,6 @@ def roots(tree: Pattern) -> frozenset[str]:
     return frozenset(tree.ops.split("|")) if isinstance(tree, Is) else frozenset()
 
 
-def is_depthwise(node: Node, params: Mapping[str, Any]) -> bool:
-    """Whether the node is a convolution with one filter, of constant weights, for each channel."""
-    if node.op != "Conv" or len(node.inputs) < 2 or node.inputs[1] not in params:
-        return False
-    shape = np.shape(params[node.inputs[1]])
-    return bool(shape[1] == 1 < shape[0] == node.attributes.get("group", 1))
-
-
 def is_transformer(graph: Graph) -> bool:
     """Whether the graph has attention: a MatMul of a Softmax's output, or an attention operator."""
     softmax = {name for _, node in graph.walk() if node.op == "Softmax" for name in node.outputs}
@@ -241,11 +231,7 @@ def post_processing(graph: Graph, tail: Collection[str]) -> frozenset[str]:
       tail: names of the nodes behind which no layer with weights comes. Such a node is post-processing if its results go
         nowhere but into a selection, or into what works on the selected (boxes that are gathered by the indices found).
     """
-    nodes = [node for _, node in graph.walk()]
-    readers: dict[str, list[Node]] = {}
-    for node in nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
+    nodes, readers = graph.wiring.nodes, graph.wiring.readers
     selected = {name for node in nodes if node.op in SELECTIONS for name in node.outputs}
     behind = {node.name for node in nodes if node.op in SELECTIONS}
     for node in nodes:
@@ -254,7 +240,7 @@ def post_processing(graph: Graph, tail: Collection[str]) -> frozenset[str]:
             selected.update(node.outputs)
     found = set(behind)
     for node in reversed(nodes):
-        after = [reader.name for name in node.outputs for reader in readers.get(name, ())]
+        after = [reader.name for name in node.outputs for reader, _ in readers.get(name, ())]
         if node.name not in found and node.op not in WEIGHTED and after and found.issuperset(after):
             found.add(node.name)
     return frozenset(found)

@@ -19,7 +19,7 @@ from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
 from jaxq.engine.traced import Signature, Traces, signatures, untaken_nodes
-from jaxq.errors import JaxqWarning, ModelError
+from jaxq.errors import CalibrationError, InputError, JaxqWarning, ModelError, about, inside, worded
 from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
 from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.fusion import add_missing_biases, fuse
@@ -27,7 +27,7 @@ from jaxq.graph import Graph, Node, in_loops
 from jaxq.model import Model
 from jaxq.observers import Observer
 from jaxq.onnx_import import Source, load
-from jaxq.options import Preset, QuantizeOptions
+from jaxq.options import ADVANCED, Preset, QuantizeOptions
 from jaxq.own_biases import own_biases
 from jaxq.passes import keep_outputs_exact
 from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
@@ -42,6 +42,8 @@ from jaxq.weight_ranges import refuse_not_finite
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
 IN_FLOAT32 = "jaxq.in_float32"  # in the metadata: the types in whose place the model computes in float32
+
+OF_THE_DATA = about("calibration_dataset", kinds=(CalibrationError, InputError))
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Prepared:
         sites = bias_sites(self.plan.graph, self.model.params, nodes)
         return [BiasCorrection(sites=sites, **given(threshold=chosen.threshold))]
 
+    @OF_THE_DATA
     def run(self, watch: Callable[[Model], object] | None = None) -> Model:
         """The quantized model; `watch` is given the one whose biases are not corrected yet."""
         last = IntegerBiases(self.plan)
@@ -199,12 +202,14 @@ def given(**options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
+@OF_THE_DATA
 def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Prepared:
     """Everything of `quantize` up to the places of the quantizers; raises what `quantize` does."""
     model = load(source)
     refuse_quantized(model)
     scope = options.ignored_scope
-    ignored = scope.select(model.graph, model.folded)
+    with inside("ignored_scope"):
+        ignored = scope.select(model.graph, model.folded)
     advanced = options.advanced_parameters
     model = float32_inside(model)
     samples = Samples(
@@ -308,21 +313,22 @@ def place(
     weights = advanced.weights_quantization_params
     if preset is Preset.ACCURACY and target.asymmetric_per_channel:
         weights = updated(QuantizationParameters(mode="asymmetric"), weights)
-    return place_quantizers(
-        graph,
-        params,
-        dtypes,
-        target,
-        symmetric=preset is Preset.PERFORMANCE,
-        ignored=ignored,
-        transformer=options.transformer,
-        activations=advanced.activations_quantization_params,
-        weights=weights,
-        overrides=advanced.overrides,
-        overflow_fix=advanced.overflow_fix,
-        quantize_outputs=advanced.quantize_outputs,
-        propagation=advanced.quantizer_propagation_rule,
-    )
+    with inside("advanced_parameters"), worded(ADVANCED):
+        return place_quantizers(
+            graph,
+            params,
+            dtypes,
+            target,
+            symmetric=preset is Preset.PERFORMANCE,
+            ignored=ignored,
+            transformer=options.transformer,
+            activations=advanced.activations_quantization_params,
+            weights=weights,
+            overrides=advanced.overrides,
+            overflow_fix=advanced.overflow_fix,
+            quantize_outputs=advanced.quantize_outputs,
+            propagation=advanced.quantizer_propagation_rule,
+        )
 
 
 def refuse_empty(plan: Plan, graph: Graph, options: QuantizeOptions, ignored: Iterable[str]) -> None:

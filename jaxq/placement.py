@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node, tensor_names, unused_name
-from jaxq.linear_layers import channel_count
+from jaxq.linear_layers import BIASED, Linear, is_product
 from jaxq.masks import softmax_inputs, what_counts
 from jaxq.patterns import is_transformer
 from jaxq.places import Places, is_weight
@@ -233,7 +233,7 @@ def is_chained(places: Places, node: Node, known: Mapping[str, int]) -> bool:
 
     `known` are the ranks of tensors; what may be a matrix counts as one. A bias of one number for all channels is none.
     """
-    if node.op not in ("MatMul", "Gemm") or known.get(node.inputs[0], 2) != 2:
+    if not is_product(node) or known.get(node.inputs[0], 2) != 2:
         return False
     weight = places.params.get(node.inputs[1])
     if weight is None or max(weight.shape) > places.target.chained_width:
@@ -243,7 +243,7 @@ def is_chained(places: Places, node: Node, known: Mapping[str, int]) -> bool:
         return False
     name = places.fused_output(node)
     readers = places.readers.get(name, [])
-    return name not in places.outputs and len(readers) == 1 and readers[0][0].op in ("MatMul", "Gemm")
+    return name not in places.outputs and len(readers) == 1 and is_product(readers[0][0])
 
 
 def bias_of(
@@ -270,23 +270,22 @@ def bias_of(
         return made
     if any(type_name(quantized[each].grid) in places.target.storage_types for each in (data, weight)):
         return replace(made, form=BiasForm.OWN)
-    plain = node.op != "Gemm" or node.attributes.get("alpha", 1.0) == node.attributes.get("beta", 1.0) == 1.0
-    if rule.bias is None or not plain or weight not in places.params:
+    linear = Linear.of(node, places.params)
+    if rule.bias is None or linear is None or not linear.is_unscaled:
         return made
-    if np.shape(places.params[name]) != (channel_count(node, places.params[weight].shape),):
+    if np.shape(places.params[name]) != (linear.outputs,):
         return made  # a Gemm may have one number for all
     return replace(made, form=BiasForm.PRODUCTS)
 
 
 def bias_name(places: Places, node: Node) -> str | None:
     """The param that the node adds to its products; or the vector that an Add behind a MatMul does, which runtimes merge."""
-    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+    if node.op in BIASED:
         return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in places.params else None
-    readers = places.readers.get(node.outputs[0], [])
-    if node.op != "MatMul" or len(readers) != 1 or readers[0][0].op != "Add" or readers[0][0].name in places.chosen:
+    added = places.graph.wiring.added(node.outputs[0]) if node.op == "MatMul" else None
+    if added is None or added[0].name in places.chosen:
         return None
-    add, index = readers[0]
-    other = add.inputs[1 - index]
+    other = added[1]
     return other if other in places.params and np.ndim(places.params[other]) == 1 else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxq.clamps import clip_bounds
 from jaxq.graph import Graph, Node, constants, in_loops
-from jaxq.patterns import Matcher, is_depthwise, post_processing, tail_nodes
+from jaxq.linear_layers import is_depthwise, is_product
+from jaxq.patterns import Matcher, post_processing, tail_nodes
 from jaxq.quantizer import Scheme
 from jaxq.schemes import Wishes, merges, rule_for
 from jaxq.targets import Rule, Target
@@ -43,10 +44,10 @@ class Places:
     wishes: Wishes
     quantize_outputs: bool
     requantized: frozenset[str] = frozenset()  # copies that read their tensor quantized
-    nodes: list[Node] = field(init=False)
-    producer: dict[str, Node] = field(init=False)
-    readers: dict[str, list[tuple[Node, int]]] = field(init=False)
-    outputs: set[str] = field(init=False)
+    nodes: Sequence[Node] = field(init=False)
+    producer: Mapping[str, Node] = field(init=False)
+    readers: Mapping[str, Sequence[tuple[Node, int]]] = field(init=False)
+    outputs: frozenset[str] = field(init=False)
     left: dict[str, str] = field(init=False)  # node name -> why it stays in float
     tail: frozenset[str] = field(init=False)  # nodes behind which no layer with weights comes
     chosen: dict[str, Rule] = field(init=False)  # node name -> rule
@@ -54,16 +55,14 @@ class Places:
     wanted: set[str] = field(init=False)  # tensors with a quantizer
 
     def __post_init__(self) -> None:
-        self.nodes = [node for _, node in self.graph.walk()]
-        self.producer, self.readers, self.outputs = {}, {}, set(self.graph.outputs)
+        wiring = self.graph.wiring
+        self.nodes, self.producer, self.readers, self.outputs = (
+            wiring.nodes,
+            wiring.producers,
+            wiring.readers,
+            wiring.outputs,
+        )
         self.chosen, self.summand, self.wanted = {}, {}, set()
-        for node in self.nodes:
-            self.producer.update((name, node) for name in node.outputs if name)
-            for index, name in enumerate(node.inputs):
-                if name:
-                    self.readers.setdefault(name, []).append((node, index))
-            for sub in node.subgraphs:
-                self.outputs.update(sub.outputs)
         self.constants = constants(self.graph)
         self.values = {**self.params, **self.constants}
         self.left = dict.fromkeys(self.ignored, IGNORED)
@@ -396,7 +395,7 @@ class Places:
     def wish(self, node: Node, index: int = 0) -> Scheme:
         """How a chosen node wants the activation that is its input `index`."""
         rule = self.chosen[node.name]
-        product = bool(rule.weights) and len(self.positions(node, rule)) == 2 and node.op in ("MatMul", "Gemm")
+        product = bool(rule.weights) and len(self.positions(node, rule)) == 2 and is_product(node)
         symmetric = self.target.integer_products_symmetric and product
         centered = index in rule.centered
         return self.wishes.activation(node.name, rule.activation_axis, symmetric=symmetric, centered=centered)

@@ -99,13 +99,6 @@ class Programs:
             while left > most:
                 left -= len(self._latest.popitem(last=False)[1])
 
-    def clear(self, function: Callable[..., Any]) -> None:
-        """Forgets all programs of a function: they are not found any more."""
-        with self._lock:
-            for key in [key for key in self._alive if key[0] is function]:
-                del self._alive[key]
-                self._latest.pop(key, None)
-
 
 PROGRAMS = Programs()
 
@@ -147,10 +140,6 @@ class Compiled:
             return program(*arguments[self.static :])
         finally:
             PROGRAMS.trim()
-
-    def clear_cache(self) -> None:
-        """Forgets everything that was compiled."""
-        PROGRAMS.clear(self.function)
 
 
 def compiled(*, static: int, donated: Sequence[int] = ()) -> Callable[[Callable[..., Any]], Compiled]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node, constants, graphs
+from jaxq.linear_layers import CONVOLUTIONS
 
 # Operators whose result has the rank of their first input.
 SAME = frozenset(
@@ -30,7 +31,6 @@ SAME |= {
 SAME |= {"QuantizeLinear", "DequantizeLinear"}
 # Operators that broadcast: the result has the largest rank of their inputs.
 BROADCAST = frozenset({"Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum", "Where"})
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})  # whose data, weight and result have one rank
 
 
 def ranks(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
@@ -59,7 +59,7 @@ def _result(node: Node, known: Mapping[str, int], values: Mapping[str, Any]) -> 
         return 2
     if node.op == "Reshape" and len(node.inputs) > 1:
         return int(np.size(values[node.inputs[1]])) if node.inputs[1] in values else None
-    if node.op in SAME | CONVOLUTIONS:
+    if node.op in SAME | CONVOLUTIONS:  # whose data, weight and result have one rank
         return next((rank for rank in each[: 2 if node.op in CONVOLUTIONS else 1] if rank is not None), None)
     if not sure or len(sure) < len(each):
         return None

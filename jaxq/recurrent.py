@@ -6,28 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxq.carriers import CARRYING
 from jaxq.clamps import clip_bounds
-from jaxq.graph import Graph, Node, captures
+from jaxq.graph import Graph, Node, captures, graphs
 
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 SQUASHES = frozenset({"Tanh", "Softsign", "Relu", "HardSigmoid", "Sigmoid"})
 ARITHMETIC = frozenset({"Add", "Sub", "Sum", "Mul", "Neg", "Clip"}) | SQUASHES
-CARRIERS = frozenset(
-    [
-        "Identity",
-        "Cast",
-        "Dropout",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Transpose",
-        "Expand",
-        "Slice",
-        "Split",
-        "Gather",
-    ]
-)
 JOINS = frozenset({"Concat"})
 FILLS = frozenset({"ConstantOfShape"})
 
@@ -52,14 +37,8 @@ class Cells:
     def __init__(self, graph: Graph, values: Mapping[str, Any]):
         self.values = values
         self.within = [(inner, node) for inner, node in graph.walk()]
-        self.producer = {name: node for _, node in self.within for name in node.outputs if name}
-        self.readers: dict[str, list[Node]] = {}
-        for _, node in self.within:
-            for name in filter(None, node.inputs):
-                self.readers.setdefault(name, []).append(node)
-        self.inputs = {
-            name for inner in {id(inner): inner for inner, _ in self.within}.values() for name in inner.inputs
-        }
+        self.producer, self.readers = graph.wiring.producers, graph.wiring.readers
+        self.inputs = {name for inner in graphs(graph) for name in inner.inputs}
 
     def nodes(self) -> frozenset[str]:
         """The names of the nodes that compute the cells, without their layers with weights."""
@@ -114,7 +93,7 @@ class Cells:
 
     def origin(self, name: str) -> str:
         """The tensor whose values these are: what carries and reshapes values is passed."""
-        while (node := self.producer.get(name)) is not None and node.op in CARRIERS and not node.domain:
+        while (node := self.producer.get(name)) is not None and node.op in CARRYING and not node.domain:
             name = node.inputs[0]
         return name
 
@@ -152,8 +131,8 @@ class Cells:
             if name in update.graph.outputs:
                 return self.has_other_source(update)
             seen.add(name)
-            for reader in self.readers.get(name, []):
-                if reader.op in CARRIERS | JOINS | {"Clip"}:
+            for reader, _ in self.readers.get(name, ()):
+                if reader.op in CARRYING | JOINS | {"Clip"}:
                     pending.extend(each for each in reader.outputs if each not in seen)
         return False
 
@@ -195,8 +174,8 @@ class Cells:
         """The readers of a tensor, behind what carries its values."""
         pending, seen = [name], {name}
         while pending:
-            for reader in self.readers.get(pending.pop(), []):
-                if reader.op in CARRIERS:
+            for reader, _ in self.readers.get(pending.pop(), ()):
+                if reader.op in CARRYING:
                     pending.extend(each for each in reader.outputs if each not in seen)
                     seen.update(reader.outputs)
                 else:
@@ -209,7 +188,7 @@ class Cells:
             node = pending.pop()
             if node.op in ARITHMETIC:
                 yield node.name
-            elif node.op not in CARRIERS:
+            elif node.op not in CARRYING:
                 continue
             makers = [self.producer[name] for name in node.inputs if name in self.producer]
             pending.extend(each for each in makers if each.name not in seen)

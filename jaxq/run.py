@@ -6,22 +6,24 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jaxq.data import Dataset, open_data
-from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning
+from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning, about, inside
 from jaxq.external_data import data_file
 from jaxq.files import check_writable, withdraw, write_text
 from jaxq.functions import named_function, names_function
 from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import load
+from jaxq.options import QuantizeOptions
 from jaxq.pipeline import prepare
 from jaxq.summary import fates_of
+from jaxq.wording import Option, Words
 
 if TYPE_CHECKING:
     from jaxq.accuracy.report import AccuracyReport
@@ -72,7 +74,7 @@ def run_file(
       on_step: gets the report of a search for accuracy after every step.
     """
     start = time.perf_counter()
-    job, places = read_any(path)
+    job, written = read_any(path)
     file = _output_file(job, output)
     folder = search_folder(job, file)
     search: AccuracyReport | None = None
@@ -97,14 +99,14 @@ def run_file(
             copy_best(folder, file, file.with_suffix(".json"))
         raise
     except JaxqError as error:
-        place = _place(str(error), job, places)
-        if place or isinstance(error, ConfigError):
-            error.args = (f"{path}: {place}{error}",)
+        error.say(lambda option: written.words(CALL(option)))
+        if error.path or isinstance(error, ConfigError):
+            error.args = (f"{path}: {error.placed()}",)
         raise
     used = int(model.metadata.get("jaxq.calibration_samples", 0))
     wanted = job.quantize.subset_size if job.quantize else None
-    if "subset_size" in places and wanted is not None and 0 < used < wanted:
-        place = f"{path}: {places['subset_size']} = {wanted}"
+    if written.counts and wanted is not None and 0 < used < wanted:
+        place = f"{path}: {written.words(Option(('quantize', 'subset_size'), wanted))}"
         warnings.warn(f"{place}, but the data has {used} samples; all of them are used", JaxqWarning, stacklevel=3)
     report = {
         "config": os.fspath(path),
@@ -144,82 +146,81 @@ def _output_file(job: Job, output: str | os.PathLike[str] | None) -> Path | None
     return file
 
 
-def _place(message: str, job: Job, places: Mapping[str, str]) -> str:
-    """What stands in front of a message: the path in the file that it is about, or "" where that is not known."""
-    files = {"model": job.model, "data": job.data.source, "validation": (job.accuracy or {}).get("validation")}
-    found = [key for key, file in files.items() if key in places and file and repr(file) in message]  # the one to blame
-    found += ["data"] if message.startswith(ABOUT_DATA) else []
-    found += [words for words in places.keys() - files.keys() if message.startswith(words)]
-    place = places[found[0]] if found else ""
-    return f"{place}: " if place and not place.endswith(".") else place
+# An argument of a call -> where a job says it.
+CALL = Words(
+    {(each.name,): ("quantize", each.name) for each in fields(QuantizeOptions)}
+    | {("advanced_quantization_parameters",): ("quantize", "advanced_parameters")}
+    | {("calibration_dataset",): ("data", "source"), ("images",): ("data", "images"), ("batch_axis",): ("data", "batch_axis")}
+    | {(each,): ("accuracy", each) for each in ("max_drop", "drop_type", "metric")}
+    | {("validation_dataset",): ("accuracy", "validation"), ("advanced_accuracy_restorer_parameters",): ("accuracy",)}
+)  # fmt: skip
+OWN = Words({})  # jaxq's own format has the names of `Job`
 
 
-# First words of messages about calibration data that do not name their file.
-ABOUT_DATA = ("calibration sample", "the calibration data")
+class Written(NamedTuple):
+    """How a file says a job.
 
-# First words of a message -> the path in jaxq's own format that it is about; one that ends in a dot goes on in the message.
-PLACES = {
-    "ignored name": "quantize.ignored_scope.names",
-    "ignored pattern": "quantize.ignored_scope.patterns",
-    "ignored type": "quantize.ignored_scope.types",
-    "ignored subgraph": "quantize.ignored_scope.subgraphs",
-    "ignored operation": "quantize.ignored_scope.operations",
-    "overrides": "quantize.advanced_parameters.",
-    "model": "model",
-    "data": "data.source",
-    "validation": "accuracy.validation",
-}
+    Attributes:
+      words: what it calls the options of a job.
+      counts: whether it says how many samples to take.
+    """
+
+    words: Words
+    counts: bool
 
 
-def read_any(path: str | os.PathLike[str]) -> tuple[Job, dict[str, str]]:
-    """The job in a file of any known format, its paths made absolute; and where the file says what is checked later.
+def read_any(path: str | os.PathLike[str]) -> tuple[Job, Written]:
+    """The job in a file, with absolute paths, and how the file says it; the format is recognised here.
 
-    The second maps the first words of a message to the path that it is about. Another format is recognised here.
+    Raises:
+      ConfigError: the file is wrong; the message gives the path in it, what was expected and the nearest valid key.
     """
     from jaxq.config import job_of
     from jaxq.formats.json_text import read_json
-    from jaxq.formats.pot_job import is_pot, job_of_pot
+    from jaxq.formats.pot_job import WORDS, is_pot, job_of_pot
 
     where, content = os.fspath(path), read_json(path)
-    folder = Path(path).resolve().parent
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected an object in braces, not {type(content).__name__}")
-    if is_pot(content):
-        job, places = job_of_pot(content, where)
-    else:
-        job, places = job_of(content, where), dict(PLACES)
-        if "subset_size" in (content.get("quantize") or {}):
-            places["subset_size"] = "quantize.subset_size"
-    changes: dict[str, Any] = {
-        "model": _resolved(job.model, folder, f"{where}: {places['model']}"),
-        "data": job.data.model_copy(
-            update={"source": _resolved(job.data.source, folder, f"{where}: {places['data']}")}
-        ),
-    }
-    accuracy = dict(job.accuracy or {})
-    for key in ("validation", "intermediate_model_dir"):
-        if isinstance(accuracy.get(key), str):
-            changes["accuracy"] = accuracy = {
-                **accuracy,
-                key: _resolved(accuracy[key], folder, f"{where}: accuracy.{key}"),
-            }
-    return job.model_copy(update=changes), places
+    pot = is_pot(content)
+    job, words = (job_of_pot(content, where), WORDS) if pot else (job_of(content, where), OWN)
+    quantize = content.get("quantize") or {}
+    counts = "subset_size" in quantize or (pot and job.quantize is not None and job.quantize.subset_size is not None)
+    try:
+        return _located(job, Path(path).resolve().parent), Written(words, counts)
+    except ConfigError as error:
+        error.say(words)
+        raise ConfigError(f"{where}: {error.placed()}") from error.__cause__
 
 
-def _resolved(text: str, folder: Path, place: str) -> str:
+def _located(job: Job, folder: Path) -> Job:
+    """The job with paths that do not depend on the current folder."""
+    with inside("data", "source"):
+        changes: dict[str, Any] = {"data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)})}
+    if job.accuracy is not None:
+        keys = ("metric", "validation", "intermediate_model_dir")
+        paths = {key: value for key in keys if isinstance(value := getattr(job.accuracy, key), str)}
+        if not names_function(paths.get("metric", "")):
+            paths.pop("metric", None)
+        for key, value in paths.items():
+            with inside("accuracy", key):
+                paths[key] = _resolved(value, folder)
+        changes["accuracy"] = replace(job.accuracy, **cast("dict[str, Any]", paths))
+    return job.model_copy(update={"model": os.path.normpath(folder / job.model), **changes})
+
+
+def _resolved(text: str, folder: Path) -> str:
     """A path relative to the folder of the file it stands in. A module of package.module:function may lie there, too."""
     if not names_function(text) or (folder / text).exists():
         return os.path.normpath(folder / text)
-    try:
-        named_function(text, folder)
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+    named_function(text, folder)
     return text
 
 
 def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyReport], None] | None = None) -> Model:
     """The model that a job makes. Beside `file` are written the intermediate model, if asked for, and the state of a search."""
-    model = load(job.model)
+    with about("model", kinds=(JaxqError,)):
+        model = load(job.model)
     if job.quantize is None:
         warnings.warn(f"{job.model}: the configuration leaves the whole model in float", JaxqWarning, stacklevel=3)
         return model
@@ -231,7 +232,13 @@ def run_job(job: Job, file: Path | None = None, on_step: Callable[[AccuracyRepor
         )
     limit, seed = job.quantize.subset_size, job.quantize.seed if job.data.shuffle else None
     data = open_data(
-        job.data.source, model, limit=limit, images=job.data.images, batch_axis=job.data.batch_axis, seed=seed
+        job.data.source,
+        model,
+        limit=limit,
+        images=job.data.images,
+        batch_axis=job.data.batch_axis,
+        seed=seed,
+        place=("calibration_dataset",),
     )
     if job.accuracy is not None:
         return run_with_accuracy_control(job, model, data, file, on_step)
@@ -254,10 +261,9 @@ def run_with_accuracy_control(
 ) -> Model:
     """The model of a job that limits the loss of accuracy; the same job goes on from the state in its folder."""
     from jaxq.accuracy.front import quantize_with_accuracy_control
-    from jaxq.accuracy.section import read_section
 
     assert job.quantize is not None and job.accuracy is not None, "the job quantizes"  # noqa: PT018
-    arguments, source = read_section(job.accuracy)
+    arguments, source = job.accuracy.arguments(), job.accuracy.validation
     options = job.quantize.arguments()
     options["advanced_quantization_parameters"] = options.pop("advanced_parameters")
     advanced = arguments.pop("advanced_accuracy_restorer_parameters")
@@ -265,6 +271,7 @@ def run_with_accuracy_control(
     validation = open_data(
         source or job.data.source, model, images=job.data.images, batch_axis=job.data.batch_axis,
         label="label" if labelled else None,
+        place=("validation_dataset",) if source else ("calibration_dataset",),
     )  # fmt: skip
     return quantize_with_accuracy_control(
         model,
@@ -281,7 +288,7 @@ def search_folder(job: Job, file: Path | None) -> Path | None:
     """Where the state of a search is kept, if there is one: in the folder that the job names, else beside the file."""
     if job.accuracy is None:
         return None
-    named = job.accuracy.get("intermediate_model_dir")
+    named = job.accuracy.intermediate_model_dir
     return Path(named) if named else None if file is None else own_folder(file)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import InputError, ModelError, RuntimeMissingError
+from jaxq.linear_layers import LINEAR
 
-LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "FusedConv", "FusedGemm", "FusedMatMul"})
+LINEAR_OPS = LINEAR | {"FusedConv", "FusedGemm", "FusedMatMul"}
 INTEGER_OPS = frozenset(
     [
         "QLinearConv",

@@ -12,12 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from jaxq.graph import Graph
-from jaxq.patterns import is_depthwise
+from jaxq.linear_layers import LINEAR, is_depthwise
 from jaxq.plan import Plan, Weight
 from jaxq.quantizer import Grid, IntType
 from jaxq.schemes import OverflowFix
 
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 SATURATION_FIX: Mapping[str, OverflowFix] = {  # POT's word -> NNCF's
     "no": OverflowFix.DISABLE,
     "first_layer": OverflowFix.FIRST_LAYER,
@@ -36,7 +35,7 @@ def hold_to_seven_bits(plan: Plan, params: Mapping[str, Any], fix: OverflowFix) 
     held: set[str] = set()
     for _, node in plan.graph.walk():
         schemes = [plan.schemes[plan.activations[name]] for name in node.inputs if name in plan.activations]
-        applies = node.op in PRODUCTS if fix is OverflowFix.ENABLE else node.name in first
+        applies = node.op in LINEAR if fix is OverflowFix.ENABLE else node.name in first
         if node.name in plan.nodes and applies and schemes and all(is_byte(scheme.grid) for scheme in schemes):
             held.update(node.inputs[1:])  # a constant on the left stands in the place of activations
     return tuple(

@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from jaxq.checks import check_kind, member
 from jaxq.clamps import clip_bounds
-from jaxq.errors import ConfigError
+from jaxq.errors import ConfigError, inside
 from jaxq.graph import Graph, Node
+from jaxq.linear_layers import Linear, is_linear
 from jaxq.quantizer import E4M3, E5M2, FloatType, Grid, IntType, PerAxis, PerTensor, Scheme
 from jaxq.scope import as_tuple, by_name, check_pattern
 from jaxq.targets import Rule, Target
+from jaxq.wording import Option
 
+GATES = {"LSTM": 1, "GRU": 1}  # the axis of all gates in W and R [directions, gates * hidden, inputs]
 STORAGE_BITS = (4, 8, 16)  # of ONNX's integer types
 
 Role = Literal["activations", "weights"]
@@ -77,17 +80,17 @@ class QuantizationParameters:
     def __post_init__(self) -> None:
         bits = self.num_bits
         if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
-            raise ConfigError(f"num_bits = {bits!r}; expected an integer from 2 to 16")
+            raise ConfigError(Option(("num_bits",), bits), "; expected an integer from 2 to 16")
         if self.mode is not None:
             object.__setattr__(self, "mode", member(QuantizationScheme, "mode", self.mode))
         for key in ("signedness_to_force", "per_channel", "narrow_range"):
             value = getattr(self, key)
             if value is not None and not isinstance(value, bool):
-                raise ConfigError(f"{key} = {value!r}; expected True, False or None")
+                raise ConfigError(Option((key,), value), "; expected True, False or None")
         for key in ("level_low", "level_high"):
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ConfigError(f"{key} = {value!r}; expected an integer")
+                raise ConfigError(Option((key,), value), "; expected an integer")
         if self.level_low is not None or self.level_high is not None:
             self.levels(bits or 8, signed=True)
 
@@ -105,16 +108,23 @@ class QuantizationParameters:
         high = self.level_high if self.level_high is not None else half - 1 if given_signed else 2 * half - 1
         if low >= high:
             raise ConfigError(
-                f"level_low = {low} is not below level_high = {high}; 8 bits have -128 to 127, or 0 to 255"
+                Option(("level_low",), low),
+                " is not below ",
+                Option(("level_high",), high),
+                "; 8 bits have -128 to 127, or 0 to 255",
             )
         least, most = (-half, half - 1) if given_signed else (0, 2 * half - 1)
         for key, value in (("level_low", low), ("level_high", high)):
             if not least <= value <= most:
-                raise ConfigError(f"{key} = {value} does not fit {bits} bits, which go from {least} to {most}")
+                raise ConfigError(Option((key,), value), f" does not fit {bits} bits, which go from {least} to {most}")
         if high <= 0 or (self.mode == "symmetric" and low not in (0, -high, -high - 1)):
             raise ConfigError(
-                f"level_low = {low} and level_high = {high} have no zero in their middle, as symmetric integers do; expected "
-                f"level_low {-high} or {-high - 1}, or 0 for what is never negative"
+                Option(("level_low",), low),
+                " and ",
+                Option(("level_high",), high),
+                " have no zero in their middle, as symmetric integers do; expected ",
+                Option(("level_low",)),
+                f" {-high} or {-high - 1}, or 0 for what is never negative",
             )
         shift = half * (given_signed - signed)
         return low + shift, high + shift
@@ -166,10 +176,10 @@ class Override:
 
     def __post_init__(self) -> None:
         for key in ("names", "patterns", "types"):
-            object.__setattr__(self, key, as_tuple(getattr(self, key), f"{key} of an override"))
+            object.__setattr__(self, key, as_tuple(self, key, f"{key} of an override"))
         kinds = (QuantizationParameters, FP8QuantizationParameters, type(None))
         for key in ("weights", "activations"):
-            check_kind(f"{key} of an override", getattr(self, key), kinds)
+            check_kind(key, getattr(self, key), kinds)
         for pattern in self.patterns:
             check_pattern(pattern, "override pattern")
         if not (self.names or self.patterns or self.types):
@@ -177,17 +187,17 @@ class Override:
         if self.weights is None and self.activations is None:
             raise ConfigError("an override changes nothing; give it weights or activations")
 
-    def select(self, graph: Graph, where: str = "overrides") -> frozenset[str]:
+    def select(self, graph: Graph) -> frozenset[str]:
         """The names of the nodes that it is about.
 
         Raises:
-          ConfigError: an entry matches no node; the message starts with `where`, the path of this override.
+          ConfigError: an entry matches no node.
         """
         nodes = [node for _, node in graph.walk()]
         hits: set[str] = set()
         for key, what, found in by_name(nodes, self.names, self.patterns, self.types):
             if found is None:
-                raise ConfigError(f"{where}.{key}: {what}")
+                raise ConfigError(Option((key,)), f": {what}")
             hits |= found
         return frozenset(hits)
 
@@ -210,19 +220,19 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
       symmetric: what a mode of None means.
 
     Raises:
-      ConfigError: the target does not take it. The message starts with the path, e.g. `weights.num_bits`.
+      ConfigError: the target does not take it.
     """
     allowed = target.weight_types if role == "weights" else target.activation_types
     if isinstance(wanted, FP8QuantizationParameters):
         real = E4M3 if wanted.destination_type is FP8Type.E4M3 else E5M2
-        check_type(target, role, "destination_type", str(wanted.destination_type), real, allowed)
+        check_type(target, "destination_type", str(wanted.destination_type), real, allowed)
         check_channels(target, role, wanted, "symmetric")
         return Scheme(real, centered=True)
     modes = target.weight_modes if role == "weights" else target.activation_modes
     usual = "symmetric" if symmetric or "asymmetric" not in modes else "asymmetric"
     mode = str(wanted.mode or usual)
     if mode not in modes:
-        raise ConfigError(f"{role}.mode = {mode!r}; target {target.name!r} takes {', '.join(sorted(modes))} only")
+        raise ConfigError(Option(("mode",), mode), f"; target {target.name!r} takes {', '.join(sorted(modes))} only")
     check_channels(target, role, wanted, mode)
     grid = target.weight if role == "weights" else target.activation
     signed = grid.signed if wanted.signedness_to_force is None else wanted.signedness_to_force
@@ -230,13 +240,10 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
         signed = "uint8" not in allowed
     narrow = grid.narrow and mode == "symmetric" if wanted.narrow_range is None else wanted.narrow_range
     bits = wanted.num_bits or grid.bits
-    try:
-        chosen = IntType(bits, signed, narrow, wanted.levels(bits, signed))
-    except ConfigError as error:
-        raise ConfigError(f"{role}.{error}") from None
+    chosen = IntType(bits, signed, narrow, wanted.levels(bits, signed))
     if wanted.num_bits:
-        check_type(target, role, "num_bits", wanted.num_bits, chosen, allowed)
-    check_type(target, role, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)
+        check_type(target, "num_bits", wanted.num_bits, chosen, allowed)
+    check_type(target, "signedness_to_force", wanted.signedness_to_force, chosen, allowed)
     activations, forced = role == "activations", wanted.signedness_to_force
     return Scheme(
         chosen,
@@ -246,12 +253,13 @@ def scheme_for(target: Target, role: Role, wanted: Parameters, *, symmetric: boo
     )
 
 
-def check_type(target: Target, role: Role, key: str, value: object, grid: Grid, allowed: frozenset[str]) -> None:
+def check_type(target: Target, key: str, value: object, grid: Grid, allowed: frozenset[str]) -> None:
     """Refuses a grid whose type the target does not read."""
     if type_name(grid) not in allowed:
         known = ", ".join(sorted(allowed, key=lambda name: ("float" in name, len(name), name)))
         raise ConfigError(
-            f"{role}.{key} = {value!r} needs {type_name(grid)}, which target {target.name!r} does not take; it takes {known}"
+            Option((key,), value),
+            f" needs {type_name(grid)}, which target {target.name!r} does not take; it takes {known}",
         )
 
 
@@ -259,7 +267,8 @@ def check_channels(target: Target, role: Role, wanted: Parameters, mode: str) ->
     """Refuses one scale for each channel where no kernel of the target has that."""
     if wanted.per_channel and not takes_channels(target, role, mode):
         raise ConfigError(
-            f"{role}.per_channel = True; target {target.name!r} has one scale for each tensor only, for {mode} {role}"
+            Option(("per_channel",), True),
+            f"; target {target.name!r} has one scale for each tensor only, for {mode} {role}",
         )
 
 
@@ -295,9 +304,9 @@ def merges(node: Node, target: Target, values: Mapping[str, Any]) -> bool:
 
 def weight_axis(node: Node, rule: Rule, rank: int) -> int | None:
     """The axis of a weight of that rank with one scale for each index; None where the kernel takes one scale only."""
-    if rule.weight_axis is None or rank < 2 or (node.op == "MatMul" and rank > 2):
+    if not rule.per_channel or rank < 2 or (node.op == "MatMul" and rank > 2):
         return None
-    return (0 if node.op == "Gemm" and node.attributes.get("transB", 0) else rule.weight_axis) % rank
+    return Linear(node, (1,) * rank).output_axis if is_linear(node) else GATES.get(node.op, 0)
 
 
 @dataclass(frozen=True)
@@ -323,7 +332,8 @@ class Wishes:
         """The wishes for the nodes of a graph; later overrides win.
 
         Raises:
-          ConfigError: the target does not take one of them, or an override selects nothing; the message starts with the path.
+          ConfigError: the target does not take one of them, or an override selects nothing; its path begins with "activations",
+            "weights" or ("overrides", number).
         """
         common: tuple[Parameters, Parameters] = (
             activations or QuantizationParameters(),
@@ -331,22 +341,21 @@ class Wishes:
         )
         nodes: dict[str, tuple[Parameters, Parameters]] = {}
         wishes = cls(target, symmetric, *common)
-        wishes.check(*common, where="")
+        wishes.check(*common)
         for number, override in enumerate(overrides):
-            where = f"overrides[{number}]"
-            for name in override.select(graph, where):
-                before = nodes.get(name, common)
-                nodes[name] = (updated(before[0], override.activations), updated(before[1], override.weights))
-                wishes.check(*nodes[name], where=f"{where}.")
+            with inside("overrides", number):
+                for name in override.select(graph):
+                    before = nodes.get(name, common)
+                    nodes[name] = (updated(before[0], override.activations), updated(before[1], override.weights))
+                    wishes.check(*nodes[name])
         return replace(wishes, nodes=nodes)
 
-    def check(self, activations: Parameters, weights: Parameters, *, where: str) -> None:
-        """Refuses what the target does not take; the message starts with `where`."""
-        try:
+    def check(self, activations: Parameters, weights: Parameters) -> None:
+        """Refuses what the target does not take."""
+        with inside("activations"):
             scheme_for(self.target, "activations", activations, symmetric=self.symmetric)
+        with inside("weights"):
             scheme_for(self.target, "weights", weights)
-        except ConfigError as error:
-            raise ConfigError(f"{where}{error}") from None
 
     def default(self) -> Scheme:
         """The scheme of activations that nobody has a wish for."""

@@ -30,7 +30,7 @@ class Subgraph:
 
     def __post_init__(self) -> None:
         for key in ("inputs", "outputs"):
-            object.__setattr__(self, key, as_tuple(getattr(self, key), f"{key} of a Subgraph"))
+            object.__setattr__(self, key, as_tuple(self, key, f"{key} of a Subgraph"))
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class IgnoredScope:
 
     def __post_init__(self) -> None:
         for key in ("names", "patterns", "types"):
-            object.__setattr__(self, key, as_tuple(getattr(self, key), f"ignored {key}"))
+            object.__setattr__(self, key, as_tuple(self, key, f"ignored {key}"))
         for key, kind in (("subgraphs", Subgraph), ("operations", Operation)):
             value = getattr(self, key)
             entries = (value,) if isinstance(value, kind) else tuple(value)
             for entry in entries:
                 if not isinstance(entry, kind):
-                    raise ConfigError(f"ignored {key}: {entry!r} is no {kind.__name__}")
+                    raise ConfigError(f"ignored {key}: {entry!r} is no {kind.__name__}", path=(key,))
             object.__setattr__(self, key, entries)
         for pattern in self.patterns:
             check_pattern(pattern, "ignored pattern")
@@ -105,11 +105,11 @@ class IgnoredScope:
         """
         nodes = [node for _, node in graph.walk()]
         hits: set[str] = set()
-        for entry, found in self._entries(graph, nodes, folded or {}):
+        for key, wrong, found in self._entries(graph, nodes, folded or {}):
             if found is None:
                 if self.validate:
-                    raise ConfigError(entry)
-                warnings.warn(entry, JaxqWarning, stacklevel=3)
+                    raise ConfigError(wrong, path=(key,))
+                warnings.warn(wrong, JaxqWarning, stacklevel=3)
             else:
                 hits |= found
         return frozenset(hits)
@@ -124,19 +124,20 @@ class IgnoredScope:
 
     def _entries(
         self, graph: Graph, nodes: list[Node], folded: Mapping[str, str]
-    ) -> Iterator[tuple[str, set[str] | None]]:
-        """For each entry the nodes it selects, or None and what is wrong with it."""
+    ) -> Iterator[tuple[str, str, set[str] | None]]:
+        """For each entry: the attribute it stands in, what to say if it selects nothing, and the nodes it selects or None."""
         for key, what, found in by_name(nodes, self.names, self.patterns, self.types, folded):
-            yield f"ignored {key.removesuffix('s')} {what}", found
+            yield key, f"ignored {key.removesuffix('s')} {what}", found
         names = {node.name for node in nodes}
         for subgraph in self.subgraphs:
             unknown = [name for name in (*subgraph.inputs, *subgraph.outputs) if name not in names]
             if unknown:
-                yield f"ignored subgraph: {unknown[0]!r} is no node{did_you_mean(unknown[0], names)}", None
+                hint = did_you_mean(unknown[0], names)
+                yield "subgraphs", f"ignored subgraph: {unknown[0]!r} is no node{hint}", None
                 continue
             between = nodes_between(graph, subgraph)
             ends = f"{', '.join(subgraph.inputs)} to {', '.join(subgraph.outputs)}"
-            yield f"ignored subgraph: no path leads from {ends}", between or None
+            yield "subgraphs", f"ignored subgraph: no path leads from {ends}", between or None
         for operation in self.operations:
             matching = {node.name for node in nodes if operation.matches(node)}
             ops = {node.op for node in nodes}
@@ -149,7 +150,7 @@ class IgnoredScope:
                 hint = did_you_mean(unknown[0], known) or f"; their attributes are {', '.join(known) or 'none'}"
             elif there:
                 hint = ""
-            yield f"ignored operation {str(operation)!r} matches no node{hint}", matching or None
+            yield "operations", f"ignored operation {str(operation)!r} matches no node{hint}", matching or None
 
 
 def by_name(
@@ -191,8 +192,8 @@ def stand_ins(before: Graph, after: Graph) -> dict[str, str]:
     The result of a node that is gone is made by the node it was merged into (BatchNormalization), or is that of the node
     before it (Identity, Dropout), or is constant.
     """
-    kept = {node.name for _, node in after.walk()}
-    makers = {name: node.name for _, node in after.walk() for name in node.outputs if name}
+    kept = {node.name for node in after.wiring.nodes}
+    makers = {name: node.name for name, node in after.wiring.producers.items()}
     found: dict[str, str] = {}
     source: dict[str, str] = {}  # tensor -> the node that makes its values now
     for _, node in before.walk():
@@ -209,8 +210,8 @@ def nodes_between(graph: Graph, subgraph: Subgraph) -> set[str]:
     """The names of the nodes on paths between the ends of `subgraph`, in time linear in the size of the graph."""
     after: dict[str, set[str]] = {}
     before: dict[str, set[str]] = {}
-    makers = {name: node.name for _, node in graph.walk() for name in node.outputs if name}
-    for _, node in graph.walk():
+    makers = {name: node.name for name, node in graph.wiring.producers.items()}
+    for node in graph.wiring.nodes:
         inner = {name for sub in node.subgraphs for _, each in sub.walk() for name in each.inputs}
         for name in {*node.inputs, *inner}:
             if name in makers and makers[name] != node.name:
@@ -231,28 +232,29 @@ def reachable(starts: Iterable[str], edges: Mapping[str, Iterable[str]]) -> set[
     return found
 
 
-def as_tuple(value: str | Iterable[str], where: str) -> tuple[str, ...]:
-    """One string, or several, as a tuple.
+def as_tuple(owner: object, key: str, what: str) -> tuple[str, ...]:
+    """An attribute that is one string, or several, as a tuple.
 
     Raises:
-      ConfigError: it is something else; the message starts with `where`.
+      ConfigError: it is something else; the message starts with `what`.
     """
+    value = getattr(owner, key)
     several = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(each, str) for each in several):
-        raise ConfigError(f"{where} = {value!r}; expected a string or a list of strings")
+        raise ConfigError(f"{what} = {value!r}; expected a string or a list of strings", path=(key,))
     return several
 
 
-def check_pattern(pattern: str, where: str) -> None:
+def check_pattern(pattern: str, what: str) -> None:
     """Refuses what is no regular expression.
 
     Raises:
-      ConfigError: the message starts with `where`.
+      ConfigError: the message starts with `what`.
     """
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{where} {pattern!r} is not a regular expression: {error}") from None
+        raise ConfigError(f"{what} {pattern!r} is not a regular expression: {error}", path=("patterns",)) from None
 
 
 def same_value(found: Any, wanted: Any) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.carriers import QUANTIZERS
 from jaxq.classes import class_scores
 from jaxq.data import Dataset
 from jaxq.errors import CalibrationError, JaxqError, JaxqWarning, ModelError
 from jaxq.graph import Node
-from jaxq.layerwise import QUANTIZERS, Difference, Layers
+from jaxq.layerwise import Difference, Layers
 from jaxq.model import Model
 from jaxq.onnx_export import save
 from jaxq.onnx_import import Source, load

@@ -53,7 +53,8 @@ def refuse_not_finite(name: str, weight: np.ndarray) -> None:
     if bad:
         raise CalibrationError(
             f"weight {name!r} has {bad} value(s) that are NaN or infinite; mend the model, or put the nodes that read it into "
-            "the ignored scope"
+            "the ignored scope",
+            path=("model",),
         )
 
 

@@ -179,9 +179,9 @@ def test_limits_of_accuracy_are_written_down_too(digits, tmp_path):
     options = ["--max-drop", "0.5", "--search", "pot", "--val", str(digits / "few.npz"), *config]
     assert cli.main(["quantize", *paths(digits, "few.npz"), "-o", str(tmp_path / "digits.onnx"), *options, "-q"]) == 0
     job, _ = read_any(tmp_path / "config.json")
-    assert job.accuracy["max_drop"] == 0.5
-    assert job.accuracy["search"] == "pot"
-    assert job.accuracy["validation"] == str((digits / "few.npz").resolve())
+    assert job.accuracy.max_drop == 0.5
+    assert job.accuracy.search == "pot"
+    assert job.accuracy.validation == str((digits / "few.npz").resolve())
 
 
 def test_run_says_what_it_wrote_and_gives_it_as_json(digits, tmp_path, capsys):
@@ -435,11 +435,14 @@ def test_real_data_are_used_without_a_warning(digits, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------- bad use
 
 BAD_USE = {
-    "ignored name": (["--ignore", "stem/cnv"], "'stem/cnv' matches no node; did you mean 'stem/conv'"),
+    "ignored name": (
+        ["--ignore", "stem/cnv"],
+        "^error: --ignore: ignored name 'stem/cnv' matches no node; did you mean 'stem/conv'",
+    ),
     "ignored type": (["--ignore-type", "Convv"], "did you mean 'Conv'"),
     "ignored pattern": (["--ignore-pattern", "nothing.*"], "matches no node"),
-    "no pattern": (["--ignore-pattern", "stem/("], "is not a regular expression"),
-    "target": (["--target", "onnxrutime"], "did you mean 'onnxruntime'"),
+    "no pattern": (["--ignore-pattern", "stem/("], "--ignore-pattern: .*is not a regular expression"),
+    "target": (["--target", "onnxrutime"], "^error: --target onnxrutime; .*did you mean 'onnxruntime'"),
     "preset": (["--preset", "fast"], "'--preset'.*'performance', 'mixed', 'accuracy'"),
     "slip of the pen": (
         ["--preset", "mixd"],
@@ -448,10 +451,14 @@ BAD_USE = {
     "no samples wanted": (["--subset-size", "0"], "'--subset-size'"),
     "size": (["--resize", "1x2x3"], "'1x2x3' is neither a number of pixels nor HEIGHTxWIDTH"),
     "axis": (["--batch-axis", "first"], "'first' is neither the number of an axis nor none"),
-    "range estimator": (["--range-estimator", "min_max"], "'min_max'; .*did you mean 'minmax'"),
+    "range estimator": (["--range-estimator", "min_max"], "^error: --range-estimator min_max; .*did you mean 'minmax'"),
     "bias correction": (["--bias-correction", "slow"], "'--bias-correction'.*'fast', 'full', 'off'"),
+    "bits": (
+        ["--target", "tensorrt", "--activation-bits", "4"],
+        "^error: --activation-bits 4 needs .*int4, which target",
+    ),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
-    "image options": (["--resize", "256"], "resize = 256 is for a folder of images"),
+    "image options": (["--resize", "256"], "^error: --resize 256 is for a folder of images"),
     "option of a later release": (["--sparsity", "0.01"], "No such option: --sparsity"),
     "absent device": (["--device", "tpu"], "there is no tpu here: JAX has .*cpu"),
 }
@@ -683,11 +690,11 @@ def test_quantizing_without_a_limit_leaves_a_search_alone(digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-0.1",), "0 or more"),
+        (("-0.1",), "error: --max-drop -0.1; a drop that is allowed is 0 or more"),
         (("0.1", "--metric", "top_1"), "did you mean 'top1'"),
         (("0.1", "--metric", "top1"), "label"),
         (("0.1", "--val", "nowhere.npz"), "no such file"),
-        (("0.1", "--repair", "magic"), "repairs: 'magic' is not known"),
+        (("0.1", "--repair", "magic"), "error: --repair: 'magic' is not known"),
     ],
 )
 def test_wrong_options_of_accuracy_control_are_refused(digits, tmp_path, capsys, options, message):

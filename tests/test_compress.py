@@ -327,10 +327,13 @@ def test_a_model_without_blocks_has_nothing_for_matmul_nbits():
     "options, message",
     [
         ({"mode": "int4"}, r"mode = 'int4'; expected one of .*did you mean 'int4_sym'"),
-        ({"mode": "int8_sym", "group_size": 64}, "group_size = 64 with mode 'int8_sym', which has one scale a channel"),
+        (
+            {"mode": "int8_sym", "group_size": 64},
+            "group_size = 64 with mode = 'int8_sym', which has one scale a channel",
+        ),
         ({"mode": "int4_sym", "group_size": 0}, "group_size = 0; expected an integer of at least 2"),
         ({"mode": "int4_sym", "ratio": 1.5}, "ratio = 1.5; expected a share of the weights between 0 and 1"),
-        ({"ratio": 0.5}, "ratio = 0.5 with mode 'int8_asym': a mix needs a mode of 4 bits"),
+        ({"ratio": 0.5}, "ratio = 0.5 with mode = 'int8_asym': a mix needs a mode of 4 bits"),
         ({"gptq": True}, "gptq needs a dataset"),
         ({"backup_mode": "int4_sym"}, "backup_mode = 'int4_sym'; expected one of"),
         ({"subset_size": 0}, "subset_size = 0; expected an integer of at least 1"),

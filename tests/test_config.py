@@ -2,12 +2,13 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from jaxq import config
+from jaxq.accuracy.options import AccuracySection
 from jaxq.config import DataOptions, Job, attribute_meanings, job_of, of_call, options_of, read_job, schema, write_job
 from jaxq.data import ImageOptions
 from jaxq.errors import ConfigError
@@ -70,9 +71,11 @@ def test_paths_are_written_relative_to_the_file(tmp_path):
 
 def test_limits_of_accuracy_are_written_too(tmp_path):
     (tmp_path / "val.npz").write_bytes(b"")
-    limits = {"max_drop": 0.01, "metric": "top1", "validation": str(tmp_path / "val.npz")}
+    limits = AccuracySection(max_drop=0.02, metric="top1", validation=str(tmp_path / "val.npz"))
     write_job(of_call("m.onnx", "d.npz", accuracy=limits), tmp_path / "job.json")
-    assert read_job(tmp_path / "job.json").accuracy == limits | {"validation": "val.npz"}
+    written = json.loads((tmp_path / "job.json").read_text())["accuracy"]
+    assert written == {"max_drop": 0.02, "metric": "top1", "validation": "val.npz"}
+    assert read_job(tmp_path / "job.json").accuracy == replace(limits, validation="val.npz")
 
 
 def test_a_job_without_quantization_is_one():
@@ -185,4 +188,4 @@ def test_the_examples_of_the_documentation_are_read():
     assert job_of(own, "own").quantize.advanced_parameters.overrides[0].patterns == ("layer4.*",)
     assert is_pot(pot)
     assert not is_pot(own)
-    assert job_of_pot(pot, "pot")[0].quantize.subset_size == 300
+    assert job_of_pot(pot, "pot").quantize.subset_size == 300

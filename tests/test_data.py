@@ -251,7 +251,7 @@ def test_another_kind_of_file_is_refused(tmp_path):
 
 def test_image_options_without_images_are_refused(tmp_path):
     np.savez(tmp_path / "samples.npz", x=np.zeros((1, 4), np.float32))
-    with pytest.raises(ConfigError, match=r"resize = 256, layout = NCHW is for a folder of images"):
+    with pytest.raises(ConfigError, match=r"images\.resize = 256, layout = 'NCHW' is for a folder of images"):
         open_data(tmp_path / "samples.npz", VECTOR, images=ImageOptions(resize=256, layout="NCHW"))
 
 

@@ -1,9 +1,12 @@
 """What is no number is infinitely far from one; what is the same is no distance."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxq.distance import (
+    apart,
     difference,
     differences,
     distance,
@@ -81,3 +84,9 @@ def test_two_infinite_distances_do_not_differ():
     assert difference(INF, INF) == 0
     assert difference(INF, 1.0) == INF
     assert difference(1.0, INF) == -INF
+
+
+def test_differences_are_the_same_of_arrays_in_a_program():
+    values = np.float32([0, 1.5, -3, np.nan, np.inf, -np.inf])
+    a, b = np.meshgrid(values, values)
+    np.testing.assert_array_equal(jax.jit(lambda a, b: apart(a, b, jnp))(a, b), differences(a, b))

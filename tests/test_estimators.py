@@ -110,7 +110,7 @@ REFUSED = {
     "raw with a mean": (lambda: StatisticsCollectorParameters("raw", "mean"), r"'mean' cannot aggregate .*'raw'"),
     "histogram of a maximum": (lambda: StatisticsCollectorParameters("max", "histogram"), r"must be 'raw' or left out"),
     "histogram of one end": (
-        lambda: ends(StatisticsCollectorParameters("raw", "histogram")), r"'histogram' of min and 'None' of max; .* for both"),
+        lambda: ends(StatisticsCollectorParameters("raw", "histogram")), r"= 'histogram' and max\.aggregator_type = None; "),
     "two distributions": (
         lambda: ends(StatisticsCollectorParameters(None, "mse"), StatisticsCollectorParameters(None, "entropy")), r"for both"),
     "the largest at the lower end": (lambda: ends(StatisticsCollectorParameters("max")), r"did you mean 'min'"),

@@ -3,7 +3,7 @@ import pytest
 from models import Network, branching_network, residual_network, run_onnx, smooth, written
 
 from jaxq.fusion import add_missing_biases, even_rows, fold_affine, fuse, simplify_gemm
-from jaxq.linear_layers import channel_count, scale_output
+from jaxq.linear_layers import Linear
 from jaxq.model import Model
 from jaxq.onnx_import import load
 
@@ -333,9 +333,13 @@ def test_a_linear_node_without_a_bias_gets_one_of_zeros_in_subgraphs_too():
 def test_scaling_an_output_scales_each_channel(case):
     proto, x = linear_network(*case)
     model = fused(proto)
-    node, numbers, factor = model.graph.nodes[0], dict(model.params), np.linspace(0.5, 2.0, 6)
-    assert channel_count(node, numbers[node.inputs[1]].shape) == 6
-    scale_output(node, numbers, factor)
+    linear, numbers, factor = (
+        Linear.of(model.graph.nodes[0], model.params),
+        dict(model.params),
+        np.linspace(0.5, 2.0, 6),
+    )
+    assert linear.outputs == 6
+    linear.scale_output(numbers, factor)
     spread = factor.reshape(1, 6) if case[0] == "Gemm" else factor.reshape(1, 6, 1, 1)
     np.testing.assert_allclose(model.replace(params=numbers)(x)["y"], model(x)["y"] * spread, rtol=1e-4, atol=1e-5)
 

@@ -81,12 +81,6 @@ def test_what_is_donated_is_counted_without_the_structure(store):
     assert not kept.is_deleted()
 
 
-def test_forgotten_programs_are_compiled_anew(store):
-    compiles(1)
-    scaled.clear_cache()
-    assert compiles(1) == 1
-
-
 def test_threads_share_programs(store):
     wrong, start = [], threading.Barrier(4)
 

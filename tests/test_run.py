@@ -10,6 +10,7 @@ import pytest
 from models import residual_network, samples
 
 import jaxq
+from jaxq.accuracy.options import AccuracySection
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning
 from jaxq.onnx_import import load
 from jaxq.run import read_any, run_config
@@ -83,7 +84,7 @@ def test_paths_are_relative_to_the_file(folder, monkeypatch, tmp_path):
 
 def test_the_data_that_accuracy_is_taken_on_lie_beside_the_file_too(folder):
     job, _ = read_any(written(folder, JOB | {"accuracy": {"max_drop": 0.01, "validation": "val.npz"}}))
-    assert job.accuracy == {"max_drop": 0.01, "validation": str(folder / "val.npz")}
+    assert job.accuracy == AccuracySection(max_drop=0.01, validation=str(folder / "val.npz"))
 
 
 def test_the_model_itself_is_not_replaced(folder):

@@ -61,7 +61,7 @@ def in_words(rule: Rule) -> str:
     if rule.activation_axis is not None:
         parts[-1] += f" per index of axis {rule.activation_axis}"
     for index in rule.weights:
-        along = "with one scale" if rule.weight_axis is None else f"per index of axis {rule.weight_axis}"
+        along = "per channel" if rule.per_channel else "with one scale"
         parts.append(f"weight {index} {along}")
     if rule.bias is not None:
         parts.append("bias int32")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
 from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
-from jaxq.checks import member
+from jaxq.checks import check_integer, check_number, member
 from jaxq.errors import ConfigError, did_you_mean
+from jaxq.wording import Option
 
 
 class DropType(StrEnum):
@@ -54,7 +53,12 @@ REPAIRS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """One metric of several: its name, and its value for the float model where that is known (POT's `metrics`)."""
+    """One metric of several (POT's `metrics`).
+
+    Attributes:
+      name: as in `jaxq.metrics`, or package.module:function.
+      baseline_value: its value for the float model, where that is known.
+    """
 
     name: str
     baseline_value: float | None = None
@@ -68,12 +72,14 @@ class MetricOptions:
             return cls(given)
         if not isinstance(given, Mapping) or "name" not in given:
             raise ConfigError(
-                f"metrics: {given!r} is not a metric; expected a name or {{'name': ..., 'baseline_value': ...}}"
+                Option(("metrics",)),
+                f": {given!r} is not a metric; expected a name or {{'name': ..., 'baseline_value': ...}}",
             )
         unknown = set(given) - {"name", "baseline_value", "type"}
         if unknown:
             name = sorted(unknown)[0]
-            raise ConfigError(f"metrics: unknown key {name!r}{did_you_mean(name, ['name', 'baseline_value'])}")
+            hint = did_you_mean(name, ["name", "baseline_value"])
+            raise ConfigError(Option(("metrics",)), f": unknown key {name!r}{hint}")
         baseline = given.get("baseline_value")
         return cls(str(given["name"]), None if baseline is None else _number("baseline_value", baseline))
 
@@ -110,9 +116,9 @@ class AdvancedAccuracyRestorerParameters:
 
     max_num_iterations: int | None = None
     ranking_subset_size: int | None = None
-    ranking: Ranking = Ranking.ALONE
+    ranking: Ranking | str = Ranking.ALONE
     confirm: int = 4
-    search: Search = Search.BISECT
+    search: Search | str = Search.BISECT
     use_prev_if_drop_increase: bool = True
     tune_hyperparams: bool = False
     convert_to_mixed_preset: bool = False
@@ -120,7 +126,7 @@ class AdvancedAccuracyRestorerParameters:
     metrics: tuple[MetricOptions, ...] = ()
     annotation_free: bool = False
     metric_subset_ratio: float = 0.5
-    restore_mode: RestoreMode = RestoreMode.ACTIVATIONS_AND_WEIGHTS
+    restore_mode: RestoreMode | str = RestoreMode.ACTIVATIONS_AND_WEIGHTS
     prune: bool = True
     repairs: tuple[str, ...] = ()
     time_budget: float | None = None
@@ -135,28 +141,28 @@ class AdvancedAccuracyRestorerParameters:
         for key, kind in (("ranking", Ranking), ("search", Search), ("restore_mode", RestoreMode)):
             put(key, member(kind, key, getattr(self, key)))
         for key, least in (("max_num_iterations", 1), ("ranking_subset_size", 1), ("confirm", 0)):
-            value = getattr(self, key)
-            if value is not None and (
-                not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least
-            ):
-                raise ConfigError(f"{key} = {value!r}; expected an integer of at least {least}")
+            if getattr(self, key) is not None:
+                check_integer(key, getattr(self, key), at_least=least)
         if self.base_algorithm != "DefaultQuantization":
-            raise ConfigError(f"base_algorithm = {self.base_algorithm!r}; expected 'DefaultQuantization'")
+            raise ConfigError(Option(("base_algorithm",), self.base_algorithm), "; expected 'DefaultQuantization'")
         if not 0 < _number("metric_subset_ratio", self.metric_subset_ratio) <= 1:
-            raise ConfigError(
-                f"metric_subset_ratio = {self.metric_subset_ratio!r}; expected a number above 0, at most 1"
-            )
+            ratio = Option(("metric_subset_ratio",), self.metric_subset_ratio)
+            raise ConfigError(ratio, "; expected a number above 0, at most 1")
         if self.time_budget is not None and not _number("time_budget", self.time_budget) > 0:
-            raise ConfigError(f"time_budget = {self.time_budget!r}; expected a number of seconds above 0")
+            raise ConfigError(Option(("time_budget",), self.time_budget), "; expected a number of seconds above 0")
         repairs = (self.repairs,) if isinstance(self.repairs, str) else tuple(self.repairs)
         for name in repairs:
             if name not in REPAIRS:
-                raise ConfigError(
-                    f"repairs: {name!r} is not known; expected some of {', '.join(REPAIRS)}{did_you_mean(str(name), REPAIRS)}"
-                )
+                hint = did_you_mean(str(name), REPAIRS)
+                known = ", ".join(REPAIRS)
+                raise ConfigError(Option(("repairs",)), f": {name!r} is not known; expected some of {known}{hint}")
         if repairs and self.search is Search.POT:
             raise ConfigError(
-                "repairs: search='pot' takes layers back to float only; leave repairs away, or take search='bisect'"
+                Option(("repairs",)),
+                ": ",
+                Option(("search",), "pot"),
+                " takes layers back to float only; leave repairs away, or take ",
+                Option(("search",), "bisect"),
             )
         put("repairs", repairs)
         metrics: Any = self.metrics
@@ -168,12 +174,13 @@ class AdvancedAccuracyRestorerParameters:
         names = [metric.name for metric in self.metrics]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ConfigError(f"metrics: {twice[0]!r} is there twice")
+            raise ConfigError(Option(("metrics",)), f": {twice[0]!r} is there twice")
         without = [metric.name for metric in self.metrics if metric.baseline_value is None]
         if without and len(without) < len(names):
             raise ConfigError(
-                f"metrics: baseline_value is given for some metrics and not for {', '.join(map(repr, without))}; give it for "
-                "all of them, or for none"
+                Option(("metrics",)),
+                f": baseline_value is given for some metrics and not for {', '.join(map(repr, without))}; give it for all of "
+                "them, or for none",
             )
 
     @property
@@ -184,6 +191,46 @@ class AdvancedAccuracyRestorerParameters:
         return (*(step for step in STEPS[:-1] if step in chosen and step != last), last)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccuracySection(AdvancedAccuracyRestorerParameters):
+    """The `accuracy` section of a configuration file: limits of the loss of accuracy, and how to search for what keeps them.
+
+    Attributes:
+      max_drop: the largest drop allowed.
+      drop_type: "absolute", or "relative" to the float model's value.
+      metric: the name of a metric, or package.module:function; None compares with the float model, without labels.
+      validation: the data on which the metric is taken, as `data`; None: the calibration data.
+    """
+
+    max_drop: float = 0.01
+    drop_type: DropType | str = DropType.ABSOLUTE
+    metric: str | None = None
+    validation: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that is wrong."""
+        super().__post_init__()
+        object.__setattr__(self, "drop_type", member(DropType, "drop_type", self.drop_type))
+        check_drop(self.max_drop, DropType(self.drop_type))
+        if self.metric is not None and self.metrics:
+            raise ConfigError(
+                Option(("metric",)),
+                " and ",
+                Option(("metrics",)),
+                " are two ways to say what is measured; give one of them",
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `quantize_with_accuracy_control` that say the same."""
+        values = {each.name: getattr(self, each.name) for each in fields(AdvancedAccuracyRestorerParameters)}
+        return {
+            "max_drop": self.max_drop,
+            "drop_type": self.drop_type,
+            "validation_fn": self.metric,
+            "advanced_accuracy_restorer_parameters": AdvancedAccuracyRestorerParameters(**values),
+        }
+
+
 def check_drop(max_drop: Any, drop_type: DropType) -> float:
     """The largest drop allowed, as a float.
 
@@ -192,15 +239,17 @@ def check_drop(max_drop: Any, drop_type: DropType) -> float:
     """
     value = _number("max_drop", max_drop)
     if value < 0:
-        raise ConfigError(f"max_drop = {max_drop!r}; a drop that is allowed is 0 or more")
+        raise ConfigError(Option(("max_drop",), max_drop), "; a drop that is allowed is 0 or more")
     if drop_type is DropType.RELATIVE and value >= 1:
         raise ConfigError(
-            f"max_drop = {max_drop!r} with drop_type='relative' allows to lose all of the metric; expected a part of it, as 0.01"
+            Option(("max_drop",), max_drop),
+            " with ",
+            Option(("drop_type",), "relative"),
+            " allows to lose all of the metric; expected a part of it, as 0.01",
         )
     return value
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(float(value)):
-        raise ConfigError(f"{key} = {value!r}; expected a finite number")
+    check_number(key, value)
     return float(value)

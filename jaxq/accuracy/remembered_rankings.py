@@ -120,7 +120,7 @@ class Rankings:
         """The samples to rank on."""
         size = self.advanced.ranking_subset_size
         if self.advanced.ranking is not Ranking.ALONE:
-            return pool.worst(size or SUBSET[self.advanced.ranking])
+            return pool.worst(size or SUBSET[Ranking(self.advanced.ranking)])
         if size is None:
             model = self.space.float_model()
             shapes = model.traced(signed(model.graph, pool.feeds[0])[0]).tensors

@@ -18,6 +18,7 @@ from jaxq.engine.runner import SAMPLES, Batch, Network, PerSample, run, share
 from jaxq.engine.traced import Signature
 from jaxq.execute import shared
 from jaxq.graph import Graph
+from jaxq.linear_layers import own_bias
 from jaxq.model import Model
 from jaxq.observers import Observer, positions_by_channels
 from jaxq.ops.cpu_memory import materialized
@@ -357,23 +358,7 @@ def bias_sites(graph: Graph, params: Mapping[str, Any], nodes: Iterable[str]) ->
     """
     chosen, found = set(nodes), []
     for node in graph.nodes:
-        if node.name not in chosen:
-            continue
-        if node.op == "Gemm" and node.attributes.get("beta", 1.0) != 1.0:
-            continue
-        if node.op in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
-            site = Site(node.outputs[0], node.inputs[2], 1)
-        elif node.op == "MatMul" and len(readers := graph.consumers.get(node.outputs[0], ())) == 1:
-            add, weight = readers[0][0], params.get(node.inputs[1])
-            per_channel = None if weight is None else np.shape(weight)[-1:]
-            vector = next(
-                (name for name in add.inputs if name in params and np.shape(params[name]) == per_channel), None
-            )
-            if add.op != "Add" or vector is None:
-                continue
-            site = Site(add.outputs[0], vector, -1)
-        else:
-            continue
-        if site.bias in params and len(graph.consumers[site.bias]) == 1 and params[site.bias].ndim == 1:
-            found.append(site)
+        bias = own_bias(graph, params, node) if node.name in chosen else None
+        if bias is not None:
+            found.append(Site(bias.output, bias.name, bias.axis))
     return tuple(found)

@@ -18,6 +18,7 @@ from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstim
 from jaxq.fillers import NEAR, Filler, fillers, without
 from jaxq.graph import Graph, constants
 from jaxq.layer_errors import LayerErrors
+from jaxq.linear_layers import Linear
 from jaxq.mapped import forget_pages
 from jaxq.masks import bounded, floored, what_counts
 from jaxq.model import Model
@@ -380,9 +381,9 @@ def channel_count(plan: Plan, model: Model, group: str) -> tuple[int, int]:
     """
     members = {name for name, each in plan.activations.items() if each == group}
     for node in _nodes(plan.graph):
-        if node.op == "Conv" and node.inputs[0] in members and node.inputs[1] in model.params:
-            shape = np.shape(model.params[node.inputs[1]])
-            return shape[1] * int(node.attributes.get("group", 1)), len(shape)
+        linear = Linear.of(node, model.params) if node.op == "Conv" and node.inputs[0] in members else None
+        if linear is not None:
+            return linear.inputs, len(linear.shape)
     raise CalibrationError(
         f"tensor {min(members)!r} is to be quantized per channel, but no convolution reads it, which would "
         "tell how many it has; quantize it per tensor"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.graph import Graph, Node
-from jaxq.linear_layers import owned, scale_output
+from jaxq.linear_layers import Linear, owned
 from jaxq.model import Model
 from jaxq.observers import Observer
 
@@ -42,15 +42,13 @@ class ChannelAlignment:
     samples: int = 64
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
-        return {
-            pair.before.outputs[0]: channel_quantiles(self.samples, pair.channels)
-            for pair in pairs(model.graph, model.params)
-        }
+        found = pairs(model.graph, model.params)
+        return {pair.tensor: channel_quantiles(self.samples, pair.before.outputs) for pair in found}
 
     def apply(self, model: Model, stats: Mapping[str, Quantiles], samples: object = None) -> Model:
         params = dict(model.params)
         for pair in pairs(model.graph, model.params):
-            seen = stats[pair.before.outputs[0]]
+            seen = stats[pair.tensor]
             real = ~np.isnan(seen.low).any(axis=1) & np.isfinite(seen.low + seen.high).all(axis=1)
             if real.any():
                 low, high = (np.median(each[real].astype(np.float64), axis=0) for each in seen)
@@ -62,26 +60,34 @@ class ChannelAlignment:
 class Pair:
     """A convolution and those that read it, without padding, and nothing else does."""
 
-    before: Node
-    after: tuple[Node, ...]
-    channels: int
+    before: Linear
+    after: tuple[Linear, ...]
+
+    @property
+    def tensor(self) -> str:
+        """What `before` makes."""
+        return self.before.node.outputs[0]
 
 
 def pairs(graph: Graph, params: Mapping[str, Any]) -> Iterator[Pair]:
     """Every convolution whose output only convolutions without padding read; all with weights and biases of their own."""
     for node in graph.nodes:
-        readers = graph.consumers.get(node.outputs[0], ()) if _convolution(graph, params, node) else ()
-        if not readers or node.outputs[0] in graph.outputs:
+        before = _convolution(graph, params, node)
+        readers = graph.consumers.get(node.outputs[0], ()) if before is not None else ()
+        if before is None or not readers or node.outputs[0] in graph.outputs:
             continue
-        if all(index == 0 and _convolution(graph, params, each) and _takes_shifts(each) for each, index in readers):
-            yield Pair(node, tuple(each for each, _ in readers), params[node.inputs[1]].shape[0])
+        after = [_convolution(graph, params, each) for each, index in readers if index == 0 and _takes_shifts(each)]
+        found = tuple(each for each in after if each is not None)
+        if len(found) == len(readers):
+            yield Pair(before, found)
 
 
-def _convolution(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
-    operands = node.inputs[1:]
-    return (
-        node.op == "Conv" and not node.domain and len(operands) == 2 and all(owned(graph, params, x) for x in operands)
-    )
+def _convolution(graph: Graph, params: Mapping[str, Any], node: Node) -> Linear | None:
+    """A convolution with a weight and a bias of its own."""
+    linear = Linear.of(node, params) if node.op == "Conv" else None
+    if linear is None or not linear.bias:
+        return None
+    return linear if all(owned(graph, params, name) for name in node.inputs[1:]) else None
 
 
 def _takes_shifts(node: Node) -> bool:
@@ -95,16 +101,16 @@ def _takes_shifts(node: Node) -> bool:
 def align(pair: Pair, low: np.ndarray, high: np.ndarray, params: dict[str, Any]) -> None:
     """Writes the weights and biases of the pair for channels that reach from low to high [C]."""
     middle, factor = (low + high) / 2, alignment_factor(high - low)
-    bias = pair.before.inputs[2]
-    params[bias] = (np.asarray(params[bias], np.float64) - middle).astype(params[bias].dtype)
-    scale_output(pair.before, params, 1 / factor)
-    for node in pair.after:
-        _, weight_name, bias_name = node.inputs
-        weight = np.asarray(params[weight_name], np.float64)
-        taps = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
-        params[bias_name] = (np.asarray(params[bias_name], np.float64) + taps @ middle).astype(params[bias_name].dtype)
-        spread = factor.reshape(1, -1, *([1] * (weight.ndim - 2)))
-        params[weight_name] = (weight * spread).astype(params[weight_name].dtype)
+    _add(params, pair.before.bias, -middle)
+    pair.before.scale_output(params, 1 / factor)
+    for each in pair.after:
+        weight = np.asarray(params[each.weight], np.float64)
+        _add(params, each.bias, each.response(weight, middle))
+        each.scale_input(params, factor)
+
+
+def _add(params: dict[str, Any], name: str, value: np.ndarray) -> None:
+    params[name] = (np.asarray(params[name], np.float64) + value).astype(params[name].dtype)
 
 
 def alignment_factor(width: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.graph import Graph, Node
-from jaxq.linear_layers import owned, scale_output
+from jaxq.linear_layers import Linear, owned
 from jaxq.model import Model
 from jaxq.observers import ChannelExtremes, Observer, channel_extremes
 
@@ -39,12 +39,20 @@ class Pair:
     quantized before the activation function, too.
     """
 
-    before: Node
-    after: tuple[Node, ...]
-    channels: int
+    before: Linear
+    after: tuple[Linear, ...]
     slope: tuple[float, ...]
     bound: float
     rounded: bool
+
+    @property
+    def tensor(self) -> str:
+        """What `before` makes."""
+        return self.before.node.outputs[0]
+
+    @property
+    def channels(self) -> int:
+        return self.before.outputs
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,12 @@ class Equalization:
     samples: int = 64
 
     def needs(self, model: Model) -> Mapping[str, Observer]:
-        return {pair.before.outputs[0]: channel_extremes(pair.channels, 1) for pair in self.pairs(model)}
+        return {pair.tensor: channel_extremes(pair.channels, 1) for pair in self.pairs(model)}
 
     def apply(self, model: Model, stats: Mapping[str, ChannelExtremes], samples: object = None) -> Model:
         params = dict(model.params)
         found = self.pairs(model)
-        seen = {pair: stats[pair.before.outputs[0]] for pair in found}
+        seen = {pair: stats[pair.tensor] for pair in found}
         total = {pair: np.ones(pair.channels) for pair in found}
         for _ in range(SWEEPS if self.one_scale else 1):
             for pair in found:
@@ -94,26 +102,26 @@ class Equalization:
                     continue
                 factor = np.maximum(total[pair] * factor, noise.least_factor) / total[pair]
                 total[pair] = total[pair] * factor
-                scale_output(pair.before, params, 1.0 / factor)
-                for node in pair.after:
-                    params[node.inputs[1]] = scaled_input(node, params[node.inputs[1]], factor)
+                pair.before.scale_output(params, 1.0 / factor)
+                for each in pair.after:
+                    each.scale_input(params, factor)
                 seen[pair] = ChannelExtremes(seen[pair].low / factor, seen[pair].high / factor)
         return model.replace(params=params)
 
     def noise(self, pair: Pair, seen: ChannelExtremes, params: Mapping[str, Any]) -> Noise:
-        def weight(node: Node) -> np.ndarray:
-            return np.asarray(params[node.inputs[1]], np.float64)
+        def weight(layer: Linear) -> np.ndarray:
+            return np.asarray(params[layer.weight], np.float64)
 
-        made_by = output_rows(pair.before, weight(pair.before))
+        made_by = pair.before.rows(weight(pair.before)).reshape(pair.channels, -1)
         return Noise(
             seen.low,
             seen.high,
             np.asarray(pair.slope),
             pair.rounded,
-            [input_channels(node, weight(node), pair.channels) for node in pair.after],
+            [each.connections(weight(each)) for each in pair.after],
             bound=pair.bound,
-            one_scale=[node.inputs[1] in self.one_scale for node in pair.after],
-            made_by=made_by if pair.before.inputs[1] in self.one_scale else None,
+            one_scale=[each.weight in self.one_scale for each in pair.after],
+            made_by=made_by if pair.before.weight in self.one_scale else None,
         )
 
     def pairs(self, model: Model) -> list[Pair]:
@@ -260,59 +268,23 @@ def within_bound(noise: Noise, factor: np.ndarray) -> np.ndarray:
     return np.where(room >= 1, 1.0, np.maximum(factor, room))
 
 
-def output_rows(node: Node, weight: np.ndarray) -> np.ndarray:
-    """The weight of a Conv or Gemm as [output channels, the rest]."""
-    if node.op == "Gemm" and not node.attributes.get("transB", 0):
-        weight = weight.T
-    return weight.reshape(weight.shape[0], -1)
-
-
-def input_channels(node: Node, weight: np.ndarray, channels: int) -> np.ndarray:
-    """The weight of a Conv or Gemm as [O, C, K]; a depthwise one with its connections on the block diagonal folded to C rows.
-
-    For a depthwise convolution the row of output channel o has one connection, to channel o // multiplier.
-    """
-    if node.op == "Gemm":
-        return (weight if node.attributes.get("transB", 0) else weight.T)[:, :, None]
-    flat = weight.reshape(weight.shape[0], weight.shape[1], -1)
-    if node.attributes.get("group", 1) == 1:
-        return flat
-    spread = np.zeros((weight.shape[0], channels, flat.shape[2]))
-    rows = np.arange(weight.shape[0])
-    spread[rows, rows // (weight.shape[0] // channels)] = flat[:, 0]
-    return spread
-
-
-def scaled_input(node: Node, weight: Any, factor: np.ndarray) -> np.ndarray:
-    """The weight with each input channel multiplied by its factor [C], in float64 and back."""
-    value = np.asarray(weight, np.float64)
-    if node.op == "Gemm":
-        spread = factor[None, :] if node.attributes.get("transB", 0) else factor[:, None]
-    elif node.attributes.get("group", 1) == 1:
-        spread = factor.reshape(1, -1, *([1] * (value.ndim - 2)))
-    else:
-        spread = np.repeat(factor, value.shape[0] // len(factor)).reshape(-1, *([1] * (value.ndim - 1)))
-    return (value * spread).astype(weight.dtype)
-
-
 def pairs(graph: Graph, params: Mapping[str, Any], quantized: frozenset[str]) -> Iterator[Pair]:
     """Every quantized tensor whose channels can be scaled: linear node [-> activation function] -> linear nodes only."""
     for node in graph.nodes:
-        if not _linear(graph, params, node):
+        linear = _linear(graph, params, node)
+        if linear is None:
             continue
-        weight = params[node.inputs[1]]
-        channels = weight.shape[0 if node.op == "Conv" or node.attributes.get("transB", 0) else 1]
         name, readers = node.outputs[0], graph.consumers.get(node.outputs[0], ())
         function = None
         if len(readers) == 1 and readers[0][1] == 0 and name not in graph.outputs:
-            function = activation(graph, params, readers[0][0], channels, weight.ndim)
+            function = activation(graph, params, readers[0][0], linear.outputs, len(linear.shape))
         if function is not None:
             name = readers[0][0].outputs[0]
         slope, bound = function or ((1.0,), math.inf)
-        after = list(_readers(graph, params, name, channels))
+        after = list(_readers(graph, params, name, linear.outputs))
         rounded = name != node.outputs[0] and node.outputs[0] in quantized
         if name in quantized and after and None not in after and not (rounded and math.isfinite(bound)):
-            yield Pair(node, tuple(each for each in after if each is not None), channels, slope, bound, rounded)
+            yield Pair(linear, tuple(each for each in after if each is not None), slope, bound, rounded)
 
 
 def activation(
@@ -342,36 +314,29 @@ def activation(
     return None
 
 
-def _linear(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
+def _linear(graph: Graph, params: Mapping[str, Any], node: Node) -> Linear | None:
     """A Conv or plain Gemm whose weight and bias are its own params."""
-    if node.op not in ("Conv", "Gemm") or node.domain:
-        return False
-    if node.op == "Gemm" and not node.attributes.get("alpha", 1.0) == node.attributes.get("beta", 1.0) == 1.0:
-        return False
-    return all(owned(graph, params, name) for name in node.inputs[1:] if name)
+    linear = Linear.of(node, params) if node.op in ("Conv", "Gemm") else None
+    if linear is None or not linear.is_unscaled:
+        return None
+    return linear if all(owned(graph, params, name) for name in node.inputs[1:] if name) else None
 
 
-def _readers(graph: Graph, params: Mapping[str, Any], name: str, channels: int) -> Iterator[Node | None]:
+def _readers(graph: Graph, params: Mapping[str, Any], name: str, channels: int) -> Iterator[Linear | None]:
     """The linear nodes that read the tensor, through pooling; None for a reader that scaling would change."""
     if name in graph.outputs or name not in graph.consumers:
         yield None
     for reader, index in graph.consumers.get(name, ()):
         if index == 0 and reader.op in PER_CHANNEL and len(reader.outputs) == 1 and _keeps_channels(graph, reader):
             yield from _readers(graph, params, reader.outputs[0], channels)
-        elif index == 0 and _linear(graph, params, reader) and _takes(reader, params[reader.inputs[1]], channels):
-            yield reader
         else:
-            yield None
+            linear = _linear(graph, params, reader) if index == 0 else None
+            yield linear if linear is not None and _takes(linear, channels) else None
 
 
-def _takes(node: Node, weight: Any, channels: int) -> bool:
-    """Whether input channel c of the node is channel c of the tensor: a full or a depthwise convolution, or a Gemm."""
-    if node.op == "Gemm":
-        return (
-            not node.attributes.get("transA", 0)
-            and weight.shape[1 if node.attributes.get("transB", 0) else 0] == channels
-        )
-    return node.attributes.get("group", 1) in (1, channels)
+def _takes(linear: Linear, channels: int) -> bool:
+    """Whether input channel c of the layer is channel c of the tensor: a full or a depthwise convolution, or a Gemm."""
+    return linear.inputs == channels and not linear.transposes_data and linear.groups in (1, channels)
 
 
 def _keeps_channels(graph: Graph, node: Node) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq.biases import moved_biases, record
 from jaxq.graph import Graph, Node
-from jaxq.linear_layers import channel_count, owned
+from jaxq.linear_layers import Linear, is_product, own_bias, owned
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 from jaxq.quantizer import fake_quantize_array
@@ -122,22 +122,9 @@ def mean_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
     Padding is not counted: away from the borders every tap of a kernel sees the whole mean.
     """
-    node = term.node
-    if node.op == "MatMul":
-        return mean @ weight
-    if node.op == "Gemm":
-        return node.attributes.get("alpha", 1.0) * (
-            weight @ mean if node.attributes.get("transB", 0) else mean @ weight
-        )
-    groups = int(node.attributes.get("group", 1))
-    if node.op in ("Conv", "ConvTranspose"):
-        taps = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
-        inputs = mean.reshape(groups, -1)
-        if node.op == "Conv":
-            return np.einsum("goi,gi->go", taps.reshape(groups, -1, taps.shape[1]), inputs).reshape(-1)
-        strides = node.attributes.get("strides", (1,) * (weight.ndim - 2))  # each output sees one in so many taps
-        return np.einsum("gio,gi->go", taps.reshape(groups, -1, taps.shape[1]), inputs).reshape(-1) / np.prod(strides)
-    return recurrent_output(term, weight, mean)
+    if term.node.op in PLAIN_GATES:
+        return recurrent_output(term, weight, mean)
+    return Linear(term.node, weight.shape).response(weight, mean)
 
 
 def recurrent_output(term: Term, weight: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -163,22 +150,12 @@ def terms(graph: Graph, params: Mapping[str, Any], nodes: Sequence[str]) -> Iter
     for node in graph.nodes:
         if node.name not in chosen or node.domain or len(node.inputs) < 2 or node.inputs[1] not in params:
             continue
-        shape = np.shape(params[node.inputs[1]])
-        if node.op in ("Conv", "ConvTranspose", "Gemm"):
-            if len(node.inputs) < 3 or not owned(graph, params, node.inputs[2]):
-                continue
-            beta = node.attributes.get("beta", 1.0) if node.op == "Gemm" else 1.0
-            transposed = node.op == "Gemm" and node.attributes.get("transA", 0)
-            if beta != 1.0 or transposed or np.shape(params[node.inputs[2]]) != (channel_count(node, shape),):
-                continue
-            channels = shape[1] * int(node.attributes.get("group", 1)) if node.op == "Conv" else shape[0]
-            if node.op == "Gemm" and node.attributes.get("transB", 0):
-                channels = shape[1]
-            yield Term(node, node.inputs[1], node.inputs[2], node.inputs[0], 1, channels)
-        elif node.op == "MatMul" and len(shape) == 2:
-            bias = added_vector(graph, params, node)
-            if bias:
-                yield Term(node, node.inputs[1], bias, node.inputs[0], -1, shape[0])
+        linear = Linear.of(node, params)
+        if linear is not None:
+            bias = own_bias(graph, params, node)
+            stacked = is_product(node) and len(linear.shape) != 2
+            if bias is not None and not linear.transposes_data and not stacked:
+                yield Term(node, linear.weight, bias.name, node.inputs[0], linear.channel_axis, linear.inputs)
         elif node.op in PLAIN_GATES and len(node.inputs) > 3 and owned(graph, params, node.inputs[3]):
             yield from recurrent_terms(node, params)
 
@@ -189,13 +166,3 @@ def recurrent_terms(node: Node, params: Mapping[str, Any]) -> Iterator[Term]:
     yield Term(node, node.inputs[1], node.inputs[3], node.inputs[0], -1, channels)
     if directions == 1 and node.outputs[0] and node.inputs[2] in params:
         yield Term(node, node.inputs[2], node.inputs[3], node.outputs[0], -1, np.shape(params[node.inputs[2]])[2])
-
-
-def added_vector(graph: Graph, params: Mapping[str, Any], node: Node) -> str:
-    """The vector [C] that the only reader of a MatMul, an Add, adds to its output; "" if it is not so."""
-    readers = graph.consumers.get(node.outputs[0], ())
-    if len(readers) != 1 or readers[0][0].op != "Add" or node.outputs[0] in graph.outputs:
-        return ""
-    width = np.shape(params[node.inputs[1]])[-1:]
-    found = [name for name in readers[0][0].inputs if owned(graph, params, name) and np.shape(params[name]) == width]
-    return found[0] if found else ""

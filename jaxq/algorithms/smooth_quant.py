@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.graph import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
-from jaxq.linear_layers import owned
+from jaxq.linear_layers import Linear, is_product, owned
 from jaxq.model import Model
 from jaxq.observers import Observer, mean_over_samples, positions_by_channels
 
@@ -59,13 +59,12 @@ class SmoothQuant:
             largest, power = stats[group.tensor].largest, mean_over_samples(stats[group.tensor].power)
             if power is None or not np.isfinite(largest).all() or largest.max(initial=0.0) <= 0:
                 continue
-            weights = [rows(node, params[node.inputs[1]]) for node in group.readers]
+            weights = [rows(each, params[each.weight]) for each in group.readers]
             factor = self.factor(group, largest.astype(np.float64), power, weights)
             if factor is None:
                 continue
-            for node in group.readers:
-                name = node.inputs[1]
-                params[name] = scaled_rows(node, params[name], factor)
+            for each in group.readers:
+                each.scale_input(params, factor)
             graph = divide(graph, params, group, factor)
         return model.replace(graph=graph, params=params)
 
@@ -87,8 +86,8 @@ class SmoothQuant:
                 best, least = s, error
         return best
 
-    def alpha(self, node: Node) -> float | None:
-        return self.convolution if node.op == "Conv" else self.matmul
+    def alpha(self, linear: Linear) -> float | None:
+        return self.matmul if is_product(linear.node) else self.convolution
 
     def groups(self, model: Model) -> list[Group]:
         return [
@@ -98,63 +97,59 @@ class SmoothQuant:
 
 @dataclass(frozen=True)
 class Group:
-    """The products that read one tensor, whose channels lie along `axis`.
+    """The layers that read one tensor.
 
     `folds` says whether the LayerNormalization that makes the tensor can take up the division: nothing else reads it.
     """
 
     tensor: str
-    readers: tuple[Node, ...]
-    axis: int
-    channels: int
+    readers: tuple[Linear, ...]
     folds: bool
+
+    @property
+    def axis(self) -> int:
+        """The axis of its channels."""
+        return self.readers[0].channel_axis
+
+    @property
+    def channels(self) -> int:
+        return self.readers[0].inputs
 
 
 def groups(graph: Graph, params: Mapping[str, Any], ignored: frozenset[str]) -> Iterator[Group]:
     """Every tensor that products with weights of their own read, as far as they read it along the same axis."""
     made = {name: node for node in graph.nodes for name in node.outputs}
     for tensor, places in graph.consumers.items():
-        readers = [
-            each for each, index in places if index == 0 and _product(graph, params, each) and each.name not in ignored
-        ]
+        found = [_reader(graph, params, each) for each, index in places if index == 0 and each.name not in ignored]
+        readers = [each for each in found if each is not None]
         if tensor in params or not readers:
             continue
-        convolution = readers[0].op == "Conv"
-        readers = [each for each in readers if (each.op == "Conv") == convolution]
-        channels = rows(readers[0], params[readers[0].inputs[1]]).shape[0]
+        axis, channels = readers[0].channel_axis, readers[0].inputs
+        readers = [each for each in readers if each.channel_axis == axis]
         alone = len(readers) == len(places) and tensor not in graph.outputs
-        folds = alone and not convolution and _foldable(graph, params, made.get(tensor), channels)
-        yield Group(tensor, tuple(readers), 1 if convolution else -1, channels, folds)
+        folds = alone and is_product(readers[0].node) and _foldable(graph, params, made.get(tensor), channels)
+        yield Group(tensor, tuple(readers), folds)
 
 
-def _product(graph: Graph, params: Mapping[str, Any], node: Node) -> bool:
-    if node.domain or node.op not in ("MatMul", "Gemm", "Conv") or not owned(graph, params, node.inputs[1]):
-        return False
-    plain = not node.attributes.get("transA", 0) and node.attributes.get("group", 1) == 1
-    return plain and (node.op == "Conv" or np.ndim(params[node.inputs[1]]) == 2)
+def _reader(graph: Graph, params: Mapping[str, Any], node: Node) -> Linear | None:
+    """The layer, if it has one weight of its own for all of its input channels."""
+    linear = Linear.of(node, params) if node.op == "Conv" or is_product(node) else None
+    if linear is None or not owned(graph, params, linear.weight):
+        return None
+    stacked = is_product(node) and len(linear.shape) != 2
+    return None if linear.transposes_data or linear.groups != 1 or stacked else linear
+
+
+def rows(linear: Linear, weight: Any) -> np.ndarray:
+    """The weight as [C, outputs], C the channels of the input; the taps of a kernel count as outputs."""
+    value = np.asarray(weight, np.float64)
+    return linear.rows(value).swapaxes(0, 1).reshape(linear.inputs, -1)
 
 
 def _foldable(graph: Graph, params: Mapping[str, Any], node: Node | None, channels: int) -> bool:
     if node is None or node.op != "LayerNormalization" or node.domain:
         return False
     return all(owned(graph, params, name) and np.shape(params[name]) == (channels,) for name in node.inputs[1:] if name)
-
-
-def rows(node: Node, weight: Any) -> np.ndarray:
-    """The weight as [C, outputs], C the channels of the input; the taps of a kernel count as outputs."""
-    value = np.asarray(weight, np.float64)
-    if node.op == "Conv":
-        return np.moveaxis(value, 1, 0).reshape(value.shape[1], -1)
-    return value.T if node.attributes.get("transB", 0) else value
-
-
-def scaled_rows(node: Node, weight: Any, factor: np.ndarray) -> np.ndarray:
-    """The weight with the part that reads channel c multiplied by factor[c]."""
-    value = np.asarray(weight, np.float64)
-    axis = 1 if node.op == "Conv" or node.attributes.get("transB", 0) else 0
-    shape = [1] * value.ndim
-    shape[axis] = -1
-    return (value * factor.reshape(shape)).astype(weight.dtype)
 
 
 def smoothing(largest: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
@@ -188,12 +183,12 @@ def divide(graph: Graph, params: dict[str, Any], group: Group, factor: np.ndarra
         return graph
     taken = {*tensor_names(graph), *params}
     smooth, constant = (unused_name(f"{group.tensor}.{end}", taken) for end in ("smooth", "smoothing"))
-    weight = params[group.readers[0].inputs[1]]
+    weight = params[group.readers[0].weight]
     spread = factor.reshape(-1, *([1] * (weight.ndim - 2))) if group.axis == 1 else factor
     params[constant] = (1 / spread).astype(weight.dtype)
     name, version = unused_name(smooth, node_names(graph)), graph.opsets.get("", 17)
     inserted = Node("Mul", (group.tensor, constant), (smooth,), FrozenDict(), name=name, version=version)
-    names = {each.name for each in group.readers}
+    names = {each.node.name for each in group.readers}
     nodes: list[Node] = [inserted] if group.tensor in graph.inputs else []
     for node in graph.nodes:
         nodes.append(replace(node, inputs=(smooth, *node.inputs[1:])) if node.name in names else node)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +13,10 @@ import typer
 
 from jaxq import progress
 from jaxq.errors import AccuracyError, ConfigError
+from jaxq.wording import Option
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.options import AccuracySection
     from jaxq.accuracy.report import AccuracyReport
     from jaxq.model import Model
     from jaxq.options import QuantizeOptions
@@ -73,54 +76,46 @@ Work = Annotated[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class AccuracyChoices:
-    """The options as given."""
+def limits(max_drop: float | None, **said: Any) -> AccuracySection | None:
+    """What the options say, as the section of a configuration file; None without a limit.
 
-    max_drop: float | None
-    drop_type: str
-    metric: str | None
-    val: str | None
-    ranking: str
-    search: str
-    repair: list[str] | None
-    time_budget: float | None
-    max_iter_num: int | None
-    work: Path | None
+    Raises:
+      ConfigError: an option is wrong, or means nothing without a limit; the metric is unknown.
+    """
+    given = {key: value for key, value in said.items() if value not in (None, [])}
+    if max_drop is None:
+        idle = [key for key in given if key not in ("drop_type", "ranking", "search")]  # these have defaults
+        if idle:
+            raise ConfigError(
+                Option((idle[0],)), " is for ", Option(("max_drop",)), ", which is not given; e.g. --max-drop 0.01"
+            )
+        return None
+    from jaxq.accuracy.options import AccuracySection
+    from jaxq.metrics import find_metric
 
-    def folder(self, output: Path) -> Path:
-        """Where the state of the search is kept."""
-        return self.work or output.with_name(f"{output.name}.search")
+    if "metric" in given:
+        find_metric(given["metric"])
+    if "repairs" in given:
+        given["repairs"] = tuple(given["repairs"])
+    return AccuracySection(max_drop=max_drop, **given)
 
-    def clear(self, output: Path) -> None:
-        """Removes the state of a search that has reached its goal, unless the user has named a folder for it."""
-        from jaxq.accuracy.folder import remove
 
-        if self.work is None:
-            remove(self.folder(output))
+def without_folder(section: AccuracySection | None) -> AccuracySection | None:
+    """The section as it is written: where a search is kept is a matter of each run."""
+    return None if section is None else replace(section, intermediate_model_dir=None)
 
-    def check(self) -> None:
-        """Raises ConfigError for options that mean nothing without a limit, and for an unknown metric."""
-        if self.max_drop is not None:
-            from jaxq.metrics import find_metric
 
-            if self.metric is not None:
-                find_metric(self.metric)
-            return
-        plain = {"--metric": self.metric, "--val": self.val, "--repair": self.repair, "--time-budget": self.time_budget,
-                 "--max-iter-num": self.max_iter_num, "--work": self.work}  # fmt: skip
-        for option, value in plain.items():
-            if value:
-                raise ConfigError(f"{option} is for --max-drop, which is not given; e.g. --max-drop 0.01")
+def work_folder(work: str | os.PathLike[str] | None, output: Path) -> Path:
+    """Where the state of a search is kept."""
+    return Path(work) if work is not None else output.with_name(f"{output.name}.search")
 
-    def section(self) -> dict[str, Any] | None:
-        """The same as the `accuracy` section of a configuration file; None without a limit."""
-        if self.max_drop is None:
-            return None
-        said = {"max_drop": self.max_drop, "drop_type": self.drop_type, "metric": self.metric, "validation": self.val,
-                "ranking": self.ranking, "search": self.search, "repairs": self.repair, "time_budget": self.time_budget,
-                "max_num_iterations": self.max_iter_num}  # fmt: skip
-        return {key: value for key, value in said.items() if value is not None}
+
+def remove_work(work: Path | None, output: Path) -> None:
+    """Removes the state of a search that has reached its goal, unless the user has named a folder for it."""
+    from jaxq.accuracy.folder import remove
+
+    if work is None:
+        remove(work_folder(None, output))
 
 
 class Steps:
@@ -140,7 +135,7 @@ class Steps:
 
 
 def quantize_within(
-    choices: AccuracyChoices,
+    section: AccuracySection,
     model: Model,
     data: Iterable[Any],
     validation: Iterable[Any],
@@ -157,19 +152,9 @@ def quantize_within(
     """
     from jaxq.accuracy.folder import REPORT, copy_best
     from jaxq.accuracy.front import quantize_with_accuracy_control
-    from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
 
-    assert choices.max_drop is not None
-    folder = choices.folder(output)
-    parameters = AdvancedAccuracyRestorerParameters(
-        max_num_iterations=choices.max_iter_num,
-        ranking=choices.ranking,  # type: ignore[arg-type]
-        search=choices.search,  # type: ignore[arg-type]
-        repairs=tuple(choices.repair or ()),
-        time_budget=choices.time_budget,
-        intermediate_model_dir=folder,
-    )
-    arguments = options.arguments()
+    folder = work_folder(section.intermediate_model_dir, output)
+    arguments = options.arguments() | replace(section, intermediate_model_dir=folder).arguments()
     arguments["advanced_quantization_parameters"] = arguments.pop("advanced_parameters")
     steps = Steps(quiet)
     try:
@@ -177,10 +162,6 @@ def quantize_within(
             model,
             data,
             validation,
-            choices.metric,
-            max_drop=choices.max_drop,
-            drop_type=choices.drop_type,
-            advanced_accuracy_restorer_parameters=parameters,
             on_step=steps,
             **arguments,
         )

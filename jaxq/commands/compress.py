@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxq.commands.options import (
+    WORDS,
     BatchAxis,
     BatchSize,
     Color,
@@ -33,7 +34,7 @@ from jaxq.commands.options import (
     reading,
 )
 from jaxq.commands.session import bytes_of, check_outputs, session, write_json, written_files
-from jaxq.errors import ConfigError
+from jaxq.errors import ConfigError, told
 
 if TYPE_CHECKING:
     from jaxq.model import Model
@@ -79,6 +80,7 @@ MatMulNBits = Annotated[
 ROUNDED = "ONNX Runtime rounds the inputs of these products to 8 bits; session.qdq_matmulnbits_accuracy_level = 1 keeps floats"
 
 
+@told(WORDS)
 def compress(
     model: ModelPath,
     output: Output,
@@ -128,7 +130,7 @@ def compress(
         loaded, samples = load(model), None
         if data is not None:
             how = reading(resize, crop, mean, std, layout, color, batch_axis)
-            samples = open_data(data, loaded, limit=subset_size, **how)
+            samples = open_data(data, loaded, limit=subset_size, place=("dataset",), **how)
         compressed = compress_weights(
             loaded,
             mode=mode,

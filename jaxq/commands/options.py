@@ -7,11 +7,54 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
+from jaxq.errors import inside
+from jaxq.wording import Words
+
 if TYPE_CHECKING:
     from jaxq.data import ImageOptions
     from jaxq.scope import IgnoredScope
 
 LARGEST_COUNT = 10**6  # of samples
+
+# What arguments of calls are here.
+WORDS = Words(
+    {
+        ("model",): ("MODEL",),
+        ("calibration_dataset",): ("--data",),
+        ("dataset",): ("--data",),
+        ("validation_dataset",): ("--val",),
+        ("validation",): ("--val",),
+        ("target_device",): ("--target",),
+        ("ignored_scope", "names"): ("--ignore",),
+        ("ignored_scope", "patterns"): ("--ignore-pattern",),
+        ("ignored_scope", "types"): ("--ignore-type",),
+        ("advanced_parameters", "activations_range_estimator_params"): ("--range-estimator",),
+        ("advanced_parameters", "activations_quantization_params", "num_bits"): ("--activation-bits",),
+        ("advanced_parameters", "weights_quantization_params", "num_bits"): ("--weight-bits",),
+        ("repairs",): ("--repair",),
+        ("max_num_iterations",): ("--max-iter-num",),
+        ("intermediate_model_dir",): ("--work",),
+        ("group_size_fallback_mode",): ("--group-size-fallback",),
+        **{("images", key): (f"--{key}",) for key in ("resize", "crop", "mean", "std", "layout", "color")},
+        **{
+            (key,): (f"--{key.replace('_', '-')}",)
+            for key in (
+                *(
+                    "preset",
+                    "subset_size",
+                    "model_type",
+                    "seed",
+                    "batch_size",
+                    "batch_axis",
+                    "max_drop",
+                    "drop_type",
+                    "metric",
+                ),
+                *("ranking", "search", "time_budget", "mode", "group_size", "backup_mode", "ratio", "gptq"),
+            )
+        },
+    }
+)
 
 
 def _size(text: str) -> int | tuple[int, int]:
@@ -141,4 +184,5 @@ def ignored_scope(names: list[str] | None, patterns: list[str] | None, types: li
     """What --ignore, --ignore-pattern and --ignore-type leave in float."""
     from jaxq.scope import IgnoredScope
 
-    return IgnoredScope(tuple(names or ()), tuple(patterns or ()), tuple(types or ()))
+    with inside("ignored_scope"):
+        return IgnoredScope(tuple(names or ()), tuple(patterns or ()), tuple(types or ()))

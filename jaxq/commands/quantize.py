@@ -12,6 +12,7 @@ import typer
 
 from jaxq.commands import accuracy
 from jaxq.commands.options import (
+    WORDS,
     BatchAxis,
     BatchSize,
     Color,
@@ -37,8 +38,10 @@ from jaxq.commands.options import (
     reading,
 )
 from jaxq.commands.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json, written_files
+from jaxq.errors import inside, told
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.options import AccuracySection
     from jaxq.accuracy.report import AccuracyReport
     from jaxq.model import Model
     from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
@@ -85,6 +88,7 @@ ConfigPath = Annotated[
 ReportPath = Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page to look at.")]
 
 
+@told(WORDS)
 def quantize(
     model: ModelPath,
     data: Data,
@@ -132,11 +136,10 @@ def quantize(
     It takes a few hundred samples, without labels. With --max-drop, as few layers as the accuracy demands stay in float; the
     exit code is 3 if that is not enough, and the best model is written all the same.
     """
-    choices = accuracy.AccuracyChoices(
-        max_drop=max_drop, drop_type=drop_type, metric=metric, val=val, ranking=ranking, search=search, repair=repair,
-        time_budget=time_budget, max_iter_num=max_iter_num, work=work,
+    section = accuracy.limits(
+        max_drop, metric=metric, validation=val, repairs=repair, time_budget=time_budget, max_num_iterations=max_iter_num,
+        intermediate_model_dir=work, drop_type=drop_type, ranking=ranking, search=search,
     )  # fmt: skip
-    choices.check()
     outputs = {"-o": output, "--json": json_path, "--report": report, "--save-config": save_config}
     check_outputs(outputs, {"MODEL": model, "--data": data, "--val": val})
     if report is not None:
@@ -166,11 +169,11 @@ def quantize(
         )
         loaded = load(model)
         how = reading(resize, crop, mean, std, layout, color, batch_axis)
-        quantized, found = quantized_model(loaded, data, how, options, choices, output, reports, quiet=quiet)
+        quantized, found = quantized_model(loaded, data, how, options, section, output, reports, quiet=quiet)
         withdraw(*reports)
         written = save(quantized, output)
         if save_config is not None:
-            job = config.of_call(model, data, options, accuracy=choices.section(), **how)
+            job = config.of_call(model, data, options, accuracy=accuracy.without_folder(section), **how)
             config.write_job(job, save_config)
         seconds = time.perf_counter() - started
     result = described(model, loaded, output, quantized, found, seconds, target) | {"data_file": data_file(written)}
@@ -185,7 +188,7 @@ def quantize(
     if found is not None:
         if found.status != "reached":
             raise typer.Exit(TARGET_MISSED)
-        choices.clear(output)
+        accuracy.remove_work(work, output)
 
 
 def advanced(
@@ -198,12 +201,13 @@ def advanced(
     """What options of that name say, as advanced parameters: those that are not asked for have their defaults."""
     from jaxq.options import AdvancedQuantizationParameters
 
-    return AdvancedQuantizationParameters(
-        activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
-        disable_bias_correction=bias_correction == "off",
-        weights_quantization_params=grid(weight_bits, per_tensor),
-        activations_quantization_params=grid(activation_bits),
-    )
+    with inside("advanced_parameters"):
+        return AdvancedQuantizationParameters(
+            activations_range_estimator_params=None if range_estimator == "mse" else range_estimator,
+            disable_bias_correction=bias_correction == "off",
+            weights_quantization_params=grid(weight_bits, per_tensor),
+            activations_quantization_params=grid(activation_bits),
+        )
 
 
 def grid(bits: int | None, per_tensor: bool = False) -> QuantizationParameters | None:
@@ -220,7 +224,7 @@ def quantized_model(
     data: str,
     how: Reading,
     options: QuantizeOptions,
-    choices: accuracy.AccuracyChoices,
+    section: AccuracySection | None,
     output: Path,
     reports: tuple[str | Path | None, ...],
     *,
@@ -230,12 +234,13 @@ def quantized_model(
     from jaxq.data import open_data
     from jaxq.quantize import quantize
 
-    samples = open_data(data, model, limit=options.subset_size, **how)
-    if choices.max_drop is None:
+    samples = open_data(data, model, limit=options.subset_size, place=("calibration_dataset",), **how)
+    if section is None:
         return quantize(model, samples, **options.arguments()), None
-    label = None if choices.metric is None else "label"
-    validation = open_data(choices.val or data, model, label=label, **how)
-    return accuracy.quantize_within(choices, model, samples, validation, output, reports, options, quiet=quiet)
+    label = None if section.metric is None else "label"
+    place = ("calibration_dataset",) if section.validation is None else ("validation_dataset",)
+    validation = open_data(section.validation or data, model, label=label, place=place, **how)
+    return accuracy.quantize_within(section, model, samples, validation, output, reports, options, quiet=quiet)
 
 
 def described(

@@ -9,6 +9,7 @@ import typer
 
 from jaxq.commands.options import (
     LARGEST_COUNT,
+    WORDS,
     BatchAxis,
     Color,
     Crop,
@@ -25,8 +26,10 @@ from jaxq.commands.options import (
     reading,
 )
 from jaxq.commands.session import TARGET_MISSED, check_outputs, session, write_json
+from jaxq.errors import told
 
 
+@told(WORDS)
 def verify(
     model: QuantizedPath,
     data: Data,
@@ -64,7 +67,7 @@ def verify(
         from jaxq.verify import verify
 
         how = reading(resize, crop, mean, std, layout, color, batch_axis)
-        opened = open_data(data, load(model), limit=samples, **how)
+        opened = open_data(data, load(model), limit=samples, place=("dataset",), **how)
         found = verify(model, opened, samples=samples, float_model=float_model)
     write_json(found.to_dict(), json_path)
     if not quiet and json_path != "-":

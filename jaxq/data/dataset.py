@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxq.collect import split_samples
-from jaxq.errors import ConfigError, InputError
+from jaxq.errors import ConfigError, InputError, JaxqError, about
 from jaxq.indices import refuse_out_of_range
 from jaxq.model import Model
+from jaxq.wording import Option, OptionPath
 
 
 class Dataset:
@@ -57,16 +58,19 @@ class Dataset:
         if batch_axis is not None and (
             isinstance(batch_axis, bool) or not isinstance(batch_axis, int) or batch_axis < 0
         ):
-            raise ConfigError(f"batch_axis = {batch_axis!r}; expected the number of an axis, counted from 0, or None")
+            raise ConfigError(
+                Option(("batch_axis",), batch_axis), "; expected the number of an axis, counted from 0, or None"
+            )
         self._loader = _Replayed(loader) if isinstance(loader, Iterator) else loader
         self._transform = transform_func
         self.batch_axis = batch_axis
+        self.place: OptionPath = ()  # the argument that errors in reading the data are about, if that is known
 
     def __iter__(self) -> Iterator[Any]:
         if self._transform is None:
-            yield from self._loader
+            yield from self.items()
             return
-        for number, item in enumerate(self._loader):
+        for number, item in enumerate(self.items()):
             try:
                 value = self._transform(item)
             except Exception as error:
@@ -81,7 +85,8 @@ class Dataset:
 
     def items(self) -> Iterator[Any]:
         """The items as the source gives them, with their labels."""
-        yield from self._loader
+        with about(*self.place, kinds=(JaxqError,)):
+            yield from self._loader
 
     def __len__(self) -> int:
         """The number of items, where the loader knows it; TypeError otherwise, as for a generator."""
@@ -97,7 +102,9 @@ class Dataset:
         """
         length = len(self) if hasattr(self._loader, "__len__") else sum(1 for _ in self._loader)
         drawn = np.random.default_rng(seed).permutation(length)[:count]
-        return Dataset(_Drawn(self._loader, frozenset(drawn.tolist())), self._transform, batch_axis=self.batch_axis)
+        sample = Dataset(_Drawn(self._loader, frozenset(drawn.tolist())), self._transform, batch_axis=self.batch_axis)
+        sample.place = self.place
+        return sample
 
     def feeds(self, model: Model) -> Iterator[dict[str, Any]]:
         """The samples as feeds of `model`, {input name: array}: each item split along the batch axis.
@@ -111,7 +118,9 @@ class Dataset:
                 refuse_out_of_range(model.index_bounds, feed, f" of sample {number} (counted from 0)")
                 yield feed
         except InputError as error:
-            raise InputError(f"{error}{self._hint()}") from None
+            error.path = error.path or self.place
+            error.args = (*error.args, self._hint())
+            raise
 
     def _hint(self) -> str:
         """What the user may have meant where an item does not fit the model; "" if nothing is likely."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxq.errors import CalibrationError, ConfigError, RuntimeMissingError
 from jaxq.graph import TensorType
+from jaxq.wording import Option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,9 +43,6 @@ class ImageOptions:
     std: tuple[float, ...] | None = None
     layout: str | None = None
     color: str | None = None
-
-    def __str__(self) -> str:
-        return ", ".join(f"{key} = {value}" for key, value in vars(self).items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,13 @@ class ImageReader:
         crop = (options.crop, options.crop) if isinstance(options.crop, int) else options.crop
         if isinstance(height, int) and isinstance(width, int):
             if crop not in (None, (height, width)):
-                raise ConfigError(f"crop = {crop}, but input {name!r} is {wanted}: pictures must be {height} x {width}")
+                raise ConfigError(
+                    Option(("crop",), crop), f", but input {name!r} is {wanted}: pictures must be {height} x {width}"
+                )
             crop = (height, width)
         for key, size in (("resize", options.resize), ("crop", crop)):
             if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
-                raise ConfigError(f"{key} = {size}; expected pixels, at least 1")
+                raise ConfigError(Option((key,), size), "; expected pixels, at least 1")
         _check_fraction(options, crop, name, wanted)
         mean, std = _normalization(options, COLORS[color], wanted)
         return cls(name, wanted, options.resize, crop, options.central_fraction, mean, std, layout, color)
@@ -179,14 +179,16 @@ def _layout(name: str, wanted: TensorType, layout: str | None) -> str:
     """The layout asked for, checked; else the one whose channel axis has 1 or 3 entries."""
     if layout is not None:
         if layout.upper() not in ("NCHW", "NHWC"):
-            raise ConfigError(f"layout = {layout!r}; expected 'NCHW' or 'NHWC'")
+            raise ConfigError(Option(("layout",), layout), "; expected 'NCHW' or 'NHWC'")
         return layout.upper()
     shape = wanted.shape or (None,) * 4
     if shape[1] in (1, 3):
         return "NCHW"
     if shape[3] in (1, 3):
         return "NHWC"
-    raise ConfigError(f"input {name!r} is {wanted}: its channel axis cannot be told; say layout NCHW or NHWC")
+    raise ConfigError(
+        f"input {name!r} is {wanted}: its channel axis cannot be told; say ", Option(("layout",)), " NCHW or NHWC"
+    )
 
 
 def _check_fraction(options: ImageOptions, size: tuple[int, int] | None, name: str, wanted: TensorType) -> None:
@@ -195,12 +197,19 @@ def _check_fraction(options: ImageOptions, size: tuple[int, int] | None, name: s
     if fraction is None:
         return
     if not 0 < fraction <= 1:
-        raise ConfigError(f"central_fraction = {fraction}; expected a number above 0 and at most 1")
+        raise ConfigError(Option(("central_fraction",), fraction), "; expected a number above 0 and at most 1")
     if options.resize is not None:
-        raise ConfigError("central_fraction and resize exclude each other: the part that is kept gets the model's size")
+        raise ConfigError(
+            Option(("central_fraction",)),
+            " and ",
+            Option(("resize",)),
+            " exclude each other: the part that is kept gets the model's size",
+        )
     if size is None:
         raise ConfigError(
-            f"central_fraction = {fraction} needs a size to stretch pictures to, but input {name!r} is {wanted}; say crop"
+            Option(("central_fraction",), fraction),
+            f" needs a size to stretch pictures to, but input {name!r} is {wanted}; say ",
+            Option(("crop",)),
         )
 
 
@@ -208,10 +217,11 @@ def _color(name: str, wanted: TensorType, channels: int | str | None, color: str
     """The colour order asked for, checked; else RGB for 3 channels (or a free number), gray for 1."""
     color = (color or ("gray" if channels == 1 else "rgb")).lower()
     if color not in COLORS:
-        raise ConfigError(f"color = {color!r}; expected one of {', '.join(map(repr, COLORS))}")
+        raise ConfigError(Option(("color",), color), f"; expected one of {', '.join(map(repr, COLORS))}")
     if isinstance(channels, int) and channels != COLORS[color]:
         raise ConfigError(
-            f"color {color!r} has {COLORS[color]} channels, but input {name!r} is {wanted}, with {channels}"
+            Option(("color",)),
+            f" {color!r} has {COLORS[color]} channels, but input {name!r} is {wanted}, with {channels}",
         )
     return color
 
@@ -222,19 +232,25 @@ def _normalization(options: ImageOptions, channels: int, wanted: TensorType) -> 
     Values for pixels from 0 to 1 are a common mistake here. They show in a std below 1.
     """
     if wanted.dtype == "uint8" and (options.mean or options.std):
-        raise ConfigError("mean, std: the model's input is uint8, so it takes the pixels as they are")
+        raise ConfigError(
+            Option(("mean",)),
+            ", ",
+            Option(("std",)),
+            ": the model's input is uint8, so it takes the pixels as they are",
+        )
     mean, std = np.array(options.mean or (0.0,), np.float32), np.array(options.std or (1.0,), np.float32)
     for key, array in (("mean", mean), ("std", std)):
         if len(array) not in (1, channels) or not np.isfinite(array).all():
             raise ConfigError(
-                f"{key} = {_listing(array)}; expected one finite number, or {channels}: one for each channel"
+                Option((key,)), f" = {_listing(array)}; expected one finite number, or {channels}: one for each channel"
             )
     if (std <= 0).any():
-        raise ConfigError(f"std = {_listing(std)}; expected numbers above 0")
+        raise ConfigError(Option(("std",)), f" = {_listing(std)}; expected numbers above 0")
     if (std < 1).any():
         raise ConfigError(
-            f"std = {_listing(std)} is meant for pixels from 0 to 1, but here they go from 0 to 255; "
-            f"with everything times 255, mean is {_listing(mean * 255)} and std {_listing(std * 255)}"
+            Option(("std",)),
+            f" = {_listing(std)} is meant for pixels from 0 to 1, but here they go from 0 to 255; with everything times 255, "
+            f"mean is {_listing(mean * 255)} and std {_listing(std * 255)}",
         )
     return mean, std
 

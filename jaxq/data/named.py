@@ -12,12 +12,13 @@ from typing import Any
 from jaxq.data.array_files import ARRAY_SUFFIXES, ArrayFile, ArrayFiles
 from jaxq.data.dataset import Dataset
 from jaxq.data.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
-from jaxq.errors import CalibrationError, ConfigError, JaxqError, JaxqWarning, did_you_mean
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqError, JaxqWarning, about, did_you_mean, inside
 from jaxq.functions import named_function, names_function
 from jaxq.model import Model
+from jaxq.wording import Option, OptionPath
 
 # Options of images that are no reason to refuse data of another kind: the last asks for the model's size only.
-NOTHING_SAID = (None, ImageOptions(), ImageOptions(central_fraction=1.0))
+NOTHING_SAID = (ImageOptions(), ImageOptions(central_fraction=1.0))
 
 
 def open_data(
@@ -29,6 +30,7 @@ def open_data(
     batch_axis: int | None = 0,
     seed: int | None = None,
     label: str | None = None,
+    place: OptionPath = (),
 ) -> Dataset:
     """The data set that a name stands for.
 
@@ -47,6 +49,7 @@ def open_data(
       batch_axis: see `Dataset`.
       label: a key of .npz files that is kept beside the inputs.
       seed: draws `limit` items at random instead; None: the first ones, or files evenly spread.
+      place: the argument that errors are about, e.g. ("validation_dataset",).
 
     Raises:
       CalibrationError: there are no data under that name, or they cannot be read; the message names the file.
@@ -54,8 +57,10 @@ def open_data(
       ConfigError: an option is wrong, or has no meaning for such data.
       RuntimeMissingError: images, without pillow.
     """
-    loader, reader = _source(os.fspath(spec), model, images, batch_axis, limit if seed is None else None, label)
+    with about(*place, kinds=(CalibrationError, ConfigError, InputError)):
+        loader, reader = _source(os.fspath(spec), model, images, batch_axis, limit if seed is None else None, label)
     data = Dataset(loader, reader, batch_axis=batch_axis)
+    data.place = place
     return data if seed is None or limit is None else data.sample(limit, seed)
 
 
@@ -74,8 +79,10 @@ def _source(
         chosen = spread(files, limit)
         if files[0].suffix.lower() in IMAGE_SUFFIXES:
             return chosen, _image_reader(model, images)
-    if images not in NOTHING_SAID:
-        raise ConfigError(f"{images} is for a folder of images, and {text!r} is not one")
+    if images is not None and images not in NOTHING_SAID:
+        said = [Option(("images", key), value) for key, value in vars(images).items() if value is not None]
+        listed = [piece for option in said for piece in (option, ", ")][:-1]
+        raise ConfigError(*listed, f" is for a folder of images, and {text!r} is not one")
     if files is not None:
         return ArrayFiles(chosen, model.inputs, batch_axis is not None, label), None
     if path.suffix.lower() in ARRAY_SUFFIXES and path.is_file():
@@ -87,7 +94,8 @@ def _source(
 
 def _image_reader(model: Model, images: ImageOptions | None) -> ImageReader:
     options = images or ImageOptions()
-    reader = ImageReader.of(model.inputs, options)
+    with inside("images"):
+        reader = ImageReader.of(model.inputs, options)
     if options.mean is None and options.std is None and reader.wanted.dtype != "uint8":
         warnings.warn(
             "pictures are given to the model as pixels from 0 to 255, since neither mean nor std is set; if it was trained on "
@@ -174,6 +182,7 @@ class _Called:
         try:
             yield from Dataset(self.function())
         except JaxqError as error:
-            raise type(error)(f"{self.spec}: {error}") from error
+            error.args = (f"{self.spec}: ", *error.args)
+            raise
         except Exception as error:
             raise CalibrationError(f"{self.spec} failed: {type(error).__name__}: {error}") from error

@@ -110,7 +110,7 @@ class Common(Section):
     dump_intermediate_model: bool | None = None
 
 
-class LayerwiseTuning(Section):
+class TuningParams(Section):
     """The options of `use_layerwise_tuning`."""
 
     num_samples_for_tuning: int | None = None
@@ -125,7 +125,7 @@ class LayerwiseTuning(Section):
     weight_decay: float | None = None
 
 
-class DefaultParams(Common, LayerwiseTuning):
+class DefaultParams(Common, TuningParams):
     """The parameters of DefaultQuantization."""
 
     preset: Literal["performance", "mixed", "accuracy", "symmetric", "asymmetric"] = "performance"

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxq.config import DataOptions, Job
+from jaxq.accuracy.options import AccuracySection
+from jaxq.config import DataOptions, Job, LayerwiseTuning, in_full
 from jaxq.data import ImageOptions
-from jaxq.errors import ConfigError, JaxqWarning, did_you_mean
+from jaxq.errors import ConfigError, JaxqWarning, did_you_mean, inside
 from jaxq.estimators import (
     RangeEstimatorParameters,
     RangeEstimatorParametersSet,
@@ -33,10 +34,10 @@ from jaxq.formats.pot import (
     DefaultParams,
     Engine,
     Ignored,
-    LayerwiseTuning,
     PotFile,
     RangeEstimator,
     Tensors,
+    TuningParams,
 )
 from jaxq.formats.validation import validated
 from jaxq.options import (
@@ -49,6 +50,7 @@ from jaxq.options import (
 from jaxq.saturation import SATURATION_FIX
 from jaxq.schemes import QuantizationParameters
 from jaxq.scope import IgnoredScope, Operation
+from jaxq.wording import Option, Words
 
 PARAMS = "compression.algorithms[0].params"
 PRESETS = {"symmetric": "performance", "asymmetric": "accuracy"}  # aliases
@@ -90,18 +92,40 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# jaxq's words in messages -> those of the file.
-WORDS = {
-    "advanced_parameters.activations_quantization_params": "activations",
-    "advanced_parameters.weights_quantization_params": "weights",
-    "num_bits": "bits",
-    "per_channel = True": "granularity = 'perchannel'",
-    "statistics_type": "type",
-    "aggregator_type": "aggregator",
-    "quantile_outlier_prob": "outlier_prob",
-    "subset_size": "stat_subset_size",
-    "batch_size": "stat_batch_size",
-}
+PARAMS_PATH = ("compression", "algorithms", 0, "params")
+
+# What a job calls an option -> what the file calls it.
+WORDS = Words(
+    {
+        ("model",): ("model", "model"),
+        ("data", "source"): ("engine", "data_source"),
+        ("data", "images"): ("engine",),
+        ("quantize",): PARAMS_PATH,
+        ("quantize", "subset_size"): (*PARAMS_PATH, "stat_subset_size"),
+        ("quantize", "batch_size"): (*PARAMS_PATH, "stat_batch_size"),
+        ("quantize", "ignored_scope", "names"): (*PARAMS_PATH, "ignored", "scope"),
+        ("quantize", "ignored_scope", "operations"): (*PARAMS_PATH, "ignored", "operations"),
+        ("quantize", "advanced_parameters"): PARAMS_PATH,
+        ("quantize", "advanced_parameters", "bias_correction_params"): PARAMS_PATH,
+        **{
+            ("quantize", "advanced_parameters", f"{role}_{kind}_params"): (*PARAMS_PATH, role, *place)
+            for role in ("activations", "weights")
+            for kind, place in (("quantization", ()), ("range_estimator", ("range_estimator",)))
+        },
+        ("accuracy",): PARAMS_PATH,
+        ("accuracy", "max_drop"): (*PARAMS_PATH, "maximal_drop"),
+        ("accuracy", "max_num_iterations"): (*PARAMS_PATH, "max_iter_num"),
+        ("accuracy", "validation"): ("engine", "data_source"),
+    },
+    keys={
+        "num_bits": "bits",
+        "per_channel": "granularity",
+        "statistics_type": "type",
+        "aggregator_type": "aggregator",
+        "quantile_outlier_prob": "outlier_prob",
+    },
+    values={("granularity", True): "perchannel", ("granularity", False): "pertensor"},
+)
 
 
 def is_pot(content: Mapping[str, Any]) -> bool:
@@ -109,27 +133,18 @@ def is_pot(content: Mapping[str, Any]) -> bool:
     return "compression" in content or "engine" in content
 
 
-def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, dict[str, str]]:
-    """The job, and where the file says what (`jaxq.run.read_any`); `where` is the file's name.
+def job_of_pot(content: Mapping[str, Any], where: str) -> Job:
+    """The job; `where` is the file's name.
 
     Raises:
       ConfigError: the file is wrong, or asks for what is not there; the message gives the path in it.
     """
     file = validated(PotFile, _without_typos(content, where), where)
     try:
-        places = {
-            "ignored name": f"{PARAMS}.ignored.scope",
-            "ignored operation": f"{PARAMS}.ignored.operations",
-            "model": "model.model",
-            "data": "engine.data_source",
-        }
-        if len(file.compression.algorithms) == 1 and _params(file).stat_subset_size is not None:
-            places["subset_size"] = f"{PARAMS}.stat_subset_size"
-        return _job(file), places
+        return _job(file)
     except ConfigError as error:
-        pattern = "|".join(rf"\b(?<!stat_){re.escape(word)}\b" for word in WORDS)
-        message = re.sub(pattern, lambda found: WORDS[found[0]], str(error))
-        raise ConfigError(f"{where}: {message}") from None
+        error.say(WORDS)
+        raise ConfigError(f"{where}: {error.placed()}") from None
 
 
 def _without_typos(content: Any, where: str) -> Any:
@@ -153,7 +168,7 @@ def _job(file: PotFile) -> Job:
             "AccuracyAwareQuantization"
         )
     params = _params(file)
-    tuning = params.model_dump(include=set(LayerwiseTuning.model_fields), exclude_none=True)
+    tuning = params.model_dump(include=set(TuningParams.model_fields), exclude_none=True)
     if tuning and not params.use_layerwise_tuning:
         warnings.warn(
             f"{PARAMS}.{next(iter(tuning))} has no effect without use_layerwise_tuning", JaxqWarning, stacklevel=2
@@ -166,7 +181,7 @@ def _job(file: PotFile) -> Job:
         quantize=None if params.ignored.skip_model else _options(file, params),
         dump_intermediate_model=bool(dump),
         accuracy=_accuracy(params, file.engine) if isinstance(params, AccuracyParams) else None,
-        layerwise_tuning=tuning if params.use_layerwise_tuning else None,
+        layerwise_tuning=LayerwiseTuning(**tuning) if params.use_layerwise_tuning else None,
     )
 
 
@@ -235,55 +250,46 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
     common = file.compression
     model_type = params.model_type or common.model_type
     device = _device(params.target_device or common.target_device or "ANY")
-    at("compression" if params.target_device is None else PARAMS, check_target, "target_device", device)
+    try:
+        check_target("target_device", device)
+    except ConfigError as error:
+        place = "compression" if params.target_device is None else PARAMS
+        raise ConfigError(f"{place}.{error}") from None
     if model_type is not None and model_type.lower() not in ("none", "transformer"):
         place = "compression" if params.model_type is None else PARAMS
         hint = did_you_mean(model_type, ("transformer", "None"))
         raise ConfigError(f"{place}.model_type = {model_type!r}; expected 'transformer' or 'None'{hint}")
     preset = PRESETS.get(params.preset, params.preset)
     with_paths: dict[str, Any] = {}
-    for key in ("weights", "activations"):
-        tensors: Tensors = getattr(params, key)
-        where = f"{PARAMS}.{key}"
-        with_paths[f"{key}_quantization_params"] = at(where, _scheme, tensors)
-        estimator = tensors.range_estimator or params.range_estimator or RangeEstimator()
-        with_paths[f"{key}_range_estimator_params"] = at(f"{where}.range_estimator", _estimator, estimator)
+    for role in ("weights", "activations"):
+        tensors: Tensors = getattr(params, role)
+        scheme, estimator = f"{role}_quantization_params", f"{role}_range_estimator_params"
+        with inside("quantize", "advanced_parameters", scheme):
+            with_paths[scheme] = _scheme(tensors)
+        with inside("quantize", "advanced_parameters", estimator):
+            with_paths[estimator] = _estimator(tensors.range_estimator or params.range_estimator or RangeEstimator())
     inplace = params.inplace_statistics if params.inplace_statistics is not None else common.inplace_statistics
-    return at(
-        PARAMS,
-        QuantizeOptions,
-        preset=preset,
-        target_device=device,
-        subset_size=params.stat_subset_size,
-        fast_bias_correction=params.use_fast_bias,
-        model_type=None if model_type is None or model_type.lower() == "none" else model_type.lower(),
-        ignored_scope=_ignored(params.ignored),
-        advanced_parameters=at(
-            PARAMS,
-            AdvancedQuantizationParameters,
-            overflow_fix=SATURATION_FIX[params.saturation_fix],
-            disable_channel_alignment=False,
-            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # which POT does not have
-            inplace_statistics=True if inplace is None else inplace,
-            bias_correction_params=at(
-                PARAMS,
-                AdvancedBiasCorrectionParameters,
-                threshold=params.threshold,
-                apply_for_all_nodes=params.apply_for_all_nodes,
+    with inside("quantize"):
+        return QuantizeOptions(
+            preset=preset,
+            target_device=device,
+            subset_size=params.stat_subset_size,
+            fast_bias_correction=params.use_fast_bias,
+            model_type=None if model_type is None or model_type.lower() == "none" else model_type.lower(),
+            ignored_scope=_ignored(params.ignored),
+            advanced_parameters=AdvancedQuantizationParameters(
+                overflow_fix=SATURATION_FIX[params.saturation_fix],
+                disable_channel_alignment=False,
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # which POT does not have
+                inplace_statistics=True if inplace is None else inplace,
+                bias_correction_params=AdvancedBiasCorrectionParameters(
+                    threshold=params.threshold, apply_for_all_nodes=params.apply_for_all_nodes
+                ),
+                **with_paths,
             ),
-            **with_paths,
-        ),
-        seed=params.seed,
-        batch_size=params.stat_batch_size,
-    )
-
-
-def at(where: str, make: Any, *values: Any, **options: Any) -> Any:
-    """What `make` gives; an error of it gets the place in the file."""
-    try:
-        return make(*values, **options)
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None
+            seed=params.seed,
+            batch_size=params.stat_batch_size,
+        )
 
 
 def _device(name: str) -> str:
@@ -311,29 +317,29 @@ def _estimator(given: RangeEstimator) -> RangeEstimatorParameters:
     preset = given.preset or "default"
     if preset not in [each.value for each in RangeEstimatorPreset]:
         if given.min is not None or given.max is not None:
-            raise ConfigError(f"preset = {preset!r} says how both ends are found; leave out min and max")
+            raise ConfigError(Option(("preset",), preset), " says how both ends are found; leave out min and max")
         named, known = dict(RangeEstimatorParametersSet.items()), ["default", "quantile"]
         if preset not in named:
             known += named
-            raise ConfigError(f"preset = {preset!r}; expected one of {', '.join(known)}{did_you_mean(preset, known)}")
+            hint = did_you_mean(preset, known)
+            raise ConfigError(Option(("preset",), preset), f"; expected one of {', '.join(known)}{hint}")
         return named[preset]
-    low, high = (at(end, _bound, getattr(given, end) or Bound(), preset) for end in ("min", "max"))
+    with inside("min"):
+        low = _bound(given.min or Bound(), preset)
+    with inside("max"):
+        high = _bound(given.max or Bound(), preset)
     return RangeEstimatorParameters(low, high, preset)
 
 
 def _bound(given: Bound, preset: str) -> StatisticsCollectorParameters:
     if given.outlier_prob is None and given.type in ("quantile", "abs_quantile"):
-        raise ConfigError(f"outlier_prob is missing; type {given.type!r} needs it, e.g. 0.0001")
+        raise ConfigError(Option(("outlier_prob",)), f" is missing; type {given.type!r} needs it, e.g. 0.0001")
     quantile = given.type in ("quantile", "abs_quantile") or (given.type is None and preset == "quantile")
     if given.outlier_prob is not None and not quantile:
-        raise ConfigError(f"outlier_prob = {given.outlier_prob}; it is for type 'quantile', and type is {given.type!r}")
+        outlier_prob = Option(("outlier_prob",), given.outlier_prob)
+        raise ConfigError(outlier_prob, f"; it is for type 'quantile', and type is {given.type!r}")
     made = StatisticsCollectorParameters(given.type, given.aggregator, given.clipping_value)
-    if given.outlier_prob is None:
-        return made
-    try:
-        return replace(made, quantile_outlier_prob=given.outlier_prob)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("quantile_outlier_prob", "outlier_prob")) from None
+    return made if given.outlier_prob is None else replace(made, quantile_outlier_prob=given.outlier_prob)
 
 
 def _ignored(given: Ignored) -> IgnoredScope:
@@ -357,11 +363,10 @@ def _attributes(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _accuracy(params: AccuracyParams, engine: Engine) -> dict[str, Any]:
-    """The parameters of the search, by nncf's names where it has them."""
-    renamed = {"maximal_drop": "max_drop", "max_iter_num": "max_num_iterations"}
+def _accuracy(params: AccuracyParams, engine: Engine) -> AccuracySection:
+    """The parameters of the search."""
     own = set(AccuracyParams.model_fields) - set(DefaultParams.model_fields)
-    found = {renamed.get(key, key): value for key, value in params.model_dump(include=own, exclude_none=True).items()}
+    found = params.model_dump(include=own, exclude_none=True)
     if "use_prev_if_drop_increase" in params.model_fields_set and params.search != "pot":
         warnings.warn(
             f'{PARAMS}.use_prev_if_drop_increase has no effect on the bisection that jaxq searches with; "search": "pot" runs '
@@ -369,5 +374,7 @@ def _accuracy(params: AccuracyParams, engine: Engine) -> dict[str, Any]:
             JaxqWarning,
             stacklevel=2,
         )
-    metrics = params.metrics or engine.metrics
-    return found | ({"metrics": [each.model_dump(exclude_none=True) for each in metrics]} if metrics else {})
+    if metrics := params.metrics or engine.metrics:
+        found["metrics"] = [each.model_dump(exclude_none=True) for each in metrics]
+    with inside("accuracy"):
+        return AccuracySection(**in_full(found))

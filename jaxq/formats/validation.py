@@ -13,7 +13,21 @@ from typing import Any, TypeVar
 import pydantic
 
 from jaxq.errors import ConfigError, did_you_mean
+from jaxq.wording import OptionPath, show_path
 
+EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "a boolean",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dataclass_type": "an object",
+}
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 Kind = TypeVar("Kind")
@@ -44,10 +58,7 @@ def validated(kind: type[Kind], data: Any, where: str) -> Kind:
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-Path = tuple[str | int, ...]
-
-
-def _beside_the_point(path: Path, error: Any, others: Sequence[tuple[Path, Any]], kind: Any) -> bool:
+def _beside_the_point(path: OptionPath, error: Any, others: Sequence[tuple[OptionPath, Any]], kind: Any) -> bool:
     """Whether an error comes from an alternative that was not meant: of a union, pydantic reports every member."""
     if error["type"] in UNKNOWN:
         return path[-1] in known_keys(kind, path[:-1])
@@ -59,7 +70,7 @@ def _beside_the_point(path: Path, error: Any, others: Sequence[tuple[Path, Any]]
     )
 
 
-def _in_words(error: Any, path: Path, kind: Any) -> str:
+def _in_words(error: Any, path: OptionPath, kind: Any) -> str:
     place, given = show_path(path), _shortened(error["input"])
     if error["type"] in UNKNOWN:
         known = sorted(known_keys(kind, path[:-1]))
@@ -68,28 +79,23 @@ def _in_words(error: Any, path: Path, kind: Any) -> str:
     if error["type"] == "missing":
         return f"{place} is missing"
     if error["type"] == "value_error":  # raised by one of our own checks, which says all there is to say
-        said = str(error["ctx"]["error"])
-        first = re.match(r"\w*", said)
-        inside = first is not None and first[0] in known_keys(kind, path)  # it begins with a key of what stands there
-        return f"{place}{'.' if inside else ': '}{said}" if place else said
+        said = error["ctx"]["error"]
+        if not isinstance(said, ConfigError):
+            return f"{place}: {said}" if place else str(said)
+        said.say(lambda option: option.inside(*path))
+        return said.placed()
     if error["type"] == "union_tag_invalid":
         key, known = error["ctx"]["discriminator"].strip("'"), _quoted(error["ctx"]["expected_tags"])
         tag = error["ctx"]["tag"]
         return f"{place}.{key} = {tag!r}; expected {' or '.join(map(repr, known))}{did_you_mean(tag, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{place}.{error['ctx']['discriminator'].strip(chr(39))} is missing"
-    expected = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
-    expected = re.sub(r"^a (?=[aeiou])", "an ", expected)
+    expected = EXPECTED.get(error["type"]) or error["msg"].removeprefix("Input should be ")
     near = did_you_mean(given.strip('"'), _quoted(str(error.get("ctx", {}).get("expected", ""))))
     return f"{place} = {given}; expected {expected}{near}" if place else f"expected {expected}, not {given}"
 
 
-def show_path(path: Sequence[str | int]) -> str:
-    """A path as people write it: compression.algorithms[0].params."""
-    return "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in path).removeprefix(".")
-
-
-def _path(location: Sequence[str | int], data: Any, missing: bool) -> Path:
+def _path(location: Sequence[str | int], data: Any, missing: bool) -> OptionPath:
     """pydantic's location without the tags of unions in it: what can be followed in the data, and a missing key at its end."""
     path: list[str | int] = []
     for position, each in enumerate(location):

@@ -70,11 +70,10 @@ def why_float_gemm(network: Network, node: Node, quantized: bool) -> Reason | No
 
 def why_float_matmul(network: Network, node: Node) -> Reason | None:
     """The same of a MatMul: with an Add of a bias or a matrix behind it, it is made a Gemm, where the shapes are known."""
-    readers = network.readers.get(node.outputs[0], [])
-    if len(readers) != 1 or node.outputs[0] in network.outputs or readers[0][0].op != "Add":
+    added = network.wiring.added(node.outputs[0])
+    if added is None:
         return None
-    addition, index = readers[0]
-    other = addition.inputs[1 - index]
+    addition, other = added
     bias = network.values.get(other)
     problem = f"the runtime makes a Gemm of it and Add {addition.name!r}, with "
     if bias is None:
@@ -96,7 +95,7 @@ def why_float_matmul(network: Network, node: Node) -> Reason | None:
 def is_merged_first(network: Network, other: str, node: Node) -> bool:
     """Whether the other summand is a product too, which the runtime meets first, and merges with the sum."""
     maker = network.producer.get(other)
-    alone = len(network.readers.get(other, [])) == 1 and other not in network.outputs
+    alone = network.wiring.only_reader(other) is not None
     first = next((each for each in network.nodes if each is maker or each is node), node)
     return maker is not None and maker.op == "MatMul" and alone and first is maker
 
@@ -115,7 +114,7 @@ def is_read_once(network: Network, node: Node) -> bool:
     """Whether one node alone reads the result, and what a merged activation function makes of it."""
     behind = activation_behind(network, node)
     names = [node.outputs[0], *([behind.outputs[0]] if behind is not None else [])]
-    return all(len(network.readers.get(name, [])) == 1 and name not in network.outputs for name in names)
+    return all(network.wiring.only_reader(name) is not None for name in names)
 
 
 def has_quantized_output(network: Network, node: Node) -> bool:
@@ -125,11 +124,10 @@ def has_quantized_output(network: Network, node: Node) -> bool:
 
 
 def is_read_by_quantizer(network: Network, name: str) -> bool:
-    return any(reader.op == "QuantizeLinear" for reader, _ in network.readers.get(name, []))
+    return any(reader.op == "QuantizeLinear" for reader, _ in network.readers.get(name, ()))
 
 
 def activation_behind(network: Network, node: Node) -> Node | None:
     """The activation function that alone reads the output, of a kernel that takes it up."""
-    readers = network.readers.get(node.outputs[0], [])
-    alone = len(readers) == 1 and node.outputs[0] not in network.outputs and node.op in network.target.fusing
-    return readers[0][0] if alone and readers[0][0].op in network.target.fused else None
+    behind = network.wiring.only_reader(node.outputs[0]) if node.op in network.target.fusing else None
+    return behind[0] if behind is not None and behind[0].op in network.target.fused else None

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxq.graph import Node, constants
+from jaxq.linear_layers import is_depthwise
 from jaxq.model import Model
 from jaxq.ops.cast import element_dtype
-from jaxq.patterns import is_depthwise
 from jaxq.ranks import ranks
 from jaxq.schemes import rule_for
 from jaxq.targets import Rule, Target
@@ -45,18 +45,13 @@ class Network:
 
     def __init__(self, model: Model, target: Target):
         self.model, self.target = model, target
-        self.nodes = [node for _, node in model.graph.walk()]
-        self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.wiring = model.graph.wiring
+        self.nodes, self.producer, self.readers = self.wiring.nodes, self.wiring.producers, self.wiring.readers
+        self.outputs = self.wiring.outputs
         self.values = {**constants(model.graph), **model.params}
         for node in self.nodes:
             if node.op == "Transpose" and node.inputs[0] in self.values:  # in a branch, where loading does not fold it
                 self.values[node.outputs[0]] = np.transpose(self.values[node.inputs[0]], node.attributes.get("perm"))
-        self.readers: dict[str, list[tuple[Node, int]]] = {}
-        for node in self.nodes:
-            for index, name in enumerate(node.inputs):
-                if name:
-                    self.readers.setdefault(name, []).append((node, index))
-        self.outputs = set(model.graph.outputs).union(*(sub.outputs for node in self.nodes for sub in node.subgraphs))
 
     @cached_property
     def seen(self) -> dict[str, Quantizer]:

@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxq.clamps import clip_bounds
 from jaxq.graph import Node
+from jaxq.linear_layers import BIASED
 from jaxq.lint.findings import Finding, Severity, finding
 from jaxq.lint.kernels import has_quantized_output, why_float
 from jaxq.lint.network import Network, Quantizer, same_numbers
 from jaxq.targets import Rule
 from jaxq.targets.installed import installed_version, limits_of
 
-WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 BOUND_TOLERANCE = 1e-3  # steps
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
@@ -66,7 +66,7 @@ def limits(network: Network, node: Node) -> Iterator[Finding]:
 
 def float_bias(network: Network, node: Node) -> Iterator[Finding]:
     """Whether a bias that was left in float fits into the int32 that the runtime makes of it."""
-    if not network.target.rounds_biases or node.op not in WITH_BIAS or len(node.inputs) < 3:
+    if not network.target.rounds_biases or node.op not in BIASED or len(node.inputs) < 3:
         return
     bias = network.values.get(node.inputs[2])
     data, weight = (network.seen.get(name) for name in node.inputs[:2])
@@ -130,7 +130,7 @@ def mover(network: Network, node: Node) -> Iterator[Finding]:
     after = [
         network.seen[reader.outputs[0]]
         for name in node.outputs
-        for reader, _ in network.readers.get(name, [])
+        for reader, _ in network.readers.get(name, ())
         if reader.op == "QuantizeLinear"
     ]
     for name in sources:

@@ -23,12 +23,12 @@ OPENVINO = Target(
     title="OpenVINO on CPUs and GPUs",
     evidence="Run by tests/test_runtime_openvino.py in the version that is installed, on the CPU; never run on a GPU.",
     rules={
-        "Conv": Rule(activations=(0,), weights=(1,), weight_axis=0, output=False),
-        "DepthwiseConv": Rule(activations=(0,), activation_axis=1, weights=(1,), weight_axis=0, output=False),
-        "ConvTranspose": Rule(activations=(0,), weights=(1,), weight_axis=1, output=False, only={"group": 1}),
-        "MatMul": Rule(activations=(0, 1), centered=(1,), weights=(1,), weight_axis=-1, output=False),
-        "Gemm": Rule(activations=(0, 1), centered=(1,), weights=(1,), weight_axis=1, output=False),
-        "Gather": Rule(activations=(), weights=(0,), weight_axis=0, output=False, stored=True),  # embeddings
+        "Conv": Rule(activations=(0,), weights=(1,), output=False),
+        "DepthwiseConv": Rule(activations=(0,), activation_axis=1, weights=(1,), output=False),
+        "ConvTranspose": Rule(activations=(0,), weights=(1,), output=False, only={"group": 1}),
+        "MatMul": Rule(activations=(0, 1), centered=(1,), weights=(1,), output=False),
+        "Gemm": Rule(activations=(0, 1), centered=(1,), weights=(1,), output=False),
+        "Gather": Rule(activations=(), weights=(0,), output=False, stored=True),  # embeddings
         **{name: Rule(activations=(0, 1), output=False) for name in ("Add", "Sub", "Mul")},
         "Sum": Rule(activations=None, output=False),
         **{

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from jaxq.carriers import CARRYING, KEEPING
 from jaxq.quantizer import IntType
 
 
@@ -15,7 +16,7 @@ class Rule:
     Attributes:
       activations: positions of the inputs that must be quantized; None for all that are made when the graph runs.
       weights: positions of the weights. The first must be a param, except where `activations` holds the same position.
-      weight_axis: the axis of a weight with one scale each (output channels); for Gemm, without transB; None: one scale.
+      per_channel: a weight has one scale for each output channel, a table of embeddings for each row (`weight_axis`); else one.
       activation_axis: the axis of the inputs with one scale each, where the runtime has such a kernel; None for none.
       only: attribute -> the value, which is also the standard's default, that a node must have: the kernel is for these alone.
       centered: positions of the inputs that the kernel takes with zero in the middle only, as it takes its weights.
@@ -29,7 +30,7 @@ class Rule:
 
     activations: tuple[int, ...] | None
     weights: tuple[int, ...] = ()
-    weight_axis: int | None = 0
+    per_channel: bool = True
     activation_axis: int | None = None
     centered: tuple[int, ...] = ()
     only: Mapping[str, str | int] = field(default_factory=dict)
@@ -179,27 +180,9 @@ OPSET_OF: Mapping[str, int] = {
 }
 
 # What moves or selects values and never makes new ones, whatever the runtime.
-MOVES = frozenset(
-    [
-        "MaxPool",
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Split",
-        "Gather",
-        "Concat",
-        "Resize",
-        "Upsample",
-        "Pad",
-        "Expand",
-        "Tile",
-        "DepthToSpace",
-        "SpaceToDepth",
-    ]
-)
+MOVES = (CARRYING - KEEPING) | {
+    "MaxPool", "Concat", "Resize", "Upsample", "Pad", "DepthToSpace", "SpaceToDepth"
+}  # fmt: skip
 
 # Not among them: what changes how far apart values lie (Exp, Log, Pow, Sqrt, Reciprocal), and what normalizes. Rounding to 256
 # even steps before it costs small values everything (a spectrum before its logarithm): the kernel in front of it stays in float.

@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 
 import numpy as np
 import onnx
@@ -6,49 +7,73 @@ import pytest
 from accuracy_models import chain, images, labelled
 
 import jaxq
-from jaxq.accuracy.options import MetricOptions
-from jaxq.accuracy.section import read_section
+from jaxq.accuracy.options import AccuracySection, AdvancedAccuracyRestorerParameters, MetricOptions
+from jaxq.config import job_of, schema
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
 from jaxq.run import run_file
 
 
+def section(**given):
+    return job_of({"model": "m.onnx", "data": "d.npz", "accuracy": given}, "f").accuracy
+
+
 def test_names_of_pot_and_of_nncf_are_the_same_arguments():
-    pot = {"maximal_drop": 0.005, "max_iter_num": 30, "metrics": [{"name": "accuracy", "baseline_value": 0.72}],
-           "annotation_conf_threshold": 0.6, "base_algorithm": "DefaultQuantization"}  # fmt: skip
-    arguments, validation = read_section(pot)
-    assert arguments["max_drop"] == 0.005
-    assert arguments["advanced_accuracy_restorer_parameters"].max_num_iterations == 30
-    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1", 0.72),)
-    assert validation is None
-    assert read_section({"max_drop": 0.005})[0]["max_drop"] == 0.005
+    pot = {"maximal_drop": 0.005, "max_iter_num": 30, "metrics": [{"name": "accuracy", "type": "x", "baseline_value": 0.72}],
+           "annotation_conf_threshold": 0.6, "base_algorithm": "DefaultQuantization", "time_budget": None}  # fmt: skip
+    found = section(**pot)
+    assert found == AccuracySection(max_drop=0.005, max_num_iterations=30, metrics=(MetricOptions("top1", 0.72),))
+    parameters = AdvancedAccuracyRestorerParameters(max_num_iterations=30, metrics=(MetricOptions("top1", 0.72),))
+    assert found.arguments() == {
+        "max_drop": 0.005, "drop_type": "absolute", "validation_fn": None, "advanced_accuracy_restorer_parameters": parameters,
+    }  # fmt: skip
+
+
+def test_every_option_of_the_search_is_a_key_and_an_argument():
+    options = {each.name for each in fields(AdvancedAccuracyRestorerParameters)}
+    assert options <= schema()["$defs"]["AccuracySection"]["properties"].keys()
+    given = {"confirm": 7, "prune": False, "restore_mode": "only_activations", "repairs": "bias_correction"}
+    found = section(**given).arguments()["advanced_accuracy_restorer_parameters"]
+    assert found == AdvancedAccuracyRestorerParameters(**given)
 
 
 def test_annotation_free_keeps_the_metrics_and_not_what_they_were_with_labels():
-    pot = {"annotation_free": True, "metrics": [{"name": "mean_iou", "baseline_value": 0.7}]}
-    advanced = read_section(pot)[0]["advanced_accuracy_restorer_parameters"]
-    assert advanced.annotation_free
-    assert advanced.metrics == (MetricOptions("miou"),)
+    found = section(annotation_free=True, metrics=[{"name": "mean_iou", "baseline_value": 0.7}])
+    assert found.annotation_free
+    assert found.metrics == (MetricOptions("miou"),)
 
 
-def test_metric_and_metrics_are_not_both_taken():
-    with pytest.raises(ConfigError, match=r"accuracy\.metric and accuracy\.metrics are two ways"):
-        read_section({"metric": "top1", "metrics": ["top5"]})
-
-
-def test_an_unknown_key_gives_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"accuracy\.max_dorp: unknown key; did you mean 'max_drop'"):
-        read_section({"max_dorp": 0.1})
-
-
-@pytest.mark.parametrize("given", ["accuracy", {"name": "accuracy"}, [{"name": "accuracy"}]])
+@pytest.mark.parametrize("given", ["accuracy", {"name": "accuracy"}, [{"name": "accuracy"}], ["accuracy"]])
 def test_one_metric_may_stand_without_a_list(given):
-    arguments, _ = read_section({"metrics": given})
-    assert arguments["advanced_accuracy_restorer_parameters"].metrics == (MetricOptions("top1"),)
+    assert section(metrics=given).metrics == (MetricOptions("top1"),)
 
 
-def test_one_key_under_two_names_is_refused():
-    with pytest.raises(ConfigError, match=r"accuracy\.maximal_drop and accuracy\.max_drop are the same"):
-        read_section({"maximal_drop": 0.01, "max_drop": 0.02})
+BAD = {
+    "two ways to say one thing": (
+        {"metric": "top1", "metrics": ["top5"]}, "accuracy.metric and metrics are two ways to say what is measured; give one"
+    ),
+    "one key under two names": (
+        {"maximal_drop": 0.01, "max_drop": 0.02}, "accuracy.maximal_drop and accuracy.max_drop are the same; give one of them"
+    ),
+    "unknown key": ({"max_dorp": 0.1}, "accuracy.max_dorp: unknown key; did you mean 'max_drop'?"),
+    "type": ({"confirm": "all"}, 'accuracy.confirm = "all"; expected an integer'),
+    "value": ({"confirm": -1}, "accuracy.confirm = -1; expected an integer of at least 0"),
+    "drop": ({"max_drop": -0.5}, "accuracy.max_drop = -0.5; a drop that is allowed is 0 or more"),
+    "relative drop": (
+        {"max_drop": 1.0, "drop_type": "relative"}, "accuracy.max_drop = 1.0 with drop_type = 'relative' allows to lose all"
+    ),
+    "enumeration": ({"search": "bisekt"}, "accuracy.search = 'bisekt'; expected one of ['bisect', 'pot']; did you mean"),
+    "repairs": (
+        {"search": "pot", "repairs": ["bias_correction"]}, "accuracy.repairs: search = 'pot' takes layers back to float only"
+    ),
+    "key of a metric": ({"metrics": [{"name": "top1", "baseline": 1.0}]}, "accuracy.metrics[0].baseline: unknown key; did you"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given, message", BAD.values(), ids=BAD)
+def test_what_is_wrong_is_said_with_its_place(given, message):
+    with pytest.raises(ConfigError) as error:
+        section(**given)
+    assert str(error.value).startswith(f"f: {message}")
 
 
 @pytest.fixture

@@ -14,14 +14,11 @@ from jaxq.algorithms.equalization import (
     Noise,
     best_factor,
     dead_shrunk,
-    input_channels,
     pairs,
-    scaled_input,
     within_bound,
 )
 from jaxq.collect import collect
 from jaxq.fusion import fuse
-from jaxq.graph import FrozenDict, Node
 from jaxq.model import Model
 from jaxq.observers import channel_extremes
 from jaxq.onnx_import import load
@@ -134,9 +131,7 @@ def test_a_factor_for_all_channels_changes_no_noise():
 
 
 def found_pairs(model: Model, *quantized: str) -> list[tuple[str, float, bool]]:
-    return [
-        (p.before.outputs[0], p.slope[0], p.rounded) for p in pairs(model.graph, model.params, frozenset(quantized))
-    ]
+    return [(p.tensor, p.slope[0], p.rounded) for p in pairs(model.graph, model.params, frozenset(quantized))]
 
 
 def test_the_slope_is_that_of_the_activation_function():
@@ -180,7 +175,7 @@ def test_a_tensor_that_is_added_or_an_output_is_left_alone():
     residual = load(residual_network())
     graph, params = fuse(residual.graph, residual.params)
     residual = residual.replace(graph=graph, params=params)
-    assert "stem.relu" not in {p.before.outputs[0] for p in pairs(graph, params, frozenset({"stem.relu"}))}
+    assert "stem.relu" not in {p.tensor for p in pairs(graph, params, frozenset({"stem.relu"}))}
     everything = frozenset(name for node in graph.nodes for name in node.outputs)
     after = run_pipeline(
         [Equalization(quantized=everything)], residual, [{"image": row[None]} for row in smooth(6, 3, 8, 8)]
@@ -215,39 +210,6 @@ def test_the_weights_of_the_model_given_are_not_changed():
     equalized(model)
     for name, value in before.items():
         np.testing.assert_array_equal(model.params[name], value)
-
-
-def test_a_depthwise_weight_is_spread_over_the_channels_it_connects():
-    node = Node("Conv", ("x", "w"), ("y",), FrozenDict(group=2))
-    weight = smooth(4, 1, 3, 3)
-    spread = input_channels(node, weight, 2)
-    assert spread.shape == (4, 2, 9)
-    for row in range(4):
-        np.testing.assert_array_equal(spread[row, row // 2], weight[row].reshape(9))
-        assert not spread[row, 1 - row // 2].any()
-
-
-def conv(group: int) -> Node:
-    return Node("Conv", ("x", "w"), ("y",), FrozenDict({"group": group}))
-
-
-@pytest.mark.parametrize("node, shape", [
-    (conv(1), (5, 4, 3, 3)), (conv(4), (8, 1, 3, 3)), (conv(4), (4, 1, 3)),
-    (Node("Gemm", ("x", "w"), ("y",)), (4, 5)), (Node("Gemm", ("x", "w"), ("y",), FrozenDict({"transB": 1})), (5, 4)),
-], ids=["full", "depthwise, two each", "depthwise in one dimension", "matrix", "transposed matrix"])  # fmt: skip
-def test_scaling_the_input_of_a_weight_scales_its_columns(node, shape):
-    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    factor = np.array([2.0, 0.5, 4.0, 1.0])
-    before, after = (
-        input_channels(node, np.asarray(each, np.float64), 4) for each in (weight, scaled_input(node, weight, factor))
-    )
-    assert before.shape[1] == 4
-    np.testing.assert_allclose(after, before * factor[None, :, None])
-    if node.op == "Conv" and node.attributes["group"] == 4:
-        multiplier = shape[0] // 4
-        connected = before.any(axis=2)
-        assert [row.tolist().index(True) for row in connected] == [row // multiplier for row in range(shape[0])]
-        assert connected.sum() == shape[0]
 
 
 def test_a_clip_cuts_off_what_it_did_and_nothing_else_that_was_seen():

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from compilations import compilations
 from models import Network, smooth
 
+from jaxq import programs
 from jaxq.algorithms import run_pipeline
-from jaxq.engine import runner
 from jaxq.observers import extremes
 from jaxq.onnx_import import load
+from jaxq.programs import Programs
 
 FEEDS = [{"x": row[None]} for row in smooth(5, 4)]
 
@@ -63,14 +64,14 @@ def test_an_algorithm_that_wants_few_samples_gets_no_more():
     assert data.passes[-1] == 5
 
 
-def test_passes_over_the_same_graph_share_one_program():
+def test_passes_over_the_same_graph_share_one_program(monkeypatch):
     def passes(one_program):
         steps = [Watch(found := []), Watch([], name="y")]
         with compilations() as compiled:
             run_pipeline(steps, model(), FEEDS, one_program=one_program)
         return len(compiled), found[0]
 
-    runner._run.clear_cache()
+    monkeypatch.setattr(programs, "PROGRAMS", Programs())
     (apart, first), (together, again) = passes(False), passes(True)
     assert (apart, together) == (2, 1)
     assert (first.low == again.low).all()

@@ -110,8 +110,11 @@ def test_the_size_of_a_model_is_that_of_its_file(model, capsys):
     [
         (["--gptq"], "--gptq looks at the inputs of each layer; give samples with --data"),
         (["--mode", "int4"], "'int4' is not one of 'int8_asym', 'int8_sym', 'int4_asym', 'int4_sym'"),
-        (["--group-size", "64"], "group_size = 64 with mode 'int8_asym', which has one scale a channel; leave it out"),
-        (["--ratio", "2", "--mode", "int4_sym"], "ratio = 2.0; expected a share of the weights between 0 and 1"),
+        (
+            ["--group-size", "64"],
+            "error: --group-size 64 with --mode int8_asym, which has one scale a channel; leave it out",
+        ),
+        (["--ratio", "2", "--mode", "int4_sym"], "error: --ratio 2.0; expected a share of the weights between 0 and 1"),
         (["--ignore", "nothing"], "ignored name 'nothing' matches no node"),
     ],
     ids=" ".join,

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from models import free_size_network, residual_network, samples, transformer_block
 from models import written as written_model
 
+from jaxq.accuracy.options import MetricOptions
+from jaxq.config import LayerwiseTuning
 from jaxq.errors import ConfigError, JaxqError, JaxqWarning
 from jaxq.model import Model
 from jaxq.onnx_import import load
@@ -358,7 +361,8 @@ def test_layerwise_tuning_is_passed_on_with_a_warning(folder):
     path = written(
         folder, {"use_layerwise_tuning": True, "num_samples_for_tuning": 2000, "batch_size": 50, "loss": "l2"}
     )
-    assert read_any(path)[0].layerwise_tuning == {"num_samples_for_tuning": 2000, "batch_size": 50, "loss": "l2"}
+    found = read_any(path)[0].layerwise_tuning
+    assert found == LayerwiseTuning(num_samples_for_tuning=2000, batch_size=50, loss="l2")
     with pytest.warns(
         JaxqWarning, match="layer-wise tuning is asked for, which this version of jaxq does not have yet"
     ):
@@ -383,14 +387,13 @@ def test_accuracy_aware_quantization_is_read(folder):
 
     job, _ = read_any(written(folder, params, edit))
     assert job.quantize.preset == "mixed"
-    assert job.accuracy["max_drop"] == 0.005
-    assert job.accuracy["max_num_iterations"] == 30
-    assert job.accuracy["metrics"] == [{"name": "accuracy", "baseline_value": 0.72}]
+    assert (job.accuracy.max_drop, job.accuracy.max_num_iterations) == (0.005, 30)
+    assert job.accuracy.metrics == (MetricOptions("top1", 0.72),)
     with pytest.warns(JaxqWarning, match=r'use_prev_if_drop_increase has no effect .* "search": "pot"'):
         read_any(written(folder, {**params, "use_prev_if_drop_increase": False}, edit))
     own = {"search": "pot", "ranking": "exact", "use_prev_if_drop_increase": False}
     job, _ = read_any(written(folder, {**params, **own}, edit))
-    assert own.items() <= job.accuracy.items()
+    assert own.items() <= asdict(job.accuracy).items()
 
 
 # ---------------------------------------------------------------------------------------------------------------- engine

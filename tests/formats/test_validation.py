@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 from jaxq.errors import ConfigError
-from jaxq.formats.validation import known_keys, show_path, validated
+from jaxq.formats.validation import known_keys, validated
+from jaxq.wording import Option
 
 
 class Kind(StrEnum):
@@ -24,7 +25,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ConfigError(f"size = {self.size}; expected at least 1")
+            raise ConfigError(Option(("size",), self.size), "; expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,6 @@ def test_mistakes_are_told_one_a_line(content, lines):
     with pytest.raises(ConfigError) as error:
         validated(Whole, content, "f")
     assert str(error.value).splitlines() == [f"f: {line}" for line in lines]
-
-
-def test_paths_are_written_as_people_do():
-    assert show_path(("a", 0, "b", "c")) == "a[0].b.c"
 
 
 def test_known_keys_are_those_of_every_alternative():
