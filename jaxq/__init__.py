@@ -12,8 +12,6 @@ Names are loaded when they are first used, so that `import jaxq` is quick.
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from jaxq.version import __version__ as __version__
@@ -21,8 +19,11 @@ from jaxq.version import __version__ as __version__
 if TYPE_CHECKING:
     from jaxq.accuracy.front import quantize_with_accuracy_control
     from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, DropType
+    from jaxq.analysis.verify import verify
     from jaxq.compress import BackupMode, CompressWeightsMode, GroupSizeFallbackMode, compress_weights
     from jaxq.data import Dataset
+    from jaxq.engine.flax import from_flax, to_flax
+    from jaxq.engine.model import Model
     from jaxq.errors import (
         AccuracyError,
         CalibrationError,
@@ -36,17 +37,18 @@ if TYPE_CHECKING:
         RuntimeMissingError,
         UnsupportedOpError,
     )
-    from jaxq.estimators import (
+    from jaxq.graph.select import IgnoredScope, Operation, Subgraph
+    from jaxq.jobs.run import RunResult, run_config
+    from jaxq.numerics.estimators import (
         AggregatorType,
         RangeEstimatorParameters,
         RangeEstimatorParametersSet,
         StatisticsCollectorParameters,
         StatisticsType,
     )
-    from jaxq.flax_module import from_flax, to_flax
-    from jaxq.model import Model
-    from jaxq.onnx_export import save
-    from jaxq.onnx_import import load
+    from jaxq.numerics.quantizer import QuantParams
+    from jaxq.onnx_io.load import load
+    from jaxq.onnx_io.save import save
     from jaxq.options import (
         AdvancedBiasCorrectionParameters,
         AdvancedQuantizationParameters,
@@ -56,10 +58,8 @@ if TYPE_CHECKING:
         QuantizeOptions,
         TargetDevice,
     )
-    from jaxq.quantize import quantize
-    from jaxq.quantizer import QuantParams
-    from jaxq.run import RunResult, run_config
-    from jaxq.schemes import (
+    from jaxq.pipeline import quantize
+    from jaxq.placement.schemes import (
         FP8QuantizationParameters,
         FP8Type,
         OverflowFix,
@@ -68,8 +68,6 @@ if TYPE_CHECKING:
         QuantizationScheme,
         QuantizerPropagationRule,
     )
-    from jaxq.scope import IgnoredScope, Operation, Subgraph
-    from jaxq.verify import verify
 
 _HOME = {
     "AccuracyError": "errors",
@@ -77,7 +75,7 @@ _HOME = {
     "AdvancedBiasCorrectionParameters": "options",
     "AdvancedQuantizationParameters": "options",
     "AdvancedSmoothQuantParameters": "options",
-    "AggregatorType": "estimators",
+    "AggregatorType": "numerics.estimators",
     "BackupMode": "compress",
     "CalibrationError": "errors",
     "CompressWeightsMode": "compress",
@@ -86,43 +84,43 @@ _HOME = {
     "DeviceError": "errors",
     "DropType": "accuracy.options",
     "DynamicShapeError": "errors",
-    "FP8QuantizationParameters": "schemes",
-    "FP8Type": "schemes",
+    "FP8QuantizationParameters": "placement.schemes",
+    "FP8Type": "placement.schemes",
     "GroupSizeFallbackMode": "compress",
-    "IgnoredScope": "scope",
+    "IgnoredScope": "graph.select",
     "InputError": "errors",
     "JaxqError": "errors",
     "JaxqWarning": "errors",
-    "Model": "model",
+    "Model": "engine.model",
     "ModelError": "errors",
     "ModelType": "options",
-    "Operation": "scope",
-    "OverflowFix": "schemes",
-    "Override": "schemes",
+    "Operation": "graph.select",
+    "OverflowFix": "placement.schemes",
+    "Override": "placement.schemes",
     "Preset": "options",
-    "QuantParams": "quantizer",
-    "QuantizationParameters": "schemes",
-    "QuantizationScheme": "schemes",
+    "QuantParams": "numerics.quantizer",
+    "QuantizationParameters": "placement.schemes",
+    "QuantizationScheme": "placement.schemes",
     "QuantizeOptions": "options",
-    "QuantizerPropagationRule": "schemes",
-    "RangeEstimatorParameters": "estimators",
-    "RangeEstimatorParametersSet": "estimators",
-    "RunResult": "run",
+    "QuantizerPropagationRule": "placement.schemes",
+    "RangeEstimatorParameters": "numerics.estimators",
+    "RangeEstimatorParametersSet": "numerics.estimators",
+    "RunResult": "jobs.run",
     "RuntimeMissingError": "errors",
-    "StatisticsCollectorParameters": "estimators",
-    "StatisticsType": "estimators",
-    "Subgraph": "scope",
+    "StatisticsCollectorParameters": "numerics.estimators",
+    "StatisticsType": "numerics.estimators",
+    "Subgraph": "graph.select",
     "TargetDevice": "options",
     "UnsupportedOpError": "errors",
     "compress_weights": "compress",
-    "from_flax": "flax_module",
-    "load": "onnx_import",
-    "quantize": "quantize",
+    "from_flax": "engine.flax",
+    "load": "onnx_io.load",
+    "quantize": "pipeline",
     "quantize_with_accuracy_control": "accuracy.front",
-    "run_config": "run",
-    "save": "onnx_export",
-    "to_flax": "flax_module",
-    "verify": "verify",
+    "run_config": "jobs.run",
+    "save": "onnx_io.save",
+    "to_flax": "engine.flax",
+    "verify": "analysis.verify",
 }
 
 __all__ = [
@@ -190,14 +188,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
-
-
-class _Package(types.ModuleType):
-    """Keeps `jaxq.quantize` and `jaxq.verify` the functions when Python, importing the modules of these names, sets them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,8 +7,7 @@ import numbers
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from jaxq.errors import ConfigError, did_you_mean
-from jaxq.wording import Option
+from jaxq.errors import ConfigError, Option, did_you_mean
 
 Kind = TypeVar("Kind", bound=StrEnum)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.algorithms.weight_compression import (
     GPTQ,
     CompressionSite,
@@ -22,22 +23,20 @@ from jaxq.algorithms.weight_compression import (
     second_moment,
 )
 from jaxq.checks import check_integer, member
-from jaxq.collect import collect
-from jaxq.compressible import NO_BACKUP, compression_sites, left_in_float, plain_products
 from jaxq.data.samples import Samples
-from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, about, inside
-from jaxq.fusion import simplify_gemm
-from jaxq.graph import Graph
-from jaxq.linear_layers import is_product
-from jaxq.matmul_nbits import takes_block
-from jaxq.model import Model
-from jaxq.onnx_import import Source, load
-from jaxq.passes import keep_outputs_exact
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
+from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError, Option, about, inside
+from jaxq.graph.fusion import simplify_gemm
+from jaxq.graph.ir import Graph
+from jaxq.graph.linear import is_product
+from jaxq.graph.passes import keep_outputs_exact
+from jaxq.numerics.quantizer import IntType, PerAxis, PerBlock, Scheme
+from jaxq.numerics.weights import refuse_not_finite
+from jaxq.onnx_io.load import Source, load
+from jaxq.onnx_io.matmul_nbits import takes_block
 from jaxq.pipeline import refuse_quantized
-from jaxq.placement import IgnoredScope
-from jaxq.quantizer import IntType, PerAxis, PerBlock, Scheme
-from jaxq.weight_ranges import refuse_not_finite
-from jaxq.wording import Option
+from jaxq.placement.place import IgnoredScope
 
 NAMES_SHOWN = 3  # of weights of which the same is to be said
 SMALLEST_GROUP = 32  # that a group size is adjusted down to; MatMulNBits takes 16 and more, powers of two

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
-from jaxq.errors import ConfigError, did_you_mean, inside, worded
-from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.schemes import (
+from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
+from jaxq.graph.select import IgnoredScope
+from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.placement.schemes import (
     FP8QuantizationParameters,
     OverflowFix,
     Override,
@@ -22,9 +23,7 @@ from jaxq.schemes import (
     Role,
     scheme_for,
 )
-from jaxq.scope import IgnoredScope
-from jaxq.targets import TARGETS, Target
-from jaxq.wording import Option, Words
+from jaxq.placement.targets import TARGETS, Target
 
 
 def _put(owner: object, key: str, value: object) -> None:
@@ -50,7 +49,7 @@ class ModelType(StrEnum):
 
 
 class TargetDevice(StrEnum):
-    """The devices of nncf and POT, as `target_device` takes them beside the names of `jaxq.targets`.
+    """The devices of nncf and POT, as `target_device` takes them beside the names of `jaxq.placement.targets`.
 
     ANY and CPU stand for "onnxruntime"; GPU, NPU and CPU_SPR, which are Intel's, for "openvino". The target "any", in lower case,
     is another one: what every runtime takes.
@@ -195,7 +194,7 @@ class QuantizeOptions:
     Attributes:
       preset: "performance" (symmetric activations), "mixed" (asymmetric), "accuracy" (weights too, where the target has that);
         None: what costs the target nothing more.
-      target_device: the runtime that will execute the file: a name of `jaxq.targets`, or a `TargetDevice`.
+      target_device: the runtime that will execute the file: a name of `jaxq.placement.targets`, or a `TargetDevice`.
       subset_size: the number of samples used; None: all.
       fast_bias_correction: correct each bias by itself, for the rounding of its weights (nncf's default); or, more
         accurately, all together, each seeing what is left of the errors before it.

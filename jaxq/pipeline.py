@@ -1,4 +1,4 @@
-"""What `jaxq.quantize` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
+"""What `jaxq.pipeline` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
 
 from __future__ import annotations
 
@@ -16,28 +16,36 @@ from jaxq.algorithms.calibration import Calibration, IntegerBiases
 from jaxq.algorithms.channel_alignment import ChannelAlignment
 from jaxq.algorithms.equalization import Equalization
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection
+from jaxq.algorithms.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
+from jaxq.engine.model import Model
+from jaxq.engine.programs import holding
 from jaxq.engine.traced import Signature, Traces, signatures, untaken_nodes
 from jaxq.errors import CalibrationError, InputError, JaxqWarning, ModelError, about, inside, worded
-from jaxq.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.float_types import as_declared, in_float32, to_replace, without_needless_casts
-from jaxq.fusion import add_missing_biases, fuse
-from jaxq.graph import Graph, Node, in_loops
-from jaxq.model import Model
-from jaxq.observers import Observer
-from jaxq.onnx_import import Source, load
-from jaxq.options import ADVANCED, Preset, QuantizeOptions
-from jaxq.own_biases import own_biases
-from jaxq.passes import keep_outputs_exact
-from jaxq.placement import Plan, is_transformer, place_quantizers, quantized_nodes
-from jaxq.places import DOUBLES, IN_LOOP
-from jaxq.quantizer import PerTensor
-from jaxq.schemes import QuantizationParameters, type_name, updated
-from jaxq.scope import stand_ins
-from jaxq.targets import Target
-from jaxq.targets.installed import in_words, installed_version, limits_of
-from jaxq.weight_ranges import refuse_not_finite
+from jaxq.graph.fusion import add_missing_biases, fuse
+from jaxq.graph.ir import Graph, Node, in_loops
+from jaxq.graph.passes import keep_outputs_exact
+from jaxq.graph.select import IgnoredScope, stand_ins
+from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.numerics.observers import Observer
+from jaxq.numerics.quantizer import PerTensor
+from jaxq.numerics.weights import refuse_not_finite
+from jaxq.onnx_io.load import Source, load
+from jaxq.options import (
+    ADVANCED,
+    AdvancedQuantizationParameters,
+    ModelType,
+    Preset,
+    QuantizeOptions,
+    TargetDevice,
+)
+from jaxq.placement.choose import DOUBLES, IN_LOOP
+from jaxq.placement.own_biases import own_biases
+from jaxq.placement.place import Plan, is_transformer, place_quantizers, quantized_nodes
+from jaxq.placement.schemes import QuantizationParameters, type_name, updated
+from jaxq.placement.targets import Target
+from jaxq.placement.targets.installed import in_words, installed_version, limits_of
 
 ACTIVATIONS = RangeEstimatorParametersSet.MSE  # the default estimators
 WEIGHTS = RangeEstimatorParametersSet.MINMAX
@@ -55,8 +63,8 @@ class Prepared:
       graph: the same before any tensor got a second name for quantized readers.
       dtypes: of every tensor that is made when it runs.
       ignored: names of the nodes that the user keeps in float.
-      on_host: names of the nodes that no compiled program runs: those behind it (`jaxq.split`), and in branches that no sample
-        takes. They stay in float.
+      on_host: names of the nodes that no compiled program runs: those behind it (`jaxq.engine.partition`), and in branches
+        that no sample takes. They stay in float.
       untaken: names of the layers in branches that no sample takes, which stay in float.
     """
 
@@ -356,3 +364,62 @@ def warn_of_limits(plan: Plan, target: Target) -> None:
                 problem = f"{node} has inputs in {kinds[0]}{f' and weights in {others[0]}' if others else ''}"
                 warnings.warn(f"{problem}: {in_words(limit, version)}", JaxqWarning, stacklevel=4)
                 break  # once is enough
+
+
+def quantize(
+    model: Source,
+    calibration_dataset: Iterable[Any],
+    *,
+    preset: Preset | str | None = None,
+    target_device: TargetDevice | str = "onnxruntime",
+    subset_size: int | None = 300,
+    fast_bias_correction: bool = False,
+    model_type: ModelType | str | None = None,
+    ignored_scope: IgnoredScope | None = None,
+    advanced_parameters: AdvancedQuantizationParameters | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Model:
+    """Quantizes a trained model to 8 bits, from samples without labels. The names are nncf's.
+
+    Args:
+      model: path, `onnx.ModelProto` or `Model`, in float.
+      calibration_dataset: a `Dataset` or any iterable of batches: array, tuple of arrays, or {input name: array}. A batch
+        along a free first axis counts as that many samples (another axis, or none: `Dataset(..., batch_axis=...)`).
+      preset: "performance" (symmetric activations), "mixed" (asymmetric), "accuracy" (weights too, where the target has that), or
+        None: what costs the target nothing more.
+      target_device: the runtime that will execute the file, by its name in `jaxq.placement.targets`, or a `TargetDevice`.
+      subset_size: the number of samples used, the first ones; None uses all.
+      fast_bias_correction: how to correct the biases for the mean error that rounding causes: each layer by itself, for the
+        rounding of its weights (True, nncf's default), or all together, each seeing what is left of the errors before it
+        (False): a few seconds more, and more accurate. `advanced_parameters` can switch it off.
+      model_type: "transformer" keeps additions, normalizations and the like in float; None finds out.
+      ignored_scope: what stays in float.
+      advanced_parameters: everything else.
+      seed: written into the file; no step of this function draws random numbers yet.
+      batch_size: samples run at a time, None to choose; changes nothing but, in small matrix products, the last bit of a sum.
+
+    Returns:
+      A `Model` whose calls simulate the integers; `jaxq.save` writes it as QDQ ONNX.
+
+    Raises:
+      ModelError: the model is already quantized, or has nothing to quantize.
+      CalibrationError: no samples, or NaN or infinity in the data or in a tensor.
+      InputError: the samples do not fit the model's inputs.
+      ConfigError: an option is wrong, the target cannot do what is asked for, or something ignored matches nothing.
+    """
+    options = QuantizeOptions(
+        preset=preset,
+        target_device=target_device,
+        subset_size=subset_size,
+        fast_bias_correction=fast_bias_correction,
+        model_type=model_type,
+        ignored_scope=IgnoredScope() if ignored_scope is None else ignored_scope,
+        advanced_parameters=AdvancedQuantizationParameters() if advanced_parameters is None else advanced_parameters,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    with holding():
+        prepared = prepare(model, calibration_dataset, options)
+        quantized = prepared.run()
+    return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=2))

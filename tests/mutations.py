@@ -20,11 +20,11 @@ import onnx
 from models import branching_network, old_network, residual_network, shuffle_network, transformer_block, written
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from jaxq.engine.execute import execute, traced_params
+from jaxq.engine.model import Model, split_static
 from jaxq.errors import JaxqError
-from jaxq.execute import execute, traced_params
-from jaxq.model import Model, split_static
-from jaxq.onnx_export import to_proto
-from jaxq.onnx_import import load
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import to_proto
 
 LOOP = """(float[2, 3] x, int64 steps) => (float[2, 3] y, float[rows, 2, 3] all) {
     y, all = Loop (steps, yes, x) <body = body (int64 i, bool go, float[2, 3] s) => (bool on, float[2, 3] t, float[2, 3] row) {

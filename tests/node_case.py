@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from jaxq.execute import execute, traced_params
-from jaxq.onnx_import import load
+from jaxq.engine.execute import execute, traced_params
+from jaxq.onnx_io.load import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from models import residual_network, run_onnx, smooth, transformer_block, writte
 
 from jaxq import algorithms, compress
 from jaxq.algorithms import weight_compression
-from jaxq.collect import collect
 from jaxq.compress import compress_weights, compression_sites, largest_group
+from jaxq.engine.collect import collect
 from jaxq.errors import CalibrationError, ConfigError, JaxqWarning, ModelError
-from jaxq.matmul_nbits import to_matmul_nbits
-from jaxq.onnx_export import save, to_proto
-from jaxq.onnx_import import load
-from jaxq.placement import IgnoredScope
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.matmul_nbits import to_matmul_nbits
+from jaxq.onnx_io.save import save, to_proto
+from jaxq.placement.place import IgnoredScope
 
 MODES = ["int8_sym", "int8_asym", "int4_sym", "int4_asym"]
 TEXT = """(int64[N, 5] ids) => (float[N, 5, 48] logits) {

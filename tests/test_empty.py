@@ -7,7 +7,7 @@ from models import smooth
 from onnx import helper, numpy_helper
 
 import jaxq
-from jaxq.onnx_import import load
+from jaxq.onnx_io.load import load
 from jaxq.options import AdvancedQuantizationParameters
 
 ort = pytest.importorskip("onnxruntime")

@@ -7,8 +7,8 @@ from models import smooth
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
-from jaxq.onnx_import import load
-from jaxq.passes import keep_outputs_exact
+from jaxq.graph.passes import keep_outputs_exact
+from jaxq.onnx_io.load import load
 
 ort = pytest.importorskip("onnxruntime")
 RANDOM = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from idioms import LARGEST, assert_alike, idiom, ints, normal
 
-from jaxq.model import split_static
-from jaxq.split import split
+from jaxq.engine.model import split_static
+from jaxq.engine.partition import split
 
 IDIOMS = {
     "SAM: the original size comes as floats": idiom(

@@ -7,12 +7,12 @@ import pytest
 from models import run_at, run_onnx, smooth, written
 
 import jaxq
+from jaxq.analysis.inspect import summarize
+from jaxq.analysis.lint import lint
 from jaxq.errors import AccuracyError, JaxqWarning
-from jaxq.fates import INTEGER, LEFT
-from jaxq.lint import lint
-from jaxq.places import IN_LOOP
-from jaxq.summary import summarize
-from jaxq.targets import ONNXRUNTIME
+from jaxq.placement.choose import IN_LOOP
+from jaxq.placement.fates import INTEGER, LEFT
+from jaxq.placement.targets import ONNXRUNTIME
 
 QUICK = jaxq.AdvancedQuantizationParameters(disable_bias_correction=True, disable_channel_alignment=True)
 W, V = (np.random.default_rng(seed).normal(size=(8, 8), scale=0.35).astype(np.float32) for seed in range(2))

@@ -7,13 +7,13 @@ from models import written
 from mutations import attempt, function_model, mutated, recurse, seeds
 from onnx import TensorProto, helper, numpy_helper
 
-from jaxq.bounds import MOST_VISITS, Budget, predicted_bytes
+from jaxq.analysis.inspect import summarize
 from jaxq.errors import JaxqError, ModelError
-from jaxq.fusion import fuse
-from jaxq.onnx_check import MOST_NODES
-from jaxq.onnx_import import load
+from jaxq.graph.fusion import fuse
+from jaxq.onnx_io.check import MOST_NODES
+from jaxq.onnx_io.load import load
 from jaxq.ops import MOST_BYTES, find
-from jaxq.summary import summarize
+from jaxq.ops.budget import MOST_VISITS, Budget, predicted_bytes
 
 X = np.ones((2, 4), np.float32)
 HEAD = "(float[2, 4] x) => (float[R, C] y)"
@@ -349,7 +349,7 @@ def test_the_walk_counts_the_nodes_it_visits():
 
 
 def test_values_that_grow_step_by_step_are_bounded_in_all(monkeypatch):
-    monkeypatch.setattr("jaxq.passes.MOST_BYTES", 1 << 24)
+    monkeypatch.setattr("jaxq.graph.passes.MOST_BYTES", 1 << 24)
     doubled = "  ".join(f"v{n + 1} = Concat <axis = 0> (v{n}, v{n})" for n in range(40))
     start = np.ones(1 << 10, np.int64)
     with pytest.raises(ModelError, match=r"node 'Concat.*' \(Concat, opset 17\): its result would have .* MiB"):

@@ -11,11 +11,11 @@ from models import smooth
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
-from jaxq.model import Model
-from jaxq.onnx_export import to_proto
-from jaxq.onnx_import import load
+from jaxq.engine.model import Model
+from jaxq.numerics.quantizer import IntType, QuantParams
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import to_proto
 from jaxq.options import AdvancedQuantizationParameters
-from jaxq.quantizer import IntType, QuantParams
 
 ort = pytest.importorskip("onnxruntime")
 

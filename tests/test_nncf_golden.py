@@ -14,17 +14,17 @@ import models
 import numpy as np
 import pytest
 
-from jaxq.collect import tensor_shapes
-from jaxq.estimators import RangeEstimatorParametersSet
-from jaxq.fusion import fuse
-from jaxq.model import Model, split_static
-from jaxq.onnx_import import load
-from jaxq.placement import QUANTIZED_SUFFIX, Plan, place_quantizers
-from jaxq.quantizer import PerAxis, QuantParams, Scheme
-from jaxq.ranges import Range, activation_params
-from jaxq.schemes import QuantizationParameters
-from jaxq.targets import OPENVINO
-from jaxq.weight_ranges import weight_params
+from jaxq.engine.collect import tensor_shapes
+from jaxq.engine.model import Model, split_static
+from jaxq.graph.fusion import fuse
+from jaxq.numerics.estimators import RangeEstimatorParametersSet
+from jaxq.numerics.quantizer import PerAxis, QuantParams, Scheme
+from jaxq.numerics.ranges import Range, activation_params
+from jaxq.numerics.weights import weight_params
+from jaxq.onnx_io.load import load
+from jaxq.placement.place import QUANTIZED_SUFFIX, Plan, place_quantizers
+from jaxq.placement.schemes import QuantizationParameters
+from jaxq.placement.targets import OPENVINO
 
 REFERENCE = Path(__file__).resolve().parent / "reference" / "nncf.json"  # its "origin" says how it was made
 TASKS = (

@@ -8,7 +8,8 @@ import pytest
 
 import jaxq
 from jaxq.errors import ConfigError
-from jaxq.estimators import RangeEstimatorParametersSet
+from jaxq.graph.select import IgnoredScope
+from jaxq.numerics.estimators import RangeEstimatorParametersSet
 from jaxq.options import (
     DEVICES,
     AdvancedBiasCorrectionParameters,
@@ -19,9 +20,8 @@ from jaxq.options import (
     TargetDevice,
     plain,
 )
-from jaxq.schemes import OverflowFix, Override, QuantizationParameters
-from jaxq.scope import IgnoredScope
-from jaxq.targets import TARGETS
+from jaxq.placement.schemes import OverflowFix, Override, QuantizationParameters
+from jaxq.placement.targets import TARGETS
 
 
 def test_the_options_are_the_keywords_of_quantize():

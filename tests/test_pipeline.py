@@ -13,12 +13,12 @@ from jaxq import AdvancedBiasCorrectionParameters, AdvancedQuantizationParameter
 from jaxq.algorithms.channel_alignment import ChannelAlignment
 from jaxq.algorithms.smooth_quant import SmoothQuant
 from jaxq.errors import ConfigError, JaxqWarning
-from jaxq.estimators import RangeEstimatorParametersSet
-from jaxq.onnx_import import load
+from jaxq.graph.select import IgnoredScope, Subgraph
+from jaxq.numerics.estimators import RangeEstimatorParametersSet
+from jaxq.onnx_io.load import load
 from jaxq.options import QuantizeOptions
 from jaxq.pipeline import prepare, rewriting
-from jaxq.schemes import FP8QuantizationParameters, Override, QuantizationParameters
-from jaxq.scope import IgnoredScope, Subgraph
+from jaxq.placement.schemes import FP8QuantizationParameters, Override, QuantizationParameters
 
 FP8 = FP8QuantizationParameters()
 STEM, DEPTHWISE = "stem.weight", "depthwise.weight"
@@ -233,9 +233,9 @@ def test_quantization_parameters_and_overrides_choose_the_grids():
 
 @pytest.mark.parametrize("asked, run", [(None, None), (2, 2), (64, 6)], ids=["chosen", "small", "more than there are"])
 def test_auto_tries_its_candidates_in_batches_of_the_size_asked_for(monkeypatch, asked, run):
-    collect, sizes = jaxq.layer_errors.collect, []
+    collect, sizes = jaxq.algorithms.layer_errors.collect, []
     monkeypatch.setattr(
-        jaxq.layer_errors,
+        jaxq.algorithms.layer_errors,
         "collect",
         lambda *given, batch_size: sizes.append(batch_size) or collect(*given, batch_size=batch_size),
     )

@@ -2,6 +2,7 @@
 
 import __future__
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -78,3 +79,14 @@ except SystemExit as end:
     assert not end.code, end.code
 """
     assert not modules_after(code) & {"jax", "flax", "optax", "onnx", "onnx_ir", "onnxruntime", "numpy", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    "path, home", [("backend", "onnx_io.backend"), ("config", "jobs.job"), ("summary", "analysis.inspect")]
+)
+def test_scripts_find_names_where_they_were(path, home):
+    old, new = importlib.import_module(f"jaxq.{path}"), importlib.import_module(f"jaxq.{home}")
+    names = [name for name in vars(old) if not name.startswith("_")]
+    assert names
+    for name in names:
+        assert getattr(old, name) is getattr(new, name)

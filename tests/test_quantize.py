@@ -10,11 +10,11 @@ from models import NETWORKS, integer_network, quantized, residual_network, sampl
 
 import jaxq
 from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqWarning, ModelError
-from jaxq.onnx_export import to_proto
-from jaxq.onnx_import import load
+from jaxq.graph.select import IgnoredScope
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import to_proto
 from jaxq.options import AdvancedQuantizationParameters, Preset
-from jaxq.quantize import quantize
-from jaxq.scope import IgnoredScope
+from jaxq.pipeline import quantize
 
 RANDOM = np.random.default_rng(3)
 TINY = written(

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
+from jaxq.analysis.inspect import summarize
 from jaxq.ops import ELEMENT_TYPES
-from jaxq.summary import summarize
 
 W = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
 SIX_BITS = ("float6_e2m3fn", "float6_e3m2fn")

@@ -51,7 +51,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     feeds = calibration(evaluate, task, arguments.calibration)
     start = time.perf_counter()
     import jaxq
-    from jaxq.config import options_of
+    from jaxq.jobs.job import options_of
 
     quantized = jaxq.quantize(task.model, feeds, **options_of(arguments.set).arguments())
     out = Path(arguments.out or tempfile.mkdtemp()) / f"{name}.onnx"

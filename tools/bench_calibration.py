@@ -60,8 +60,8 @@ def built(path: Path, skeleton: Path) -> Path:
 
 def plan_of(model: Any) -> Any:
     """Every float input of a convolution, a product or a sum, asymmetric."""
-    from jaxq.placement import Plan
-    from jaxq.quantizer import IntType, Scheme
+    from jaxq.numerics.quantizer import IntType, Scheme
+    from jaxq.placement.place import Plan
 
     readers = [node for _, node in model.graph.walk() if node.op in ("Conv", "Gemm", "MatMul", "Add")]
     names = dict.fromkeys(name for node in readers for name in node.inputs[:2] if name and name not in model.params)
@@ -83,10 +83,10 @@ def measure_jaxq(arguments: argparse.Namespace, name: str) -> dict[str, float]:
     import jax
 
     from jaxq.algorithms.calibration import Calibration
-    from jaxq.collect import collect
-    from jaxq.estimators import RangeEstimatorParametersSet
-    from jaxq.fusion import fuse
-    from jaxq.onnx_import import load
+    from jaxq.engine.collect import collect
+    from jaxq.graph.fusion import fuse
+    from jaxq.numerics.estimators import RangeEstimatorParametersSet
+    from jaxq.onnx_io.load import load
 
     model = load(arguments.model)
     graph, params = fuse(model.graph, model.params)
@@ -124,7 +124,7 @@ def nothing() -> Any:
     """An observer that keeps nothing but the sum of an output, so that the output is computed."""
     import jax.numpy as jnp
 
-    from jaxq.observers import Observer
+    from jaxq.numerics.observers import Observer
 
     return Observer(
         lambda count: jnp.zeros((count,), jnp.float32),

@@ -1,4 +1,4 @@
-"""How long `jaxq.quantize` takes where compiling is nearly all of it: each model in a process of its own, on a few samples.
+"""How long `jaxq.pipeline` takes where compiling is nearly all of it: each model in a process of its own, on a few samples.
 
     python tools/bench_compile.py MODEL.onnx ... [--skeleton skeleton.py] [-n 4] [--before FOLDER]
 
@@ -78,7 +78,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     model = jaxq.load(path)
     samples = [sample(model.inputs, seed) for seed in range(count)]
     began, used = time.perf_counter(), time.process_time()
-    jaxq.quantize(model, samples)
+    jaxq.pipeline(model, samples)
     found = {"s": time.perf_counter() - began, "CPU": time.process_time() - used}
     space = Space(quantize_once(prepare(model, samples, QuantizeOptions()), ()))
     candidate = space.candidate({})

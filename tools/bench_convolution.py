@@ -3,7 +3,7 @@
     python tools/bench_convolution.py [--batch N]
 
 Milliseconds, the least of 20 runs after compilation, data [N, C, H, W] in float32. `chosen` is the variant that jaxq takes
-here, `chosen, ONNX` that variant with the kernel as ONNX stores it (the others get it laid out by `jaxq.ops.layout`), and
+here, `chosen, ONNX` that variant with the kernel as ONNX stores it (the others get it laid out by `jaxq.engine.layout`), and
 `gradient` the derivatives by data and kernel, with plain convolutions and with the chosen variant.
 """
 

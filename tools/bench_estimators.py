@@ -24,8 +24,8 @@ from bench_accuracy import REPOSITORY, calibration, evaluate_module, evaluated, 
 import jaxq
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.calibration import IntegerBiases
-from jaxq.config import options_of
-from jaxq.estimators import RangeEstimatorParametersSet
+from jaxq.jobs.job import options_of
+from jaxq.numerics.estimators import RangeEstimatorParametersSet
 from jaxq.pipeline import prepare
 
 ESTIMATORS = ("minmax", "mean_minmax", "percentile", "mse", "entropy", "histogram", "auto")

@@ -115,8 +115,8 @@ def gradient_of(model: Any, feed: dict[str, np.ndarray]) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxq.execute import execute
-    from jaxq.model import split_static
+    from jaxq.engine.execute import execute
+    from jaxq.engine.model import split_static
 
     static, traced = split_static(model.graph, feed)
     fixed = {key: literal.array for key, literal in static.items()}

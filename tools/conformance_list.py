@@ -27,7 +27,7 @@ def cases() -> dict[str, Callable[[], None]]:
     """Name of each case -> what runs it on the CPU, by ONNX's own runner; a case that skips itself fails."""
     from onnx.backend.test import BackendTest
 
-    from jaxq.backend import JaxqBackend
+    from jaxq.onnx_io.backend import JaxqBackend
 
     runner = BackendTest(JaxqBackend, __name__)
     return {

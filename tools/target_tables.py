@@ -1,4 +1,4 @@
-"""Writes the tables of docs/targets.md from jaxq/targets; a test holds the page to them.
+"""Writes the tables of docs/targets.md from jaxq/placement/targets; a test holds the page to them.
 
 python tools/target_tables.py            prints them
 python tools/target_tables.py --write    puts them into the page
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxq.targets import TARGETS, Rule, Target
+from jaxq.placement.targets import TARGETS, Rule, Target
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "targets.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"

@@ -14,11 +14,11 @@ from jaxq.accuracy.state import State, encoding_arrays, encodings_from
 from jaxq.algorithms import Algorithm, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, FloatNetwork
 from jaxq.algorithms.calibration import Calibration
-from jaxq.estimators import RangeEstimatorParametersSet
-from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.engine.model import Model
+from jaxq.numerics.estimators import RangeEstimatorParametersSet
+from jaxq.numerics.observers import Observer
+from jaxq.numerics.quantizer import QuantParams
 from jaxq.pipeline import Prepared
-from jaxq.quantizer import QuantParams
 
 ASKED_FOR = "as asked for"  # the name of the range estimator that the options give
 

@@ -18,11 +18,11 @@ from jaxq.accuracy.validation import (
     check_count,
     filled,
 )
-from jaxq.collect import split_samples
+from jaxq.analysis.metrics import Score, as_score
 from jaxq.data import Dataset
-from jaxq.distance import output_distances
+from jaxq.engine.collect import split_samples
 from jaxq.errors import ConfigError, JaxqError
-from jaxq.metrics import Score, as_score
+from jaxq.numerics.distance import output_distances
 
 
 class Watched:

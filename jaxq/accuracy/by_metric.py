@@ -20,15 +20,15 @@ from jaxq.accuracy.validation import (
     run_samples,
     single_feeds,
 )
-from jaxq.collect import Batch, batches, split_samples
+from jaxq.analysis.metrics import Metric, Outputs
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
-from jaxq.distance import output_distances
+from jaxq.engine.collect import Batch, batches, split_samples
+from jaxq.engine.model import Model
 from jaxq.engine.traced import Signature
 from jaxq.errors import ConfigError, InputError
-from jaxq.indices import refuse_out_of_range
-from jaxq.metrics import Metric, Outputs
-from jaxq.model import Model
+from jaxq.graph.indices import refuse_out_of_range
+from jaxq.numerics.distance import output_distances
 
 LABEL_KEYS = ("label", "labels", "target", "targets")
 

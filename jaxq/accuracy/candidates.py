@@ -17,9 +17,9 @@ from jaxq.accuracy.runtime import in_runtime
 from jaxq.accuracy.space import STEPS, Setting, Space
 from jaxq.accuracy.state import State, key
 from jaxq.accuracy.validation import QUANTIZED, Validation
+from jaxq.engine.model import Model
 from jaxq.errors import JaxqError
-from jaxq.model import Model
-from jaxq.onnx_export import save
+from jaxq.onnx_io.save import save
 
 
 @dataclass(eq=False)

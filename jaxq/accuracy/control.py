@@ -23,11 +23,11 @@ from jaxq.accuracy.space import ESTIMATORS, HOLDING, NAMED, UNCORRECTED, Setting
 from jaxq.accuracy.state import State, encoding_arrays, key
 from jaxq.accuracy.validation import EXACT
 from jaxq.data import Dataset
+from jaxq.engine.model import Model
 from jaxq.errors import AccuracyError, ConfigError, JaxqError
-from jaxq.model import Model
+from jaxq.numerics.quantizer import QuantParams
 from jaxq.options import Preset
 from jaxq.pipeline import Prepared
-from jaxq.quantizer import QuantParams
 
 
 class OutOfTime(Exception):

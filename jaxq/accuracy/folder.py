@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 from jaxq.errors import ConfigError, JaxqError
-from jaxq.external_data import data_files, move_model
 from jaxq.files import check_writable, withdraw
-from jaxq.onnx_export import save
-from jaxq.onnx_import import load
+from jaxq.onnx_io.external_data import data_files, move_model
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import save
 
 STATE, REPORT, BEST = "state.json", "report.json", "best.onnx"
 

@@ -17,16 +17,16 @@ from jaxq.accuracy.options import (
     check_drop,
 )
 from jaxq.accuracy.state import State
+from jaxq.analysis.metrics import find_metric
 from jaxq.checks import member
 from jaxq.data import Dataset
+from jaxq.engine.model import Model
+from jaxq.engine.programs import holding
 from jaxq.errors import ConfigError
-from jaxq.metrics import find_metric
-from jaxq.model import Model
-from jaxq.onnx_import import Source
+from jaxq.graph.select import IgnoredScope
+from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
-from jaxq.programs import holding
-from jaxq.scope import IgnoredScope
 from jaxq.version import __version__
 
 
@@ -60,7 +60,7 @@ def quantize_with_accuracy_control(
       validation_dataset: the data on which the metric is taken. An iterable that can be passed over again, or a `Dataset`, whose
         `transform_func` makes the inputs while labels come from the item itself.
       validation_fn: `validation_fn(model, items)` gets a compiled callable and the items as they are, and returns a number, or
-        (number, one number for each sample); higher is better. Or the name of a metric of `jaxq.metrics`, or
+        (number, one number for each sample); higher is better. Or the name of a metric of `jaxq.analysis.metrics`, or
         "package.module:function"; then items are (inputs, label) or mappings with the key "label". None: no labels; the
         predicted class (cosine similarity, where outputs are no class scores) is compared with the float model's.
       max_drop: the largest drop allowed.

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxq.data import Dataset
 from jaxq.data.samples import Samples
-from jaxq.graph import FrozenDict, Graph
+from jaxq.graph.ir import FrozenDict, Graph
 
 Part = str | list[Any] | None  # as it stands in `state.json`; None where nothing depends on it yet
 

@@ -11,11 +11,11 @@ import numpy as np
 from jaxq.accuracy.by_function import FunctionValidation
 from jaxq.accuracy.by_metric import MetricValidation, labelled_items
 from jaxq.accuracy.validation import EMPTY
-from jaxq.classes import class_scores
+from jaxq.analysis.classes import class_scores
+from jaxq.analysis.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
 from jaxq.data import Dataset
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, ConfigError
-from jaxq.metrics import COSINE_OF_LISTS, METRICS, Metric, find_metric
-from jaxq.model import Model
 
 
 def open_validation(
@@ -74,7 +74,7 @@ def open_validation(
 
 
 def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
-    """What compares a model with itself: top1, if its first output is one row of class scores (`jaxq.classes`), else cosine."""
+    """What compares a model with itself: top1, if its first output is one row of class scores (`classes`), else cosine."""
     for feed, _ in items:
         name = model.graph.outputs[0]
         if name in model.made_on_host(feed):

@@ -10,8 +10,7 @@ from typing import Any
 
 from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
 from jaxq.checks import check_integer, check_number, member
-from jaxq.errors import ConfigError, did_you_mean
-from jaxq.wording import Option
+from jaxq.errors import ConfigError, Option, did_you_mean
 
 
 class DropType(StrEnum):
@@ -56,7 +55,7 @@ class MetricOptions:
     """One metric of several (POT's `metrics`).
 
     Attributes:
-      name: as in `jaxq.metrics`, or package.module:function.
+      name: as in `jaxq.analysis.metrics`, or package.module:function.
       baseline_value: its value for the float model, where that is known.
     """
 

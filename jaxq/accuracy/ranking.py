@@ -13,14 +13,14 @@ import numpy as np
 
 from jaxq.accuracy.space import Setting, Space
 from jaxq.accuracy.validation import MOST_BYTES
-from jaxq.distance import TINY, difference, output_distances
 from jaxq.engine.batching import batches, fitting_batch
 from jaxq.engine.runner import Batch, Network, Slopes, run
 from jaxq.engine.stages import Walk, run_batch, walk
 from jaxq.engine.traced import Signature, signed
 from jaxq.errors import ConfigError
+from jaxq.numerics.distance import TINY, difference, output_distances
+from jaxq.numerics.quantizer import QuantParams, fake_quantize
 from jaxq.progress import track
-from jaxq.quantizer import QuantParams, fake_quantize
 
 # Bytes for what a backward pass keeps: all activations of a batch.
 BACKWARD_BYTES = {"cpu": 256 << 20, "gpu": 8 << 30, "tpu": 4 << 30}
@@ -229,7 +229,7 @@ def _blended(networks: tuple[Network, ...], numbers: Any, sample: Batch) -> jax.
 
 
 def _distance(expected: Any, found: Any) -> Any:
-    """`jaxq.distance`, with a gradient; NaN or infinity that is found where a number was expected makes it none."""
+    """`jaxq.numerics.distance`, with a gradient; NaN or infinity that is found where a number was expected makes it none."""
     known = jnp.isfinite(expected)
     expected, found = (jnp.where(known, each, 0) for each in (expected, found))
     return jnp.sum((found - expected) ** 2) / jnp.maximum(jnp.sum(expected**2), TINY)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxq.accuracy.validation import Validation
-from jaxq.model import Model, check_feed
-from jaxq.onnx_export import save
+from jaxq.engine.model import Model, check_feed
+from jaxq.onnx_io.save import save
 
 
 class File:
     """A written model in ONNX Runtime, to be called as a `Model` is."""
 
     def __init__(self, model: Model, path: Path):
-        from jaxq.runtime import session
+        from jaxq.onnx_io.runtime import session
 
         self.inputs, self.outputs, self.graph = model.inputs, model.outputs, model.graph
         self._run = session(path, optimized=path.with_name("optimized.onnx"))

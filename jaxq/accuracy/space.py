@@ -18,17 +18,17 @@ import numpy as np
 
 from jaxq.accuracy.switches import Switches, add_switches
 from jaxq.algorithms.calibration import with_biases
-from jaxq.estimators import (
+from jaxq.engine.model import Model
+from jaxq.graph.ir import FrozenDict, Graph
+from jaxq.numerics.estimators import (
     AggregatorType,
     RangeEstimatorParameters,
     StatisticsCollectorParameters,
     StatisticsType,
 )
-from jaxq.graph import FrozenDict, Graph
-from jaxq.model import Model
-from jaxq.plan import BiasForm, Plan
-from jaxq.quantizer import IntType, QuantParams, fake_quantize_array
-from jaxq.ranges import Range, asymmetric_params
+from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize_array
+from jaxq.numerics.ranges import Range, asymmetric_params
+from jaxq.placement.plan import BiasForm, Plan
 
 FLOAT = "float"  # the layer is as it was
 WEIGHTS = "int8 weights"  # its weights stay rounded, for a smaller file; what it reads and adds is float

@@ -25,7 +25,7 @@ from jaxq.accuracy.folder import BEST, STATE, files_in, move_aside
 from jaxq.accuracy.identity import Identity
 from jaxq.errors import ConfigError
 from jaxq.files import write_bytes, write_text
-from jaxq.quantizer import QuantParams
+from jaxq.numerics.quantizer import QuantParams
 
 FORMAT = 2
 FIELDS = ("scale", "zero_point", "qmin", "qmax", "mantissa", "smallest_exponent", "lowest")

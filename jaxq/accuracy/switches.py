@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxq.graph import Graph, tensor_names, unused_name
-from jaxq.plan import Plan, read_copies
+from jaxq.graph.ir import Graph, tensor_names, unused_name
+from jaxq.placement.plan import Plan, read_copies
 
 Place = tuple[str, int]  # node name, input index
 

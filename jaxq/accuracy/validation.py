@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxq.analysis.metrics import Score
 from jaxq.engine.stages import run_batch as run_batch
 from jaxq.engine.stages import run_samples as run_samples
 from jaxq.engine.stages import single_feeds as single_feeds
 from jaxq.errors import CalibrationError
-from jaxq.graph import TensorType
-from jaxq.metrics import Score
+from jaxq.graph.ir import TensorType
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 

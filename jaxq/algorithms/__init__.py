@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from jaxq.collect import collect
-from jaxq.model import Model
-from jaxq.observers import Observer
-from jaxq.outliers import Outliers
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
+from jaxq.numerics.observers import Observer
+from jaxq.numerics.outliers import Outliers
 
 
 class Algorithm(Protocol):

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.biases import moved_biases, record
-from jaxq.distance import distance, is_float
+from jaxq.algorithms.biases import moved_biases, record
 from jaxq.engine.batching import batches
+from jaxq.engine.execute import shared
+from jaxq.engine.model import Model
 from jaxq.engine.runner import SAMPLES, Batch, Network, PerSample, run, share
 from jaxq.engine.traced import Signature
-from jaxq.execute import shared
-from jaxq.graph import Graph
-from jaxq.linear_layers import own_bias
-from jaxq.model import Model
-from jaxq.observers import Observer, positions_by_channels
+from jaxq.graph.ir import Graph
+from jaxq.graph.linear import own_bias
+from jaxq.numerics.distance import distance, is_float
+from jaxq.numerics.observers import Observer, positions_by_channels
+from jaxq.numerics.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 from jaxq.ops.cpu_memory import materialized
-from jaxq.quantizer import SMALLEST_SCALE, QuantParams, fake_quantize, fake_quantize_array
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def batch_key(signature: Signature, batch: Batch) -> BatchKey:
 
 
 def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:
-    """The sum of the distances of all float outputs (`jaxq.distance`), taken over the samples that are real."""
+    """The sum of the distances of all float outputs (`jaxq.numerics.distance`), taken over the samples that are real."""
     floats = {name: each for name, each in wanted.items() if is_float(each)}
     return sum(distance(each[real], found[name][real]) for name, each in floats.items())
 

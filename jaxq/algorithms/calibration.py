@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.activation_ranges import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
-from jaxq.distance import worst_if_nan
-from jaxq.distributions import Distributions, Moments, ranges_of, squared_errors
+from jaxq.algorithms.layer_errors import LayerErrors
+from jaxq.engine.mapped import forget_pages
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, JaxqWarning
-from jaxq.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.fillers import NEAR, Filler, fillers, without
-from jaxq.graph import Graph, constants
-from jaxq.layer_errors import LayerErrors
-from jaxq.linear_layers import Linear
-from jaxq.mapped import forget_pages
-from jaxq.masks import bounded, floored, what_counts
-from jaxq.model import Model
-from jaxq.observers import (
+from jaxq.graph.ir import Graph, constants
+from jaxq.graph.linear import Linear
+from jaxq.graph.masks import bounded, floored, what_counts
+from jaxq.numerics.activations import aggregated, distribution, ends, of_folds, refuse_not_finite, running, table
+from jaxq.numerics.distance import worst_if_nan
+from jaxq.numerics.estimators import AggregatorType, RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.numerics.histograms import Distributions, Moments, ranges_of, squared_errors
+from jaxq.numerics.observers import (
     BINS,
     ROOM,
     Histogram,
@@ -33,11 +32,12 @@ from jaxq.observers import (
     histogram,
     sample_statistics,
 )
-from jaxq.outliers import Outliers, outliers
-from jaxq.plan import Bias, BiasForm, Plan
-from jaxq.quantizer import IntType, PerAxis, QuantParams, Scheme
-from jaxq.ranges import Range, activation_params, aggregate, bias_params, clipped, own_bias_params
-from jaxq.weight_ranges import weight_params
+from jaxq.numerics.outliers import Outliers, outliers
+from jaxq.numerics.quantizer import IntType, PerAxis, QuantParams, Scheme
+from jaxq.numerics.ranges import Range, activation_params, aggregate, bias_params, clipped, own_bias_params
+from jaxq.numerics.weights import weight_params
+from jaxq.placement.fillers import NEAR, Filler, fillers, without
+from jaxq.placement.plan import Bias, BiasForm, Plan
 
 INT32_ROOM = 2.0**30  # a bias may take half of the int32 range; the sum of products has the other half
 CANDIDATES = ("minmax", "mean_minmax", "mse", "percentile", "entropy")  # of AUTO; the first of equals is taken
@@ -55,7 +55,7 @@ class Calibration:
     Args:
       plan: where the quantizers are, and of which kind.
       capacity: the number of samples, if it is known; memory for more grows by doubling.
-      activations, weights: from statistics to ranges; see `jaxq.estimators`.
+      activations, weights: from statistics to ranges; see `jaxq.numerics.estimators`.
       unified_zero_point: whether all channels of an asymmetric weight have one zero point (POT for NPU).
       batch_size: samples that AUTO runs at a time, at most; None chooses.
     """

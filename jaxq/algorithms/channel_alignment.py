@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.graph import Graph, Node
-from jaxq.linear_layers import Linear, owned
-from jaxq.model import Model
-from jaxq.observers import Observer
+from jaxq.engine.model import Model
+from jaxq.graph.ir import Graph, Node
+from jaxq.graph.linear import Linear, owned
+from jaxq.numerics.observers import Observer
 
 OUTLIERS = 1e-4  # the part of a channel's values at either end that does not count
 FACTORS = (1e-2, 1e2)  # the least and the largest factor of a channel

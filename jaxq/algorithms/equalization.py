@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph import Graph, Node
-from jaxq.linear_layers import Linear, owned
-from jaxq.model import Model
-from jaxq.observers import ChannelExtremes, Observer, channel_extremes
+from jaxq.engine.model import Model
+from jaxq.graph.ir import Graph, Node
+from jaxq.graph.linear import Linear, owned
+from jaxq.numerics.observers import ChannelExtremes, Observer, channel_extremes
 
 # What commutes with factors, channel by channel; a Pad does if it puts in zeros or values that are there.
 PER_CHANNEL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Pad", "Identity"})

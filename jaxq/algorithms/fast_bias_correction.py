@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.biases import moved_biases, record
-from jaxq.graph import Graph, Node
-from jaxq.linear_layers import Linear, is_product, own_bias, owned
-from jaxq.model import Model
-from jaxq.observers import Observer, mean_over_samples, positions_by_channels
-from jaxq.quantizer import fake_quantize_array
+from jaxq.algorithms.biases import moved_biases, record
+from jaxq.engine.model import Model
+from jaxq.graph.ir import Graph, Node
+from jaxq.graph.linear import Linear, is_product, own_bias, owned
+from jaxq.numerics.observers import Observer, mean_over_samples, positions_by_channels
+from jaxq.numerics.quantizer import fake_quantize_array
 
 # Gates of the recurrent operators, as rows of W and R in units of the hidden size: those whose state enters as it is.
 PLAIN_GATES = {"LSTM": (0, 1, 2, 3), "GRU": (0, 1)}

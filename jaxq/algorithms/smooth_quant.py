@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.graph import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
-from jaxq.linear_layers import Linear, is_product, owned
-from jaxq.model import Model
-from jaxq.observers import Observer, mean_over_samples, positions_by_channels
+from jaxq.engine.model import Model
+from jaxq.graph.ir import FrozenDict, Graph, Node, node_names, tensor_names, unused_name
+from jaxq.graph.linear import Linear, is_product, owned
+from jaxq.numerics.observers import Observer, mean_over_samples, positions_by_channels
 
 OFF = -1.0  # an alpha for: leave such operators alone
 ALPHAS = (0.15, 0.3, 0.5, 0.7, 0.85, 0.95)  # tried where none is given

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.distance import TINY, worst_if_nan
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError
-from jaxq.model import Model
-from jaxq.observers import Observer
-from jaxq.quantizer import PerBlock, QuantParams, Scheme, fake_quantize_array
-from jaxq.weight_ranges import scale_rows
+from jaxq.numerics.distance import TINY, worst_if_nan
+from jaxq.numerics.observers import Observer
+from jaxq.numerics.quantizer import PerBlock, QuantParams, Scheme, fake_quantize_array
+from jaxq.numerics.weights import scale_rows
 
 MOMENT_BYTES = 1 << 30  # of second moments that are kept at once; beyond it the samples are gone through once more
 COLUMNS = 128  # rounded by GPTQ before the rest of a weight that has no groups is updated

@@ -18,9 +18,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from jaxq.engine.model import layout_hint
 from jaxq.errors import CalibrationError, InputError, did_you_mean
-from jaxq.graph import TensorType
-from jaxq.model import layout_hint
+from jaxq.graph.ir import TensorType
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 

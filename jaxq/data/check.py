@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import CalibrationError
-from jaxq.outliers import Outliers, outliers
+from jaxq.numerics.outliers import Outliers, outliers
 
 NOISE_SAMPLES, NOISE_PAIRS = 32, 100_000  # looked at for noise, at least; after that there is no more to learn
 FEWEST_PAIRS = 1000  # of neighbouring pixels, to tell noise at all

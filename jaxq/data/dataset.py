@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.collect import split_samples
-from jaxq.errors import ConfigError, InputError, JaxqError, about
-from jaxq.indices import refuse_out_of_range
-from jaxq.model import Model
-from jaxq.wording import Option, OptionPath
+from jaxq.engine.collect import split_samples
+from jaxq.engine.model import Model
+from jaxq.errors import ConfigError, InputError, JaxqError, Option, OptionPath, about
+from jaxq.graph.indices import refuse_out_of_range
 
 
 class Dataset:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxq.errors import CalibrationError, ConfigError, RuntimeMissingError
-from jaxq.graph import TensorType
-from jaxq.wording import Option
+from jaxq.errors import CalibrationError, ConfigError, Option, RuntimeMissingError
+from jaxq.graph.ir import TensorType
 
 if TYPE_CHECKING:
     from PIL.Image import Image

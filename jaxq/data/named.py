@@ -11,11 +11,21 @@ from typing import Any
 
 from jaxq.data.array_files import ARRAY_SUFFIXES, ArrayFile, ArrayFiles
 from jaxq.data.dataset import Dataset
+from jaxq.data.functions import named_function, names_function
 from jaxq.data.images import IMAGE_SUFFIXES, ImageOptions, ImageReader
-from jaxq.errors import CalibrationError, ConfigError, InputError, JaxqError, JaxqWarning, about, did_you_mean, inside
-from jaxq.functions import named_function, names_function
-from jaxq.model import Model
-from jaxq.wording import Option, OptionPath
+from jaxq.engine.model import Model
+from jaxq.errors import (
+    CalibrationError,
+    ConfigError,
+    InputError,
+    JaxqError,
+    JaxqWarning,
+    Option,
+    OptionPath,
+    about,
+    did_you_mean,
+    inside,
+)
 
 # Options of images that are no reason to refuse data of another kind: the last asks for the model's size only.
 NOTHING_SAID = (ImageOptions(), ImageOptions(central_fraction=1.0))

@@ -10,9 +10,9 @@ from typing import Any
 from jaxq.data.check import DataCheck
 from jaxq.data.dataset import Dataset
 from jaxq.data.hashed import Hashed
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, JaxqWarning
-from jaxq.model import Model
-from jaxq.outliers import Outliers, may_be_left_out
+from jaxq.numerics.outliers import Outliers, may_be_left_out
 from jaxq.progress import track
 
 FEW_SAMPLES = 10  # fewer are warned of
@@ -21,8 +21,8 @@ FEW_SAMPLES = 10  # fewer are warned of
 class Samples:
     """The first `limit` calibration samples, as often as they are asked for; checked and hashed on the first full pass.
 
-    Samples that reach values far beyond those of the others (`jaxq.outliers`) are named, and if they are few, left out of the
-    passes that follow.
+    Samples that reach values far beyond those of the others (`jaxq.numerics.outliers`) are named, and if they are few, left
+    out of the passes that follow.
 
     Args:
       model: its inputs say what a sample looks like.

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxq.analysis.verify import verify
 from jaxq.data import Dataset
 from jaxq.demo.page import write_page
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, RuntimeMissingError
 from jaxq.files import check_writable, withdraw, write_bytes, write_text
-from jaxq.model import Model
-from jaxq.onnx_export import save
-from jaxq.onnx_import import load
-from jaxq.quantize import quantize
-from jaxq.runtime import session
-from jaxq.verify import verify
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.runtime import session
+from jaxq.onnx_io.save import save
+from jaxq.pipeline import quantize
 
 FLOAT, QUANTIZED = "digits.onnx", "digits.int8.onnx"
 PIXEL_MAXIMUM = 16  # of the stored pixels; the model sees pixel / 16

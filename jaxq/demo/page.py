@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxq import report
+from jaxq.analysis import html as report
+from jaxq.engine.model import Model
 from jaxq.errors import RuntimeMissingError
 from jaxq.files import write_text
-from jaxq.model import Model
 
 SHOWN = 12  # images
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from jaxq.engine.model import Model, warn_of_many_shapes
+from jaxq.engine.placed import mesh
 from jaxq.engine.runner import Batch
 from jaxq.engine.traced import Signature, signed
-from jaxq.graph import TensorType
-from jaxq.model import Model, warn_of_many_shapes
+from jaxq.graph.ir import TensorType
 from jaxq.ops import platform
-from jaxq.placed import mesh
 
 # Bytes that the largest tensor of a batch may take. On CPU the fast batch is the one whose tensors stay in the cache.
 LARGEST_TENSOR = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 256 << 20}

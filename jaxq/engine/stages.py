@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.engine.batching import single_feeds as single_feeds
-from jaxq.engine.cut import Stage
-from jaxq.engine.cut import stages as cut_in_stages
+from jaxq.engine.execute import quantizing
+from jaxq.engine.model import Model
+from jaxq.engine.partition import run_tail
 from jaxq.engine.runner import Batch, Network, per_sample, run
 from jaxq.engine.traced import Signature, Traced
-from jaxq.execute import quantizing
-from jaxq.model import Model
+from jaxq.graph.cut import Stage
+from jaxq.graph.cut import stages as cut_in_stages
 from jaxq.ops.cpu_memory import is_image
-from jaxq.split import run_tail
 
 # With four, five eighths of the work are left where layers are measured one by one; however many, it is never less than half.
 STAGES = 4
@@ -52,7 +52,7 @@ class Walk:
 
 
 def walk(model: Model, signature: Signature, batch: Batch, before: Walk | None = None) -> Walk:
-    """Runs the compiled part of a model (`jaxq.split`; mostly all of it) on a batch.
+    """Runs the compiled part of a model (`jaxq.engine.partition`; mostly all of it) on a batch.
 
     Args:
       model: the same program as that of `before`.
@@ -126,7 +126,7 @@ def stages(model: Model, traced: Traced) -> tuple[Stage, ...]:
 
 
 def run_batch(model: Model, signature: Signature, batch: Batch) -> dict[str, np.ndarray]:
-    """What the compiled part of a model (`jaxq.split`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
+    """What the compiled part of a model (`jaxq.engine.partition`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
     found: dict[str, np.ndarray] = jax.device_get(walk(model, signature, batch).outputs)
     return found
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxq.engine.execute import execute, narrowed, runs_in_32_bit
+from jaxq.engine.partition import Split, split
 from jaxq.errors import InputError
-from jaxq.execute import execute, narrowed, runs_in_32_bit
-from jaxq.graph import FrozenDict, Graph, Literal, Node
-from jaxq.split import Split, split
+from jaxq.graph.ir import FrozenDict, Graph, Literal, Node
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Traced:
 
     @functools.cached_property
     def parts(self) -> Split:
-        """The part that is compiled, mostly all of it, and what the host does behind it (`jaxq.split`)."""
+        """The part that is compiled, mostly all of it, and what the host does behind it (`jaxq.engine.partition`)."""
         return split(self.graph, self.params, self.signature.static, self.signature.inputs)
 
     @property

@@ -180,7 +180,7 @@ class TooLarge(ModelError):
     """A tensor is larger than what is allowed while compiling, or than the memory of the device."""
 
 
-MOST_BYTES = 1 << 31  # of all values that are computed while tracing; see `jaxq.bounds`
+MOST_BYTES = 1 << 31  # of all values that are computed while tracing; see `jaxq.ops.budget`
 
 
 def refuse_huge(shape: Sequence[Any], dtype: Any) -> None:

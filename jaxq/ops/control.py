@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.bodies import Subgraph
 from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
+from jaxq.numerics.turns import Keeper, Seen, joined
 from jaxq.ops import array_namespace, is_static, op
-from jaxq.turns import Keeper, Seen, joined
+from jaxq.ops.bodies import Subgraph
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16

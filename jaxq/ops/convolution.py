@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph import LAID_OUT
+from jaxq.graph.ir import LAID_OUT
 from jaxq.ops import op, platform, wider
 from jaxq.ops.spatial import Window, check_axes, per_channel, resolve_pads, sliding_window
 
@@ -36,7 +36,7 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape
 
 @op("Conv", since=1, domain=LAID_OUT)
 def conv_laid_out(x, w, b=None, *, auto_pad="NOTSET", dilations=(), group=1, kernel_shape=(), pads=(), strides=()):
-    """The same with a kernel [*size, I / group, O], which `jaxq.ops.layout` has put into that order beforehand."""
+    """The same with a kernel [*size, I / group, O], which `jaxq.engine.layout` has put into that order beforehand."""
     window = sliding_window(
         x.shape[2:], kernel_shape or w.shape[:-2], strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad
     )

@@ -1,6 +1,6 @@
 """Operators whose output shape depends on the values: NonZero, Unique, Compress, NonMaxSuppression.
 
-They cannot be compiled, so they run in numpy: on values that are known while tracing, or in the tail (`jaxq.split`).
+They cannot be compiled, so they run in numpy: on values that are known while tracing, or in the tail (`jaxq.engine.partition`).
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import ModelError, UnsupportedOpError
+from jaxq.numerics.quantizer import divided
 from jaxq.ops import array_namespace, op
 from jaxq.ops.cast import convert, element_dtype, is_integer
 from jaxq.ops.convolution import conv
-from jaxq.quantizer import divided
 
 
 @op("QuantizeLinear", since=10)

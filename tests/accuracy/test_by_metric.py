@@ -10,8 +10,8 @@ import jaxq
 from jaxq.accuracy import by_metric
 from jaxq.accuracy.open_validation import open_validation
 from jaxq.accuracy.validation import EXACT, QUANTIZED
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, ConfigError
-from jaxq.model import Model
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_what_is_kept_of_the_float_model_is_bounded_and_the_result_the_same(runs
     [("embedding", [1, 12], "cosine"), ("logits", [1, 12], "top1"), ("logits", [2, 12], "cosine")],
 )
 def test_only_a_row_of_class_scores_is_compared_by_class(output, shape, metric):
-    """By the rule of `jaxq.classes`, as everywhere."""
+    """By the rule of `jaxq.analysis.classes`, as everywhere."""
     proto = written(
         f"(float[{shape[0]}, 4] x) => (float[{shape[0]}, 12] {output}) {{ {output} = MatMul (x, w) }}",
         17,

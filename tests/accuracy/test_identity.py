@@ -14,7 +14,7 @@ from models import Network, branching_network, old_network
 import jaxq
 from jaxq.accuracy.identity import ReadOnce, digest_of, model_digest
 from jaxq.data import Dataset
-from jaxq.graph import FrozenDict
+from jaxq.graph.ir import FrozenDict
 
 
 def scaled(factor):

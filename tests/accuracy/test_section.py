@@ -8,9 +8,9 @@ from accuracy_models import chain, images, labelled
 
 import jaxq
 from jaxq.accuracy.options import AccuracySection, AdvancedAccuracyRestorerParameters, MetricOptions
-from jaxq.config import job_of, schema
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
-from jaxq.run import run_file
+from jaxq.jobs.job import job_of, schema
+from jaxq.jobs.run import run_file
 
 
 def section(**given):

@@ -10,9 +10,9 @@ from compilations import compilations
 from models import NETWORKS, samples
 
 import jaxq
-from jaxq import placed
 from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space
-from jaxq.quantizer import fake_quantize, fake_quantize_array
+from jaxq.engine import placed
+from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
 ROUGH = {"rtol": 2e-5, "atol": 2e-5}
 

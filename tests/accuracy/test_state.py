@@ -17,7 +17,7 @@ from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import base, by_function, candidates, control, folder, state
 from jaxq.accuracy.base import quantize_once
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
-from jaxq.graph import FrozenDict
+from jaxq.graph.ir import FrozenDict
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,14 @@ from jaxq.algorithms.bias_correction import (
     rounded,
     switched_off,
 )
-from jaxq.distance import worst_if_nan
+from jaxq.engine.execute import execute, quantizing
+from jaxq.engine.model import Model
 from jaxq.engine.runner import run
-from jaxq.execute import execute, quantizing
-from jaxq.fusion import add_missing_biases, fuse
-from jaxq.model import Model
-from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, QuantParams, fake_quantize
-from jaxq.ranges import symmetric_weight_params
+from jaxq.graph.fusion import add_missing_biases, fuse
+from jaxq.numerics.distance import worst_if_nan
+from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize
+from jaxq.numerics.ranges import symmetric_weight_params
+from jaxq.onnx_io.load import load
 
 FEEDS = [{"image": row[None]} for row in smooth(16, 3, 8, 8)]
 IMAGES = np.concatenate([feed["image"] for feed in FEEDS])

@@ -12,22 +12,22 @@ from models import branching_network, residual_network, samples, shuffle_network
 
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.calibration import CANDIDATES, INT32_ROOM, Calibration, IntegerBiases, let_through, with_biases
-from jaxq.collect import collect
+from jaxq.algorithms.layer_errors import LayerErrors
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError
-from jaxq.estimators import RangeEstimatorParameters, StatisticsCollectorParameters
-from jaxq.estimators import RangeEstimatorParametersSet as Estimators
-from jaxq.fusion import fuse
-from jaxq.graph import Graph
-from jaxq.layer_errors import LayerErrors
-from jaxq.model import Model
-from jaxq.observers import ROOM, Extremes, Histogram, Observer
-from jaxq.onnx_import import load
+from jaxq.graph.fusion import fuse
+from jaxq.graph.ir import Graph
+from jaxq.numerics.estimators import RangeEstimatorParameters, StatisticsCollectorParameters
+from jaxq.numerics.estimators import RangeEstimatorParametersSet as Estimators
+from jaxq.numerics.observers import ROOM, Extremes, Histogram, Observer
+from jaxq.numerics.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize, fake_quantize_array
+from jaxq.numerics.ranges import Range, aggregate, asymmetric_params, symmetric_params, symmetric_weight_params
+from jaxq.onnx_io.load import load
 from jaxq.options import AdvancedQuantizationParameters
-from jaxq.plan import Bias, BiasForm, Plan, Weight
-from jaxq.quantize import quantize
-from jaxq.quantizer import E4M3, IntType, PerAxis, QuantParams, Scheme, fake_quantize, fake_quantize_array
-from jaxq.ranges import Range, aggregate, asymmetric_params, symmetric_params, symmetric_weight_params
-from jaxq.schemes import QuantizationParameters
+from jaxq.pipeline import quantize
+from jaxq.placement.plan import Bias, BiasForm, Plan, Weight
+from jaxq.placement.schemes import QuantizationParameters
 
 FEEDS = [{"image": row[None]} for row in smooth(12, 3, 8, 8)]
 UINT8, WEIGHT = IntType(8, signed=False), IntType(8, narrow=True)

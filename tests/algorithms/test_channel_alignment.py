@@ -6,9 +6,9 @@ from models import Network, smooth
 
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.channel_alignment import ChannelAlignment, alignment_factor, channel_quantiles, pairs
-from jaxq.collect import collect
-from jaxq.model import Model
-from jaxq.onnx_import import load
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
+from jaxq.onnx_io.load import load
 
 FEEDS = [{"x": row[None]} for row in smooth(6, 3, 8, 8)]
 BATCH = {"x": smooth(4, 3, 8, 8, seed=9)}

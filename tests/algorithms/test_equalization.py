@@ -17,14 +17,14 @@ from jaxq.algorithms.equalization import (
     pairs,
     within_bound,
 )
-from jaxq.collect import collect
-from jaxq.fusion import fuse
-from jaxq.model import Model
-from jaxq.observers import channel_extremes
-from jaxq.onnx_import import load
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
+from jaxq.graph.fusion import fuse
+from jaxq.numerics.observers import channel_extremes
+from jaxq.onnx_io.load import load
 from jaxq.options import AdvancedQuantizationParameters
-from jaxq.quantize import quantize
-from jaxq.schemes import QuantizationParameters
+from jaxq.pipeline import quantize
+from jaxq.placement.schemes import QuantizationParameters
 
 
 def chain_network(between: str, *, group: int = 1, tail: str = "Conv", pool: bool = False):

@@ -6,11 +6,11 @@ from models import Network, residual_network, smooth
 
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.fast_bias_correction import FastBiasCorrection, terms
-from jaxq.fusion import add_missing_biases, fuse
-from jaxq.model import Model
-from jaxq.onnx_import import load
-from jaxq.quantizer import IntType
-from jaxq.ranges import symmetric_weight_params
+from jaxq.engine.model import Model
+from jaxq.graph.fusion import add_missing_biases, fuse
+from jaxq.numerics.quantizer import IntType
+from jaxq.numerics.ranges import symmetric_weight_params
+from jaxq.onnx_io.load import load
 
 THREE_BITS = IntType(3, narrow=True)
 

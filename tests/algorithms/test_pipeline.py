@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from compilations import compilations
 from models import Network, smooth
 
-from jaxq import programs
 from jaxq.algorithms import run_pipeline
-from jaxq.observers import extremes
-from jaxq.onnx_import import load
-from jaxq.programs import Programs
+from jaxq.engine import programs
+from jaxq.engine.programs import Programs
+from jaxq.numerics.observers import extremes
+from jaxq.onnx_io.load import load
 
 FEEDS = [{"x": row[None]} for row in smooth(5, 4)]
 

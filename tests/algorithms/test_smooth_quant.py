@@ -6,8 +6,8 @@ from models import Network, smooth
 
 from jaxq.algorithms import run_pipeline
 from jaxq.algorithms.smooth_quant import OFF, SmoothQuant, groups, noise, smoothing
-from jaxq.model import Model
-from jaxq.onnx_import import load
+from jaxq.engine.model import Model
+from jaxq.onnx_io.load import load
 
 SPREAD = np.array([30.0, 1, 1, 1, 1, 1, 1, 20])
 

@@ -16,10 +16,10 @@ from jaxq.algorithms.weight_compression import (
     rounding_params,
     second_moment,
 )
-from jaxq.collect import collect
+from jaxq.engine.collect import collect
 from jaxq.errors import CalibrationError
-from jaxq.onnx_import import load
-from jaxq.quantizer import IntType, PerAxis, PerBlock, PerTensor, Scheme, dequantize, quantize
+from jaxq.numerics.quantizer import IntType, PerAxis, PerBlock, PerTensor, Scheme, dequantize, quantize
+from jaxq.onnx_io.load import load
 
 INT4, UINT4 = IntType(4), IntType(4, signed=False)
 SCHEMES = [

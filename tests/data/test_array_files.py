@@ -9,7 +9,7 @@ import pytest
 
 from jaxq.data.array_files import ArrayFile, ArrayFiles
 from jaxq.errors import CalibrationError, InputError
-from jaxq.graph import TensorType
+from jaxq.graph.ir import TensorType
 
 FREE = {"x": TensorType("float32", ("N", 2, 3))}
 

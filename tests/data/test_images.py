@@ -5,7 +5,7 @@ import pytest
 
 from jaxq.data.images import ImageOptions, ImageReader
 from jaxq.errors import CalibrationError, ConfigError
-from jaxq.graph import TensorType
+from jaxq.graph.ir import TensorType
 
 pillow = pytest.importorskip("PIL.Image")
 

@@ -11,12 +11,12 @@ import numpy as np
 from models import residual_network, smooth
 
 from jaxq import placed
-from jaxq.collect import collect
+from jaxq.engine.collect import collect
 from jaxq.engine.batching import batches
 from jaxq.engine.runner import outputs, per_sample, run
-from jaxq.execute import traced_param
-from jaxq.observers import both, extremes, histogram
-from jaxq.onnx_import import load
+from jaxq.engine.execute import traced_param
+from jaxq.numerics.observers import both, extremes, histogram
+from jaxq.onnx_io.load import load
 
 uploads = []
 placed.traced_param = lambda name, value: uploads.append(name) or traced_param(name, value)

@@ -10,13 +10,13 @@ from compilations import compilations
 from models import residual_network, smooth
 
 from jaxq.engine.batching import batches
-from jaxq.engine.cut import between
+from jaxq.engine.execute import quantizing
 from jaxq.engine.runner import SAMPLES, Batch, Folded, PerSample, Slopes, outputs, per_sample, run, share, summed, whole
-from jaxq.execute import quantizing
-from jaxq.graph import FrozenDict
-from jaxq.onnx_import import load
-from jaxq.quantizer import IntType
-from jaxq.ranges import symmetric_weight_params
+from jaxq.graph.cut import between
+from jaxq.graph.ir import FrozenDict
+from jaxq.numerics.quantizer import IntType
+from jaxq.numerics.ranges import symmetric_weight_params
+from jaxq.onnx_io.load import load
 
 FEEDS = [{"image": row[None]} for row in smooth(5, 3, 8, 8)]
 NONE = FrozenDict()

@@ -10,14 +10,14 @@ import pytest
 from models import run_onnx, written
 
 import jaxq
-from jaxq import model as module
 from jaxq.data.samples import Samples
+from jaxq.engine import model as module
 from jaxq.engine import traced
+from jaxq.engine.execute import execute
 from jaxq.engine.traced import Traces, signatures, signed, untaken_nodes
 from jaxq.errors import CalibrationError, JaxqWarning
-from jaxq.execute import execute
-from jaxq.onnx_export import to_proto
-from jaxq.onnx_import import load
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import to_proto
 
 WEIGHTS = {name: np.random.default_rng(ord(name[0]) + int(name[1])).normal(size=(8, 8)).astype(np.float32)
            for name in ("w1", "v1", "w2", "v2")}  # fmt: skip
@@ -62,7 +62,7 @@ BOTH = {
 
 def quantize(proto: onnx.ModelProto, data, *, calibration=False):
     advanced = jaxq.AdvancedQuantizationParameters(disable_bias_correction=calibration)
-    return jaxq.quantize(proto, jaxq.Dataset(data, batch_axis=None), advanced_parameters=advanced)
+    return jaxq.pipeline(proto, jaxq.Dataset(data, batch_axis=None), advanced_parameters=advanced)
 
 
 @pytest.mark.parametrize("kind", BOTH)

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from models import NETWORKS, Network, quantized, run_onnx, smooth
 
-from jaxq.onnx_export import save, to_proto
-from jaxq.onnx_import import load
+from jaxq.onnx_io.load import load
+from jaxq.onnx_io.save import save, to_proto
 
 ort = pytest.importorskip("onnxruntime")
 EXTENDED = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from jaxq.engine.execute import execute, observing, traced_params
 from jaxq.errors import DynamicShapeError, ModelError
-from jaxq.execute import execute, observing, traced_params
-from jaxq.onnx_import import load
+from jaxq.onnx_io.load import load
 from jaxq.ops import control
 
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -9,10 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_opsets import BOXES, CASES, CUBE, IMAGE, MATRIX, POSITIVE, RECURRENT, SEQUENCE, case, ints, normal, wanted
+from graph.test_opset import (
+    BOXES,
+    CASES,
+    CUBE,
+    IMAGE,
+    MATRIX,
+    POSITIVE,
+    RECURRENT,
+    SEQUENCE,
+    case,
+    ints,
+    normal,
+    wanted,
+)
 
-from jaxq.execute import execute
-from jaxq.graph import FrozenDict, Graph, Node, TensorType
+from jaxq.engine.execute import execute
+from jaxq.graph.ir import FrozenDict, Graph, Node, TensorType
 from jaxq.ops import find, table
 
 OLDEST = 6  # the oldest opset that jaxq runs

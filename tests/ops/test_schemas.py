@@ -10,7 +10,7 @@ import numpy as np
 import onnx.defs
 import pytest
 
-from jaxq.onnx_check import NEWEST_OPSET
+from jaxq.onnx_io.check import NEWEST_OPSET
 from jaxq.ops import find, table
 
 OLDEST_OPSET = 6

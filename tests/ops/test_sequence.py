@@ -7,9 +7,9 @@ import pytest
 from models import written
 
 import jaxq
+from jaxq.engine.execute import execute
 from jaxq.errors import DynamicShapeError, ModelError
-from jaxq.execute import execute
-from jaxq.onnx_export import to_proto
+from jaxq.onnx_io.save import to_proto
 from jaxq.ops import find, is_static
 
 

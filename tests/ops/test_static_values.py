@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxq.bounds import Budget
-from jaxq.execute import run_static
+from jaxq.engine.execute import run_static
 from jaxq.ops import find
+from jaxq.ops.budget import Budget
 
 OPSET = 28
 

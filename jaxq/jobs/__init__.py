@@ -1,0 +1,1 @@
+"""Work that files describe: jaxq's own jobs and POT's, read, checked and run."""

@@ -1,0 +1,1 @@
+"""Numbers: quantizers, what is observed of tensors, and the ranges that follow. Knows no graph."""

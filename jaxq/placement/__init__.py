@@ -1,0 +1,1 @@
+"""What is quantized, how, and for which target."""
