@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxq.checks import check_booleans, check_integer, check_kind, check_number, member
+from jaxq.data.functions import named_function, names_function
 from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
 from jaxq.graph.select import IgnoredScope
-from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
+from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet, RangeFunction
 from jaxq.placement.schemes import (
     FP8QuantizationParameters,
     OverflowFix,
@@ -128,8 +129,9 @@ class AdvancedQuantizationParameters:
       activations_quantization_params, weights_quantization_params: how these tensors are quantized.
       overrides: the same for some nodes only.
       quantizer_propagation_rule: what becomes of the quantizers of a tensor whose readers want different ones.
-      activations_range_estimator_params: from statistics to the ranges of activations; parameters, or a name of
-        `RangeEstimatorParametersSet` in lower case. None: "mse".
+      activations_range_estimator_params: from statistics to the ranges of activations; parameters, a name of
+        `RangeEstimatorParametersSet` in lower case, or a function (distributions, grid, symmetric) -> (low, high), itself or as
+        package.module:function. None: "mse".
       weights_range_estimator_params: the same for weights. None: "minmax".
       bias_correction_params: how biases are corrected.
       smooth_quant_alphas: how strong SmoothQuant is, in transformers.
@@ -147,7 +149,7 @@ class AdvancedQuantizationParameters:
     weights_quantization_params: Parameters | None = None
     overrides: tuple[Override, ...] = ()
     quantizer_propagation_rule: QuantizerPropagationRule | str = QuantizerPropagationRule.MERGE_ALL_IN_ONE
-    activations_range_estimator_params: RangeEstimatorParameters | str | None = None
+    activations_range_estimator_params: RangeEstimatorParameters | str | RangeFunction | None = None
     weights_range_estimator_params: RangeEstimatorParameters | str | None = None
     bias_correction_params: AdvancedBiasCorrectionParameters = AdvancedBiasCorrectionParameters()
     smooth_quant_alphas: AdvancedSmoothQuantParameters = AdvancedSmoothQuantParameters()
@@ -164,6 +166,9 @@ class AdvancedQuantizationParameters:
         _put(self, "quantizer_propagation_rule", rule)
         for key in ("activations_range_estimator_params", "weights_range_estimator_params"):
             value = getattr(self, key)
+            if isinstance(value, str) and names_function(value):
+                with inside(key):
+                    value = named_function(value)
             if value is not None:
                 _put(self, key, RangeEstimatorParametersSet.of(value, key))
         overrides = self.overrides
@@ -267,11 +272,13 @@ class QuantizeOptions:
 
 
 def plain(value: Any) -> Any:
-    """Options as values for JSON: enumerations by value, estimators by name, of dataclasses what differs from the defaults."""
+    """Options as values for JSON: enumerations by value, estimators and functions by name, of classes what is not the default."""
     if isinstance(value, RangeEstimatorParameters):
         named = {each: name for name, each in RangeEstimatorParametersSet.items()}
         if value in named:
             return named[value]
+        if callable(value.distribution) and value == RangeEstimatorParametersSet.of(value.distribution):
+            return plain(value.distribution)
     if is_dataclass(value):
         found = {each.name: getattr(value, each.name) for each in fields(value)}
         defaults = {each.name: _default(each) for each in fields(value)}
@@ -282,6 +289,8 @@ def plain(value: Any) -> Any:
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [plain(each) for each in value]
+    if callable(value):
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -52,7 +52,9 @@ EDGE = {
     "pydantic": {"jobs"},
     "yaml": {"jobs"},
     "typer": {"cli"},
-    "rich": {"cli", "progress"},
+    "rich": {"cli"},
+    "tqdm": {"progress"},
+    "lazy_loader": {"__init__"},
     "PIL": {"data.images"},
     "jinja2": {"analysis.html"},
     "matplotlib": {"analysis.html"},
@@ -61,7 +63,7 @@ NOWHERE = {"torch", "tensorflow", "sklearn", "pytest", "hypothesis"}
 
 # What only reads files, talks to a terminal or is an extra: importing jaxq must not need it, so it is imported inside
 # the function that uses it. The exceptions define classes or commands with it; nobody below imports those modules.
-LATE = {"onnxruntime", "pydantic", "yaml", "typer", "rich", "PIL", "jinja2", "matplotlib"}
+LATE = {"onnxruntime", "pydantic", "yaml", "typer", "rich", "tqdm", "PIL", "jinja2", "matplotlib"}
 EARLY_ALL_THE_SAME = {("cli", "typer"), ("jobs", "pydantic")}
 
 MOST_FOLDERS, MOST_MODULES, MOST_FILES, MOST_LINES = 14, 12, 14, 450
@@ -205,6 +207,12 @@ def test_rooms_are_of_a_size_to_find_ones_way():
     assert not full, f"more than {MOST_FILES} files in {full}: two ideas, two folders"
     long = [name for name, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
     assert not long, f"more than {MOST_LINES} lines in {long}: two ideas, two files"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) != "cli"])
+def test_the_search_path_is_changed_by_the_shell_only(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"), f"{name}, line {node.lineno}"
 
 
 # Floors 0 to 5: this much of jaxq runs with its five numerical packages alone.

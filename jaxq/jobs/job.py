@@ -11,12 +11,14 @@ import inspect
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from jaxq import options as options_module
 from jaxq.accuracy.options import AccuracySection, AdvancedAccuracyRestorerParameters
@@ -246,7 +248,9 @@ def options_of(settings: Iterable[str]) -> QuantizeOptions:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of the format, for editors: they complete keys and show what each of them means."""
-    made = Job.model_json_schema(by_alias=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # functions are left out: no JSON stands for one
+        made = Job.model_json_schema(by_alias=True)
     enumerations = {f"#/$defs/{name}" for name, each in made["$defs"].items() if "enum" in each}
     made["properties"]["data"] = {"anyOf": [{"type": "string"}, made["properties"]["data"]]}  # see `job_of`
     inherited = attribute_meanings(inspect.cleandoc(AdvancedAccuracyRestorerParameters.__doc__ or ""))

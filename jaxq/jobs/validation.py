@@ -61,6 +61,8 @@ def _beside_the_point(path: OptionPath, error: Any, others: Sequence[tuple[Optio
     """Whether an error comes from an alternative that was not meant: of a union, pydantic reports every member."""
     if error["type"] in UNKNOWN:
         return path[-1] in known_keys(kind, path[:-1])
+    if error["type"] == "callable_type":  # no JSON stands for a function
+        return True
     if error["type"] not in ("string_type", "enum"):
         return False
     deeper = any(len(other) > len(path) and other[: len(path)] == path for other, _ in others)

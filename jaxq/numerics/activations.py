@@ -55,7 +55,7 @@ def aggregated(
             samples = np.maximum(seen.high[real], -seen.low[real])
         else:
             samples = (seen.low if statistic.kind == "min" else seen.high)[real]
-        assert each.aggregator_type is not None, "the estimator is complete"
+        assert isinstance(each.aggregator_type, str), "the estimator is complete, and looks at samples"
         found = aggregate(samples, each.aggregator_type)
         values.append(-found if lower and statistic.kind.startswith("abs_") else found)
     low, high = values

@@ -2,12 +2,12 @@
 
 The names are nncf's, with its values as strings; POT's presets are there by name. Each end of a range has a statistic (one
 number from each sample) and an aggregator (one number from those of all samples). Estimators that read the whole distribution
-(a histogram) have the statistic RAW at both ends.
+(a histogram) have the statistic RAW at both ends; a function in the place of the aggregator is such an estimator, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -68,6 +68,9 @@ QUANTILES = frozenset({StatisticsType.QUANTILE, StatisticsType.ABS_QUANTILE})
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
+# (distributions of T tensors, integer grid, symmetric) -> (low [T], high [T]): `jaxq.numerics.histograms`.
+RangeFunction = Callable[[Any, Any, bool], Any]
+
 
 @dataclass(frozen=True)
 class StatisticsCollectorParameters:
@@ -75,7 +78,7 @@ class StatisticsCollectorParameters:
 
     Attributes:
       statistics_type: one number from each sample.
-      aggregator_type: one number from those of all samples.
+      aggregator_type: one number from those of all samples; or a function that finds both ends from the distribution.
       clipping_value: the end never lies beyond this (an upper bound of the upper end, a lower bound of the lower end), except
       for less
         than a step, to keep 0 on the grid. In nncf the parameter has no effect.
@@ -87,7 +90,7 @@ class StatisticsCollectorParameters:
     """
 
     statistics_type: StatisticsType | str | None = None
-    aggregator_type: AggregatorType | str | None = None
+    aggregator_type: AggregatorType | str | RangeFunction | None = None
     clipping_value: float | None = None
     quantile_outlier_prob: float | None = OUTLIER_PROBABILITY
 
@@ -95,7 +98,9 @@ class StatisticsCollectorParameters:
         if self.statistics_type is not None:
             found = member(StatisticsType, "statistics_type", self.statistics_type)
             object.__setattr__(self, "statistics_type", found)
-        if self.aggregator_type is not None:
+        if isinstance(self.aggregator_type, str) or not (
+            self.aggregator_type is None or callable(self.aggregator_type)
+        ):
             object.__setattr__(self, "aggregator_type", member(AggregatorType, "aggregator_type", self.aggregator_type))
         if self.clipping_value is not None:
             check_number("clipping_value", self.clipping_value)
@@ -126,14 +131,14 @@ class StatisticsCollectorParameters:
 
     def _check_combination(self) -> None:
         statistic, aggregator = self.statistics_type, self.aggregator_type
-        if aggregator in DISTRIBUTION and statistic not in (None, StatisticsType.RAW):
+        if reads_distribution(aggregator) and statistic not in (None, StatisticsType.RAW):
             raise ConfigError(
                 Option(("aggregator_type",), str(aggregator)),
                 " reads the whole distribution; ",
                 Option(("statistics_type",)),
                 f" must be 'raw' or left out, not {str(statistic)!r}",
             )
-        if statistic is StatisticsType.RAW and aggregator not in (None, *DISTRIBUTION):
+        if statistic is StatisticsType.RAW and aggregator is not None and not reads_distribution(aggregator):
             raise ConfigError(
                 Option(("aggregator_type",), str(aggregator)),
                 " cannot aggregate ",
@@ -142,7 +147,12 @@ class StatisticsCollectorParameters:
             )
 
 
-def _text(kind: StrEnum | str | None) -> str | None:
+def reads_distribution(aggregator: object) -> bool:
+    """Whether an aggregator finds both ends of a range from the distribution."""
+    return aggregator in DISTRIBUTION or (callable(aggregator) and not isinstance(aggregator, str))
+
+
+def _text(kind: object) -> str | None:
     return None if kind is None else str(kind)
 
 
@@ -186,8 +196,8 @@ class RangeEstimatorParameters:
                 "; a range holds 0: expected min <= 0 <= max, not both 0",
             )
         wanted = [each.aggregator_type for each in (self.min, self.max)]
-        if any(each in DISTRIBUTION for each in wanted) and wanted[0] is not wanted[1]:
-            whole = next(each for each in wanted if each in DISTRIBUTION)
+        if any(map(reads_distribution, wanted)) and wanted[0] is not wanted[1]:
+            whole = next(filter(reads_distribution, wanted))
             raise ConfigError(
                 Option(("min", "aggregator_type"), _text(wanted[0])),
                 " and ",
@@ -196,9 +206,12 @@ class RangeEstimatorParameters:
             )
 
     @property
-    def distribution(self) -> AggregatorType | None:
+    def distribution(self) -> AggregatorType | RangeFunction | None:
         """The aggregator that reads the whole distribution, or None."""
-        return AggregatorType(self.max.aggregator_type) if self.max.aggregator_type in DISTRIBUTION else None
+        how = self.max.aggregator_type
+        if isinstance(how, str):
+            return AggregatorType(how) if how in DISTRIBUTION else None
+        return how
 
     def completed(self, *, weights: bool, symmetric: bool, per_channel: bool) -> RangeEstimatorParameters:
         """These parameters with every field filled in, for a kind of tensor.
@@ -277,7 +290,7 @@ class RangeEstimatorParametersSet:
 
     @classmethod
     def of(cls, value: Any, key: str = "range_estimator") -> RangeEstimatorParameters:
-        """The parameters themselves, or those with that name ("mse", "mean_minmax", ...).
+        """The parameters themselves, or those with that name ("mse", "mean_minmax", ...), or those of a function.
 
         Raises:
           ConfigError: there is none of that name; the message gives the nearest.
@@ -287,6 +300,9 @@ class RangeEstimatorParametersSet:
         named = dict(cls.items())
         if isinstance(value, str) and value.lower() in named:
             return named[value.lower()]
+        if callable(value):
+            end = StatisticsCollectorParameters(StatisticsType.RAW, value)
+            return RangeEstimatorParameters(end, end)
         raise ConfigError(Option((key,), value), f"; expected one of {list(named)}{did_you_mean(str(value), named)}")
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxq.numerics.estimators import AggregatorType
+from jaxq.numerics.estimators import AggregatorType, RangeFunction
 from jaxq.numerics.quantizer import Grid, IntType
 from jaxq.numerics.ranges import Range, asymmetric_borders, symmetric_borders
 
@@ -268,13 +268,17 @@ def searched_ranges(seen: Distributions, grid: Grid, symmetric: bool) -> Range:
 
 
 def ranges_of(
-    aggregator: AggregatorType, seen: Distributions, grid: Grid, symmetric: bool, outlier: tuple[float, float]
+    aggregator: AggregatorType | RangeFunction,
+    seen: Distributions,
+    grid: Grid,
+    symmetric: bool,
+    outlier: tuple[float, float],
 ) -> Range:
     """The ranges [T] of an estimator that reads distributions. All of them hold zero.
 
-    A floating-point grid has relative steps; MSE, ENTROPY and HISTOGRAM leave it the full range.
+    A floating-point grid has relative steps; MSE, ENTROPY and HISTOGRAM leave it the full range, and functions are not asked.
     """
-    search = {
+    search: dict[AggregatorType, RangeFunction] = {
         AggregatorType.MSE: least_squares_ranges,
         AggregatorType.ENTROPY: entropy_ranges,
         AggregatorType.HISTOGRAM: searched_ranges,
@@ -284,5 +288,6 @@ def ranges_of(
     elif not isinstance(grid, IntType):
         found = Range(seen.low, seen.high)
     else:
-        found = search[aggregator](seen, grid, symmetric)
+        find = search[aggregator] if isinstance(aggregator, AggregatorType) else aggregator
+        found = Range(*map(np.asarray, find(seen, grid, symmetric)))
     return Range(np.minimum(found.low, 0), np.maximum(found.high, 0))
