@@ -78,7 +78,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     model = jaxq.load(path)
     samples = [sample(model.inputs, seed) for seed in range(count)]
     began, used = time.perf_counter(), time.process_time()
-    jaxq.pipeline(model, samples)
+    jaxq.quantize(model, samples)
     found = {"s": time.perf_counter() - began, "CPU": time.process_time() - used}
     space = Space(quantize_once(prepare(model, samples, QuantizeOptions()), ()))
     candidate = space.candidate({})

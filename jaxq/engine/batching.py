@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from jaxq.engine.devices import mesh
 from jaxq.engine.model import Model, warn_of_many_shapes
-from jaxq.engine.placed import mesh
 from jaxq.engine.runner import Batch
 from jaxq.engine.traced import Signature, signed
 from jaxq.graph.ir import TensorType

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxq.engine.devices import Placed, mesh
 from jaxq.engine.execute import runs_in_32_bit
 from jaxq.engine.layout import Axes, arranged, lay_out
 from jaxq.engine.partition import run_tail
-from jaxq.engine.placed import Placed, mesh
 from jaxq.engine.programs import Held, holding
 from jaxq.engine.runner import Batch, outputs, run, whole
 from jaxq.engine.traced import Signature, Traced, signed

@@ -5,8 +5,8 @@
 `each(networks, numbers, sample)` says what is computed of one sample: it calls one network or several side by side, with any tap
 and carry, and returns arrays. A reduction says what becomes of that over the samples. Both are structure (functions of a module,
 or frozen dataclasses that are called), as are the graphs; `numbers` are data, whose change compiles nothing: params, encodings,
-scales, switches, and whatever else the tap needs. Where several devices share the work (`jaxq.engine.placed.over`), each gets the
-same number of samples of every batch; XLA adds up what they find.
+scales, switches, and whatever else the tap needs. Where several devices share the work (`jaxq.engine.devices.over`), each gets
+the same number of samples of every batch; XLA adds up what they find.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxq.engine.devices import divided, everywhere
 from jaxq.engine.execute import execute, fit_for_jax, quantizing
-from jaxq.engine.placed import divided, everywhere
 from jaxq.engine.programs import compiled
 from jaxq.graph.ir import FrozenDict, Graph, Literal
 

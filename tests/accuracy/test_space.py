@@ -11,7 +11,7 @@ from models import NETWORKS, samples
 
 import jaxq
 from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space
-from jaxq.engine import placed
+from jaxq.engine import devices
 from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
 ROUGH = {"rtol": 2e-5, "atol": 2e-5}
@@ -114,8 +114,8 @@ def test_settings_do_not_compile_again():
 
 
 def test_candidates_upload_what_differs_from_those_before(monkeypatch):
-    found, put = [], placed.traced_param
-    monkeypatch.setattr(placed, "traced_param", lambda name, value: found.append(name) or put(name, value))
+    found, put = [], devices.traced_param
+    monkeypatch.setattr(devices, "traced_param", lambda name, value: found.append(name) or put(name, value))
     space = Space(base_of(chain(), images(24)))
 
     def uploads(setting, **options):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from models import residual_network, smooth
 
-from jaxq import placed
+from jaxq.engine import devices
 from jaxq.engine.collect import collect
 from jaxq.engine.batching import batches
 from jaxq.engine.runner import outputs, per_sample, run
@@ -19,13 +19,13 @@ from jaxq.numerics.observers import both, extremes, histogram
 from jaxq.onnx_io.load import load
 
 uploads = []
-placed.traced_param = lambda name, value: uploads.append(name) or traced_param(name, value)
-model, devices = load(residual_network()), jax.devices()
-assert len(devices) == 2
+devices.traced_param = lambda name, value: uploads.append(name) or traced_param(name, value)
+model, two = load(residual_network()), jax.devices()
+assert len(two) == 2
 feeds = [{"image": row[None]} for row in smooth(7, 3, 8, 8)]
 needs = dict.fromkeys(["stem", "depthwise.relu", *model.graph.outputs], both(extremes(7), histogram()))
 alone = collect(model, [needs], feeds, batch_size=3)[0]
-with placed.over(devices):
+with devices.over(two):
     uploads.clear()
     together = collect(model, [needs], feeds, batch_size=3)[0]
     again = collect(model.replace(encodings={}), [needs], feeds, batch_size=3)[0]
@@ -35,7 +35,7 @@ with placed.over(devices):
         graph, params, _ = model.program
         found = run(outputs, per_sample, (graph,), signature.static, batch, (params, {}))
     for value in found.values():
-        assert {shard.device: len(shard.data) for shard in value.addressable_shards} == dict.fromkeys(devices, 2)
+        assert {shard.device: len(shard.data) for shard in value.addressable_shards} == dict.fromkeys(two, 2)
 for name, state in alone.items():
     for other in (together, again):
         jax.tree.map(np.testing.assert_array_equal, state, other[name])

@@ -62,7 +62,7 @@ BOTH = {
 
 def quantize(proto: onnx.ModelProto, data, *, calibration=False):
     advanced = jaxq.AdvancedQuantizationParameters(disable_bias_correction=calibration)
-    return jaxq.pipeline(proto, jaxq.Dataset(data, batch_axis=None), advanced_parameters=advanced)
+    return jaxq.quantize(proto, jaxq.Dataset(data, batch_axis=None), advanced_parameters=advanced)
 
 
 @pytest.mark.parametrize("kind", BOTH)
