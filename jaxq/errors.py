@@ -46,7 +46,9 @@ class Option:
         name = show_path(self.path)
         if self.value is ...:
             return name
-        return f"{name} {self.value}" if name.startswith("--") else f"{name} = {self.value!r}"
+        if name.startswith("--"):
+            return f"{name} {','.join(map(str, self.value)) if isinstance(self.value, tuple) else self.value}"
+        return f"{name} = {self.value!r}"
 
     def inside(self, *outer: str | int) -> Option:
         """The same option, seen from where `outer` leads to the place that its path begins at."""

@@ -13,7 +13,12 @@ from jaxq.checks import check_booleans, check_integer, check_kind, check_number,
 from jaxq.data.functions import named_function, names_function
 from jaxq.errors import ConfigError, Option, Words, did_you_mean, inside, worded
 from jaxq.graph.select import IgnoredScope
-from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet, RangeFunction
+from jaxq.numerics.estimators import (
+    AggregatorType,
+    RangeEstimatorParameters,
+    RangeEstimatorParametersSet,
+    RangeFunction,
+)
 from jaxq.placement.schemes import (
     FP8QuantizationParameters,
     OverflowFix,
@@ -80,6 +85,9 @@ class AdvancedBiasCorrectionParameters:
       apply_for_all_nodes: correct the biases of nodes that stay in float, too.
       threshold: a correction larger than this many times the bias and the spread of the output is not made; None: 2 for the fast
         algorithm, 1000 for the other one.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected.
     """
 
     apply_for_all_nodes: bool = False
@@ -99,6 +107,9 @@ class AdvancedSmoothQuantParameters:
       convolution: alpha of convolutions.
       matmul: alpha of matrix products. None chooses for each tensor by the error predicted, "off" included; nncf's fixed 0.95 can
         cost accuracy.
+
+    Raises:
+      ConfigError: an alpha is not from 0 to 1, and not -1.
     """
 
     convolution: float = -1
@@ -136,6 +147,9 @@ class AdvancedQuantizationParameters:
       bias_correction_params: how biases are corrected.
       smooth_quant_alphas: how strong SmoothQuant is, in transformers.
       backend_params: accepted for nncf's sake and not read: weights are always written as integers, external data as `save` says.
+
+    Raises:
+      ConfigError: a value is wrong; the message shows it and what was expected, or the nearest name.
     """
 
     overflow_fix: OverflowFix | str | None = None
@@ -171,6 +185,12 @@ class AdvancedQuantizationParameters:
                     value = named_function(value)
             if value is not None:
                 _put(self, key, RangeEstimatorParametersSet.of(value, key))
+        chosen = self.weights_range_estimator_params
+        if isinstance(chosen, RangeEstimatorParameters) and chosen.distribution not in OF_WEIGHTS:
+            raise ConfigError(
+                Option(("weights_range_estimator_params",), plain(chosen)),
+                "; weights take extremes, quantiles, 'percentile' or 'mse'",
+            )
         overrides = self.overrides
         _put(self, "overrides", (overrides,) if isinstance(overrides, Override) else tuple(overrides))
         kinds = {
@@ -185,6 +205,8 @@ class AdvancedQuantizationParameters:
         for override in self.overrides:
             check_kind("overrides", override, Override)
 
+
+OF_WEIGHTS = (None, AggregatorType.PERCENTILE, AggregatorType.MSE)  # what finds ranges of weights
 
 # What the placement of quantizers calls the advanced parameters that it gets.
 ADVANCED = Words(
@@ -208,6 +230,9 @@ class QuantizeOptions:
       advanced_parameters: everything else.
       seed: of what is random.
       batch_size: samples run at a time; None: chosen. A matter of speed.
+
+    Raises:
+      ConfigError: an option is wrong, or the target does not take what is asked for; its `path` leads to the option.
     """
 
     preset: Preset | str | None = None

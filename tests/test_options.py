@@ -104,6 +104,10 @@ BAD = {
     "an unknown estimator": (
         lambda: Advanced(weights_range_estimator_params="min_max"), "'min_max'; .*did you mean 'minmax'"
     ),
+    "an estimator that weights do not take": (
+        lambda: Advanced(weights_range_estimator_params="entropy"),
+        "weights_range_estimator_params = 'entropy'; weights take extremes, quantiles, 'percentile' or 'mse'",
+    ),
     "a dict of parameters": (
         lambda: Advanced(weights_quantization_params={"num_bits": 4}),
         "weights_quantization_params = .*; expected a QuantizationParameters",

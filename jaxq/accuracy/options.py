@@ -111,6 +111,9 @@ class AdvancedAccuracyRestorerParameters:
       time_budget: seconds after which the search ends with the best model so far.
       intermediate_model_dir: a folder for the best model so far and the state of the search; with it, the same call goes on
         after it was broken off.
+
+    Raises:
+      ConfigError: a value is wrong, or options contradict each other; the message says which.
     """
 
     max_num_iterations: int | None = None

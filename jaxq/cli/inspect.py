@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxq.cli.options import JsonPath, ModelPath, Quiet, TargetOrOwn, Verbose
+from jaxq.cli.options import WORDS, JsonPath, ModelPath, Quiet, TargetOrOwn, Verbose
 from jaxq.cli.session import check_outputs, in_words, session, write_json
+from jaxq.errors import told
 
 if TYPE_CHECKING:
     from jaxq.analysis.inspect import Summary
 
 
+@told(WORDS)
 def inspect(
     model: ModelPath,
     target: TargetOrOwn = None,

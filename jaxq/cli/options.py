@@ -24,6 +24,7 @@ WORDS = Words(
         ("validation_dataset",): ("--val",),
         ("validation",): ("--val",),
         ("target_device",): ("--target",),
+        ("target",): ("--target",),
         ("ignored_scope", "names"): ("--ignore",),
         ("ignored_scope", "patterns"): ("--ignore-pattern",),
         ("ignored_scope", "types"): ("--ignore-type",),

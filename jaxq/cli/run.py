@@ -36,7 +36,7 @@ def run(
     accuracy, the exit code is 3 if that is not reached, and the best model is written all the same.
     """
     if schema:
-        from jaxq.jobs.job import schema as schema_of
+        from jaxq.jobs.schema import schema as schema_of
 
         print(json.dumps(schema_of(), indent=2))
         return

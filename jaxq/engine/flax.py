@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxq.checks import check_kind
 from jaxq.engine.execute import traced_params
 from jaxq.engine.model import Model
 from jaxq.engine.programs import Held, holding
@@ -138,7 +139,11 @@ def from_flax(module: OnnxModule) -> Model:
     """The model of a module, with the numbers as they are now in the dtypes and the order of the file.
 
     `jaxq.save` writes it, and ONNX Runtime computes from the file what the module computes.
+
+    Raises:
+      ConfigError: it is no module that `to_flax` made.
     """
+    check_kind("module", module, OnnxModule, "as jaxq.to_flax makes it")
     structure = module.structure
     params = {name: np.asarray(module.params[key(name)][...]).astype(dtype) for name, dtype in structure.params}
     encodings = {name: jax.device_get(module.encodings[key(name)].get_value()) for name in structure.encodings}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.checks import check_kind
 from jaxq.errors import ConfigError, JaxqWarning, did_you_mean
 from jaxq.graph.ir import FrozenDict, Graph, Literal, Node
 
@@ -23,6 +24,9 @@ class Subgraph:
 
     Attributes:
       inputs, outputs: node names.
+
+    Raises:
+      ConfigError: an end is no name and no list of names.
     """
 
     inputs: tuple[str, ...]
@@ -40,12 +44,17 @@ class Operation:
     Attributes:
       type: the operator; several are joined by `|`.
       attributes: name -> value. Attributes that the file leaves out have none.
+
+    Raises:
+      ConfigError: the type is no text, or the attributes are no mapping.
     """
 
     type: str
     attributes: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
+        check_kind("type", self.type, str)
+        check_kind("attributes", self.attributes, Mapping)
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in self.attributes.items()}
         object.__setattr__(self, "attributes", FrozenDict(frozen))
 
@@ -71,6 +80,9 @@ class IgnoredScope:
       subgraphs: what lies between nodes.
       operations: operators with attributes, as in POT's `ignored.operations`.
       validate: whether an entry that matches nothing is an error, or a warning.
+
+    Raises:
+      ConfigError: an entry is of another kind, or a pattern is no regular expression.
     """
 
     names: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxq.accuracy.options import AccuracySection
 from jaxq.data import ImageOptions
-from jaxq.errors import ConfigError, JaxqWarning, Option, Words, did_you_mean, inside
+from jaxq.errors import ConfigError, JaxqWarning, Option, OptionPath, Words, did_you_mean, inside
 from jaxq.graph.select import IgnoredScope, Operation
 from jaxq.jobs.job import DataOptions, Job, LayerwiseTuning, in_full
 from jaxq.jobs.json_text import parse_json
@@ -132,18 +132,35 @@ def is_pot(content: Mapping[str, Any]) -> bool:
     return "compression" in content or "engine" in content
 
 
-def job_of_pot(content: Mapping[str, Any], where: str) -> Job:
-    """The job; `where` is the file's name.
+def job_of_pot(content: Mapping[str, Any], where: str) -> tuple[Job, Words]:
+    """The job, and what the file calls its options; `where` is the file's name.
 
     Raises:
       ConfigError: the file is wrong, or asks for what is not there; the message gives the path in it.
     """
     file = validated(PotFile, _without_typos(content, where), where)
+    words = _words(file)
     try:
-        return _job(file)
+        return _job(file), words
     except ConfigError as error:
-        error.say(WORDS)
+        error.say(words)
         raise ConfigError(f"{where}: {error.placed()}") from None
+
+
+def _words(file: PotFile) -> Words:
+    """`WORDS`, but for what may stand in two places."""
+    if len(file.compression.algorithms) != 1:
+        return WORDS
+    params, moved = _params(file), dict[OptionPath, OptionPath]()
+    for role in ("activations", "weights"):
+        if getattr(params, role).range_estimator is None:
+            moved["quantize", "advanced_parameters", f"{role}_range_estimator_params"] = (
+                *PARAMS_PATH,
+                "range_estimator",
+            )
+    if isinstance(params, AccuracyParams) and not params.metrics:
+        moved["accuracy", "metrics"] = ("engine", "metrics")
+    return replace(WORDS, starts={**WORDS.starts, **moved})
 
 
 def _without_typos(content: Any, where: str) -> Any:

@@ -10,13 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxq.analysis.inspect import fates_of
+from jaxq.analysis.metrics import find_metric
 from jaxq.data import Dataset, open_data
 from jaxq.data.functions import named_function, names_function
 from jaxq.engine.model import Model
-from jaxq.errors import AccuracyError, ConfigError, JaxqError, JaxqWarning, Option, Words, about, inside
+from jaxq.errors import (
+    AccuracyError,
+    ConfigError,
+    JaxqError,
+    JaxqWarning,
+    Option,
+    OptionPath,
+    Words,
+    about,
+    inside,
+    worded,
+)
 from jaxq.files import check_writable, withdraw, write_text
 from jaxq.onnx_io.external_data import data_file
 from jaxq.onnx_io.load import load
@@ -25,6 +37,7 @@ from jaxq.options import QuantizeOptions
 from jaxq.pipeline import prepare
 
 if TYPE_CHECKING:
+    from jaxq.accuracy.options import AccuracySection
     from jaxq.accuracy.report import AccuracyReport
     from jaxq.jobs.job import Job
 
@@ -176,13 +189,13 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, Written]:
     """
     from jaxq.jobs.job import job_of
     from jaxq.jobs.json_text import read_json
-    from jaxq.jobs.pot_job import WORDS, is_pot, job_of_pot
+    from jaxq.jobs.pot_job import is_pot, job_of_pot
 
     where, content = os.fspath(path), read_json(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected an object in braces, not {type(content).__name__}")
     pot = is_pot(content)
-    job, words = (job_of_pot(content, where), WORDS) if pot else (job_of(content, where), OWN)
+    job, words = job_of_pot(content, where) if pot else (job_of(content, where), OWN)
     quantize = content.get("quantize") or {}
     counts = "subset_size" in quantize or (pot and job.quantize is not None and job.quantize.subset_size is not None)
     try:
@@ -197,15 +210,26 @@ def _located(job: Job, folder: Path) -> Job:
     with inside("data", "source"):
         changes: dict[str, Any] = {"data": job.data.model_copy(update={"source": _resolved(job.data.source, folder)})}
     if job.accuracy is not None:
-        keys = ("metric", "validation", "intermediate_model_dir")
-        paths = {key: value for key in keys if isinstance(value := getattr(job.accuracy, key), str)}
-        if not names_function(paths.get("metric", "")):
-            paths.pop("metric", None)
-        for key, value in paths.items():
-            with inside("accuracy", key):
-                paths[key] = _resolved(value, folder)
-        changes["accuracy"] = replace(job.accuracy, **cast("dict[str, Any]", paths))
+        _check_metrics(job.accuracy, folder)
+        paths: dict[str, Any] = {}
+        for key in ("validation", "intermediate_model_dir"):
+            if isinstance(value := getattr(job.accuracy, key), str):
+                with inside("accuracy", key):
+                    paths[key] = _resolved(value, folder)
+        changes["accuracy"] = replace(job.accuracy, **paths)
     return job.model_copy(update={"model": os.path.normpath(folder / job.model), **changes})
+
+
+def _check_metrics(accuracy: AccuracySection, folder: Path) -> None:
+    """Refuses metrics that there are not; those of package.module:function may lie in the folder."""
+    names: list[tuple[OptionPath, str]] = [] if accuracy.metric is None else [(("metric",), accuracy.metric)]
+    names += [(("metrics", number, "name"), each.name) for number, each in enumerate(accuracy.metrics)]
+    for path, name in names:
+        with inside("accuracy"), worded(Words({("metric",): path})):
+            if names_function(name):
+                with inside("metric"):
+                    named_function(name, folder)
+            find_metric(name)
 
 
 def _resolved(text: str, folder: Path) -> str:

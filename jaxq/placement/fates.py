@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxq.graph.ir import Graph, Node, constants, in_loops
+from jaxq.graph.ir import Graph, Node, TensorType, constants, in_loops
 from jaxq.graph.linear import is_depthwise
+from jaxq.graph.ranks import ranks
 from jaxq.placement.schemes import merges, rule_for
 from jaxq.placement.targets import Rule, Target
 
@@ -31,10 +33,23 @@ NOT_TAKEN = "float: its result is not quantized, since {} takes it in float"
 READ_TWICE = "float: its result is quantized for some of its readers, and read or given out in float too"
 SUMMED = "float: the runtime makes a Gemm of it and of the Add behind it, whose other summand is in float"
 COMPUTED_BIAS = "float: its bias is computed"
+FLOAT_BIAS = "float: its bias is in float, and its result is not quantized"
+SCALED = "float: its {} is not 1, beside a bias"
+FLOAT_WEIGHTS = "float: its weights are {}"
 READ_ONLY = "float: {} is read, but computed with in float"
 NOT_SEEN = "float: in the body of a loop, where nothing was seen of it"
 
 MATRIX = 2  # axes
+
+
+class Reason(NamedTuple):
+    """Why a node whose inputs are quantized runs in float: one of the words above, and what stands in its gap."""
+
+    word: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.word.format(self.detail)
 
 
 class Fates:
@@ -48,6 +63,7 @@ class Fates:
       dtypes: of the tensors that are made when the graph runs, as far as they are known.
       left: node name -> why it stays in float, where that is known.
       shapes: of the tensors that are made when the graph runs, as far as they are known.
+      shifted: the weights that are known to have zero points other than 0.
     """
 
     def __init__(
@@ -59,9 +75,12 @@ class Fates:
         dtypes: Mapping[str, str],
         left: Mapping[str, str],
         shapes: Mapping[str, tuple[int, ...]],
+        shifted: Collection[str] = (),
     ):
         self.params, self.encoded, self.target, self.dtypes, self.left = params, encoded, target, dtypes, left
-        self.shapes = shapes
+        self.shapes, self.shifted = shapes, shifted
+        self.ranks = {**ranks(graph, params), **{name: len(shape) for name, shape in shapes.items()}}
+        self.has_fixed_shapes = all(is_fixed(graph.types.get(name)) for name in graph.inputs)
         self.values = {**params, **constants(graph)}
         self.looped = frozenset(node.name for node in in_loops(graph))
         self.wiring = graph.wiring
@@ -113,38 +132,70 @@ class Fates:
 
     def kernel(self, node: Node, rule: Rule) -> str:
         """Whether a quantized node gets an integer kernel, and why not."""
-        if rule.stored:
-            return STORED
-        kinds = {self.encoded[name] for name in node.inputs if name in self.encoded}
-        weights = [node.inputs[index] for index in rule.weights if rule.activations and index < len(node.inputs)]
-        kinds_of_weights = {self.encoded[name] for name in weights if name in self.params and name in self.encoded}
-        slow = (kinds & self.target.storage_types) | (kinds_of_weights & self.target.float_weights)
-        if slow:
-            return READ_ONLY.format(min(slow))
-        bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
-        if bias and bias not in self.params:
-            return COMPUTED_BIAS
-        if rule.output:
-            return self.why_not_taken(node)
-        return self.why_not_alone(node) if self.target.rounds_biases and rule.weights else INTEGER
+        reason = self.reason(node, rule)
+        return INTEGER if reason is None else str(reason)
 
-    def why_not_alone(self, node: Node) -> str:
-        """Why a kernel that makes floats too is not used all the same: a runtime that looks for quantizers around a node
-        (`jaxq.analysis.lint.kernels`) wants either none behind it or one alone, and it merges sums of matrices before."""
+    def reason(self, node: Node, rule: Rule) -> Reason | None:
+        """Why a node whose inputs are quantized gets no integer kernel; None if it does."""
+        if rule.stored:
+            return Reason(STORED)
+        kinds = {self.encoded[name] for name in node.inputs if name in self.encoded}
+        if slow := kinds & self.target.storage_types:
+            return Reason(READ_ONLY, min(slow))
+        if weights := self.float_weights(node, rule):
+            return Reason(FLOAT_WEIGHTS, weights)
+        bias = node.inputs[rule.bias] if rule.bias is not None and len(node.inputs) > rule.bias else ""
+        if bias and bias not in self.values:
+            return Reason(COMPUTED_BIAS)
+        if rule.output and (reason := self.why_not_taken(node)):
+            return reason
+        return self.why_not_alone(node, bias) if self.target.rounds_biases and rule.weights else None
+
+    def float_weights(self, node: Node, rule: Rule) -> str:
+        """The type of its weights, if it is one that the target's kernels compute with in float; else ""."""
+        slow = self.target.float_weights
+        for index in rule.weights if rule.activations and slow else ():
+            name = node.inputs[index] if index < len(node.inputs) else ""
+            if name in self.encoded and name in self.params:
+                if self.encoded[name] in slow:
+                    return self.encoded[name]
+                if name in self.shifted:
+                    return f"{self.encoded[name]} with a zero point"
+        return ""
+
+    def why_not_alone(self, node: Node, bias: str) -> Reason | None:
+        """Why a kernel that makes floats too is not used all the same: a runtime that looks for quantizers around a node, and
+        makes biases int32 by itself, wants either none behind it or one alone, and it merges sums of matrices before."""
         name = node.outputs[0]
         if self.quantizers_behind(name) and not self.is_quantized_alone(name):
-            return READ_TWICE
-        if node.op != "MatMul" or name in self.encoded or len(self.shapes.get(name, ())) != MATRIX:
-            return INTEGER
-        added = self.wiring.added(name)
+            return Reason(READ_TWICE)
+        taken = self.is_quantized_alone(self.merged_output(node))
+        if node.op == "Gemm" and bias:
+            factor = next((key for key in ("alpha", "beta") if node.attributes.get(key, 1.0) != 1.0), "")
+            if factor:
+                return Reason(SCALED, factor)
+            return None if taken or bias in self.encoded else Reason(FLOAT_BIAS)
+        return Reason(SUMMED) if node.op == "MatMul" and not taken and self.is_summed(node) else None
+
+    def is_summed(self, node: Node) -> bool:
+        """Whether the runtime makes a Gemm of a product and of the Add behind it, which then has a bias in float."""
+        added = self.wiring.added(node.outputs[0])
         if added is None:
-            return INTEGER
+            return False
         addition, other = added
-        constant = other in self.values
-        shape = np.shape(self.values[other]) if constant else self.shapes.get(other, ())
-        if not is_summand(tuple(shape), self.shapes[name]) or self.is_merged_first(other, node):
-            return INTEGER
-        return INTEGER if constant and self.is_quantized_alone(addition.outputs[0]) else SUMMED
+        if other in self.values:
+            shape = np.shape(self.values[other])
+            bias = len(shape) in (1, MATRIX) and math.prod(shape) > 1
+            matrix = self.ranks.get(node.inputs[0]) == MATRIX
+            end = (
+                self.merged_output(addition) if matrix else addition.outputs[0]
+            )  # else the Gemm gets a Reshape behind it
+            return bias and (matrix or self.has_fixed_shapes) and not self.is_quantized_alone(end)
+        if self.ranks.get(node.outputs[0]) != MATRIX or self.ranks.get(other) not in (1, MATRIX):
+            return False
+        shape, product = self.shapes.get(other), self.shapes.get(node.outputs[0])
+        fits = shape is None or product is None or is_summand(shape, product)
+        return fits and not self.is_merged_first(other, node)
 
     def is_merged_first(self, other: str, node: Node) -> bool:
         """Whether the other summand is a product too, which the runtime meets first, and merges with the sum."""
@@ -164,19 +215,22 @@ class Fates:
             return True
         return self.wiring.only_reader(name) is not None and self.quantizers_behind(name) == 1
 
-    def why_not_taken(self, node: Node) -> str:
+    def why_not_taken(self, node: Node) -> Reason | None:
         """Why a kernel that makes integers is not used, since its result, or what is merged into it, is not quantized."""
-        name = node.outputs[0]
-        behind = self.wiring.only_reader(name)
-        if behind is not None and self.merges(node, behind[0]):
-            name = behind[0].outputs[0]
-        if name in self.encoded:
-            return INTEGER
+        name = self.merged_output(node)
+        if self.is_quantized_alone(name):
+            return None
+        if self.quantizers_behind(name):
+            return Reason(READ_TWICE)
         if name in self.wiring.outputs:
-            return AN_OUTPUT
-        return NOT_TAKEN.format(
-            " and ".join(sorted({reader.op for reader, _ in self.wiring.readers.get(name, ())})) or "nothing"
-        )
+            return Reason(AN_OUTPUT)
+        readers = sorted({reader.op for reader, _ in self.wiring.readers.get(name, ())})
+        return Reason(NOT_TAKEN, " and ".join(readers) or "nothing")
+
+    def merged_output(self, node: Node) -> str:
+        """The result of a node, or of the activation function behind it that the runtime merges into it."""
+        behind = self.wiring.only_reader(node.outputs[0])
+        return behind[0].outputs[0] if behind is not None and self.merges(node, behind[0]) else node.outputs[0]
 
     def merges(self, before: Node, node: Node) -> bool:
         """Whether the runtime merges the node into the kernel before it."""
@@ -201,6 +255,11 @@ class Fates:
         if len(varying) < needed or (rule.weights and not rule.body_only):
             return NO_FIT
         return NO_READER if rule.body_only else NOT_QUANTIZED
+
+
+def is_fixed(declared: TensorType | None) -> bool:
+    """Whether all sizes of an input are declared."""
+    return declared is not None and declared.shape is not None and all(isinstance(size, int) for size in declared.shape)
 
 
 def is_summand(shape: tuple[int, ...], product: tuple[int, ...]) -> bool:

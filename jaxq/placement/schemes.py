@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
-from jaxq.checks import check_kind, member
+from jaxq.checks import check_booleans, check_kind, member
 from jaxq.errors import ConfigError, Option, inside
 from jaxq.graph.clamps import clip_bounds
 from jaxq.graph.ir import Graph, Node
@@ -66,6 +66,9 @@ class QuantizationParameters:
       narrow_range: whether the lowest level is left out (-128 of int8).
       level_low, level_high: the lowest and highest integer, as POT takes them: from -2**(bits-1) to 2**(bits-1) - 1, or from 0 to
         2**bits - 1. What counts is how many there are: where the target's integers have the other sign, they are shifted.
+
+    Raises:
+      ConfigError: a value is wrong, or the levels are none for that many bits.
     """
 
     num_bits: int | None = None
@@ -136,6 +139,9 @@ class FP8QuantizationParameters:
     Attributes:
       destination_type: "f8e4m3" (448 at most, 3 bits of mantissa) or "f8e5m2" (57344 at most, 2 bits).
       per_channel: one scale for each channel, or one for the tensor; None leaves it to the target.
+
+    Raises:
+      ConfigError: a value is wrong; the message gives the nearest name.
     """
 
     destination_type: FP8Type | str = FP8Type.E4M3
@@ -143,6 +149,8 @@ class FP8QuantizationParameters:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "destination_type", member(FP8Type, "destination_type", self.destination_type))
+        if self.per_channel is not None:
+            check_booleans(self, "per_channel")
 
 
 Parameters = QuantizationParameters | FP8QuantizationParameters
@@ -165,6 +173,9 @@ class Override:
     Attributes:
       names, patterns, types: which nodes, as in `IgnoredScope`.
       weights, activations: how their weights, and their inputs that are made when the model runs.
+
+    Raises:
+      ConfigError: it selects nothing, changes nothing, or holds what is no name, pattern or parameters.
     """
 
     names: tuple[str, ...] = ()

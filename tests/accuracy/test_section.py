@@ -9,8 +9,9 @@ from accuracy_models import chain, images, labelled
 import jaxq
 from jaxq.accuracy.options import AccuracySection, AdvancedAccuracyRestorerParameters, MetricOptions
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
-from jaxq.jobs.job import job_of, schema
+from jaxq.jobs.job import job_of
 from jaxq.jobs.run import run_file
+from jaxq.jobs.schema import schema
 
 
 def section(**given):

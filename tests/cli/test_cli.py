@@ -459,6 +459,7 @@ BAD_USE = {
         ["--target", "tensorrt", "--activation-bits", "4"],
         "^error: --activation-bits 4 needs .*int4, which target",
     ),
+    "pixels": (["--mean", "0.5,1"], "^error: --mean 0.5,1.0 is for a folder of images"),
     "numbers": (["--mean", "a,b"], "'a,b' is not a list of numbers"),
     "image options": (["--resize", "256"], "^error: --resize 256 is for a folder of images"),
     "option of a later release": (["--sparsity", "0.01"], "No such option: --sparsity"),

@@ -465,6 +465,9 @@ BAD_PARAMS = {
     ),
     "preset": ({"preset": "mixd"}, 'preset = "mixd"; expected .*; did you mean \'mixed\'?'),
     "saturation fix": ({"saturation_fix": "yes"}, "saturation_fix = \"yes\"; expected 'no', 'first_layer' or 'all'"),
+    "range estimator of both": (
+        {"range_estimator": {"max": {"type": "min"}}}, f"{PARAMS}.range_estimator.max.type = 'min': the upper end cannot"
+    ),
     "no samples": ({"stat_subset_size": 0}, f"{PARAMS}.stat_subset_size = 0; expected an integer of at least 1"),
     "no batch": ({"stat_batch_size": 0}, f"{PARAMS}.stat_batch_size = 0; expected an integer of at least 1"),
     "threshold": ({"threshold": -1}, f"{PARAMS}.threshold = -1.0; expected a finite number above 0"),
@@ -522,6 +525,17 @@ BAD_FILES = {
     "model type": (compression(model_type="transformr"), "compression.model_type = 'transformr'; .* did you mean 'transformer'"),
     "no data": (change("engine", data_source=None), "engine.data_source is missing; give a folder or pattern of images"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("where, place", [("params", f"{PARAMS}.metrics"), ("engine", "engine.metrics")])
+def test_a_metric_is_named_where_it_stands(folder, where, place):
+    def edit(content):
+        algorithm = content["compression"]["algorithms"][0]
+        algorithm["name"] = "AccuracyAwareQuantization"
+        (content["engine"] if where == "engine" else algorithm["params"])["metrics"] = [{"name": "acuracy"}]
+
+    with pytest.raises(ConfigError, match=escaped(f"pot.json: {place}[0].name = 'acuracy'; expected one of")):
+        read_any(written(folder, {}, edit))
 
 
 @pytest.mark.parametrize("edit, message", BAD_FILES.values(), ids=BAD_FILES)

@@ -188,6 +188,23 @@ def test_a_module_beside_the_file_that_cannot_be_imported_is_said_with_its_place
         run_config(written(folder, JOB | {"data": "torn_samples:load"}))
 
 
+@pytest.mark.parametrize(
+    "accuracy, message",
+    [
+        ({"metric": "top_1"}, "accuracy.metric = 'top_1'; expected one of .*did you mean 'top1'"),
+        ({"metrics": ["mse", "top_1"]}, "accuracy.metrics[1].name = 'top_1'; expected one of .*did you mean 'top1'"),
+        (
+            {"metric": "no_such_module:f"},
+            "accuracy.metric: 'no_such_module:f': module 'no_such_module' cannot be imported",
+        ),
+    ],
+)
+def test_metrics_that_there_are_not_are_refused_before_anything_is_loaded(folder, accuracy, message):
+    content = JOB | {"model": "nowhere.onnx", "accuracy": accuracy}
+    with pytest.raises(ConfigError, match=r"job\.json: " + ".*".join(map(re.escape, message.split(".*")))):
+        run_config(written(folder, content))
+
+
 def test_missing_validation_data_are_said_with_their_place(folder):
     content = JOB | {"accuracy": {"max_drop": 0.01, "validation": "nothing.npz"}}
     with pytest.raises(CalibrationError, match=r"job\.json: accuracy\.validation: no such file or folder of data"):

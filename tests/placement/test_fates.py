@@ -146,6 +146,21 @@ def test_a_convolution_with_a_computed_bias_is_counted_as_float(tmp_path):
     result = jaxq.quantize(model, [{"x": smooth(1, 4, 8, 8, seed=seed), "b": smooth(4)} for seed in range(4)])
     assert said_in_integers(model) == run_in_integers(result, tmp_path)
     assert summarize(model, "onnxruntime").fates["Conv"] == {COMPUTED_BIAS: 1, AN_OUTPUT: 1}
+    assert said_in_float_by_the_linter(tmp_path / "model.onnx") == 2
+
+
+@pytest.mark.parametrize("shape", ["2, 5, 8", "N, 5, 8", "N, 8"])
+@pytest.mark.parametrize("end", ["", "z = Relu (s)  y = MatMul (z, v)"])
+def test_of_products_with_a_bias_behind_what_is_said_is_what_the_runtime_does(shape, end, tmp_path):
+    body = f"p = MatMul (x, w)  s = Add (p, b)  {end}" if end else "p = MatMul (x, w)  y = Add (p, b)"
+    numbers = {"w": smooth(8, 8), "b": smooth(8)} | ({"v": smooth(8, 8, seed=1)} if end else {})
+    model = jaxq.load(written(f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", **numbers))
+    sizes = [4 if size == "N" else int(size) for size in shape.split(", ")]
+    result = jaxq.quantize(model, [{"x": smooth(*sizes, seed=seed)} for seed in range(4)])
+    run = run_in_integers(result, tmp_path)
+    assert said_in_integers(result) == said_in_integers(model) == run
+    _, left = kernels(tmp_path / "optimized.onnx")
+    assert said_in_float_by_the_linter(tmp_path / "model.onnx") == sum(left.values())
 
 
 def test_rows_of_a_constant_on_the_left_keep_their_precision():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxq.engine.model import Model
-from jaxq.graph.ir import Node, constants
+from jaxq.graph.ir import FrozenDict, Graph, Node, constants, map_nodes
 from jaxq.graph.linear import is_depthwise
 from jaxq.graph.ranks import ranks
+from jaxq.ops.carriers import QUANTIZERS
 from jaxq.ops.cast import element_dtype
+from jaxq.placement.fates import Fates
 from jaxq.placement.schemes import rule_for
 from jaxq.placement.targets import Rule, Target
 
@@ -104,6 +106,24 @@ class Network:
         shapes = {weight: self.values.get(self.producer[weight].inputs[0]) if weight in self.producer else None}
         known = {name: value for name, value in shapes.items() if value is not None}
         return rule_for(self.target, node, depthwise=is_depthwise(node, known))
+
+    @cached_property
+    def fates(self) -> Fates:
+        """What becomes of the nodes; in place of the quantizers, quantized readers have names of their own, as in a `Plan`."""
+        values = dict(self.values)
+        for name, each in self.seen.items():
+            if each.role != "activation":  # integers, or, behind a QuantizeLinear, what they stand for
+                values[name] = values[each.node.inputs[0]]
+
+        def change(_: Graph, node: Node) -> tuple[Node, ...]:
+            if node.op not in QUANTIZERS:
+                return (node,)
+            return (replace(node, op="Identity", inputs=node.inputs[:1], attributes=FrozenDict()),)
+
+        graph = map_nodes(self.model.graph, change)
+        encoded = {name: each.type or "" for name, each in self.seen.items()}
+        shifted = {name for name, each in self.seen.items() if each.zero_point is not None and np.any(each.zero_point)}
+        return Fates(graph, values, encoded, self.target, {}, {}, {}, shifted)
 
     def is_quantized(self, name: str) -> bool:
         return name in self.seen and self.seen[name].node.op == "DequantizeLinear"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxq.analysis.lint.findings import Finding, Severity, finding
-from jaxq.analysis.lint.kernels import has_quantized_output, why_float
+from jaxq.analysis.lint.kernels import why_float
 from jaxq.analysis.lint.network import Network, Quantizer, same_numbers
 from jaxq.graph.clamps import clip_bounds
 from jaxq.graph.ir import Node
@@ -50,7 +50,7 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
     elif missing and rule.weights and rule.activations and node.inputs[rule.weights[0]] in network.values:
         problem = "it runs in float: neither its input nor its weight is quantized"
         yield finding(Severity.SLOW, node, problem, "quantize it, if it was not left out on purpose")
-    elif not missing and present and (reason := why_float(network, node, rule)):
+    elif not missing and present and (reason := why_float(network.fates, node, rule)):
         yield finding(Severity.SLOW, node, f"{reason[0]}: it runs in float", reason[1])
 
 
@@ -76,7 +76,7 @@ def float_bias(network: Network, node: Node) -> Iterator[Finding]:
         data.scale is None
         or weight.scale is None
         or np.size(data.scale) != 1
-        or not has_quantized_output(network, node)
+        or not network.fates.quantizers_behind(network.fates.merged_output(node))
     ):
         return
     units = np.float64(np.reshape(data.scale, ())) * np.asarray(weight.scale, np.float64).reshape(-1)

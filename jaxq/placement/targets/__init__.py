@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxq.errors import ConfigError, did_you_mean
+from jaxq.errors import ConfigError, Option, did_you_mean
 from jaxq.placement.targets.ascend import ASCEND
 from jaxq.placement.targets.onnxruntime import ONNXRUNTIME, ONNXRUNTIME_AVX2
 from jaxq.placement.targets.openvino import OPENVINO
@@ -26,7 +26,7 @@ def find_target(name: str) -> Target:
     """
     if not isinstance(name, str) or name not in TARGETS:
         known = f"known: {', '.join(sorted(TARGETS))}{did_you_mean(str(name), TARGETS)}"
-        raise ConfigError(f"target = {name!r}; {known}")
+        raise ConfigError(Option(("target",), name), f"; {known}")
     return TARGETS[name]
 
 
