@@ -4,9 +4,7 @@ from .accuracy.front import quantize_with_accuracy_control as quantize_with_accu
 from .accuracy.options import (
     AdvancedAccuracyRestorerParameters as AdvancedAccuracyRestorerParameters,
 )
-from .accuracy.options import (
-    DropType as DropType,
-)
+from .analysis.validation import DropType as DropType
 from .analysis.verify import verify as verify
 from .compress import (
     BackupMode as BackupMode,

@@ -214,11 +214,11 @@ def about(*path: str | int, kinds: tuple[type[JaxqError], ...]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def told(words: Callable[[Option], Option]) -> Iterator[None]:
-    """Errors that leave this `with` are for people: text, in which options are called what `words` calls them."""
+def told(words: Callable[[Option], Option], where: str = "") -> Iterator[None]:
+    """Errors that leave this `with` are for people: text, with options in the words of a format, led in by a file's name."""
     try:
         yield
     except JaxqError as error:
         error.say(words)
-        error.args = (error.placed(),)
+        error.args = (f"{where}: {error.placed()}" if where else error.placed(),)
         raise

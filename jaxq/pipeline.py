@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.algorithms import Algorithm, models_on_the_way, run_pipeline
 from jaxq.algorithms.bias_correction import BiasCorrection, bias_sites
 from jaxq.algorithms.calibration import Calibration, IntegerBiases
 from jaxq.algorithms.channel_alignment import ChannelAlignment
@@ -28,7 +28,6 @@ from jaxq.graph.ir import Graph, Node, in_loops
 from jaxq.graph.passes import keep_outputs_exact
 from jaxq.graph.select import IgnoredScope, stand_ins
 from jaxq.numerics.estimators import RangeEstimatorParameters, RangeEstimatorParametersSet
-from jaxq.numerics.observers import Observer
 from jaxq.numerics.quantizer import PerTensor
 from jaxq.numerics.weights import refuse_not_finite
 from jaxq.onnx_io.load import Source, load
@@ -121,13 +120,15 @@ class Prepared:
 
     @OF_THE_DATA
     def run(self, watch: Callable[[Model], object] | None = None) -> Model:
-        """The quantized model; `watch` is given the one whose biases are not corrected yet."""
-        last = IntegerBiases(self.plan)
-        watching = () if watch is None else (Watch(last, watch),)
+        """The quantized model; `watch` is given the one whose biases are not corrected."""
+        last, preserving = IntegerBiases(self.plan), self.preserving()
         # One pass over the data from calibration on: bias correction looks at the float model, too.
-        together = (self.calibration(), *watching, *self.correction(), last)
-        steps: list[Algorithm | tuple[Algorithm, ...]] = [*self.preserving(), together]
-        return run_pipeline(steps, self.model, self.data, self.options.batch_size, one_program=True)
+        together = (self.calibration(), *self.correction(), last)
+        steps: list[Algorithm | tuple[Algorithm, ...]] = [*preserving, together]
+        models, _ = models_on_the_way(steps, self.model, self.data, self.options.batch_size, one_program=True)
+        if watch is not None:
+            watch(last.apply(models[len(preserving) + 1], {}))
+        return models[-1]
 
     def record(self, quantized: Model, stacklevel: int) -> dict[str, str]:
         """What the file says about how it was made; warns of what is suspicious about the data, `stacklevel` calls up."""
@@ -188,21 +189,6 @@ def first(names: Sequence[str], many: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - many} more" if len(names) > many else ""
     return ", ".join(map(repr, names[:many])) + more
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A step that changes nothing: it shows somebody what the model would be if `last` came now."""
-
-    last: Algorithm
-    show: Callable[[Model], object]
-
-    def needs(self, model: Model) -> Mapping[str, Observer]:
-        return {}
-
-    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        self.show(self.last.apply(model, {}, samples))
-        return model
 
 
 def given(**options: Any) -> dict[str, Any]:

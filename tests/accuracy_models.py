@@ -12,8 +12,8 @@ import onnx
 from models import Network, smooth
 
 import jaxq
-from jaxq.accuracy.base import quantize_once
-from jaxq.accuracy.space import Base, Space
+from jaxq.accuracy.base import Base
+from jaxq.accuracy.space import Space, quantized
 from jaxq.errors import JaxqWarning
 from jaxq.options import AdvancedQuantizationParameters, QuantizeOptions
 from jaxq.pipeline import Prepared, prepare
@@ -73,7 +73,7 @@ def prepared(model: onnx.ModelProto, feeds: list[Any]) -> Prepared:
 
 
 def base_of(model: onnx.ModelProto, feeds: list[Any], *others: str) -> Base:
-    return quantize_once(prepared(model, feeds), others)
+    return quantized(prepared(model, feeds), others)
 
 
 @functools.cache
@@ -83,13 +83,9 @@ def chain_space() -> Space:
 
 def ruined(base: Base, node: str) -> Base:
     """The base with absurd ranges for the weight of one node."""
-    weight = next(each.inputs[1] for _, each in base.graph.walk() if each.name == node)
+    weight = next(each.inputs[1] for _, each in base.prepared.graph.walk() if each.name == node)
     spoilt = replace(base.weights[weight], scale=base.weights[weight].scale * np.float32(90))
     return replace(base, weights={**base.weights, weight: spoilt})
-
-
-def control_base(given, estimators, state):
-    return quantize_once(given, estimators)
 
 
 def run(validation=None, function=accuracy, *, model=None, reports=None, **options):

@@ -67,8 +67,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     import jax
 
     import jaxq
-    from jaxq.accuracy.base import quantize_once
-    from jaxq.accuracy.space import Space
+    from jaxq.accuracy.space import Space, quantized
     from jaxq.engine.batching import batches
     from jaxq.engine.stages import run_batch
     from jaxq.options import QuantizeOptions
@@ -80,7 +79,7 @@ def measure(path: str, count: int) -> dict[str, float]:
     began, used = time.perf_counter(), time.process_time()
     jaxq.quantize(model, samples)
     found = {"s": time.perf_counter() - began, "CPU": time.process_time() - used}
-    space = Space(quantize_once(prepare(model, samples, QuantizeOptions()), ()))
+    space = Space(quantized(prepare(model, samples, QuantizeOptions())))
     candidate = space.candidate({})
     used = time.process_time()
     for signature, batch in batches(candidate, samples[:1], 1):

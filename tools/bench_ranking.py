@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--rankings", default="alone,gradient,exact")
     arguments = parser.parse_args()
     import jaxq
-    from jaxq.accuracy.base import quantize_once
     from jaxq.accuracy.ranking import Ranker
-    from jaxq.accuracy.space import FLOAT, Space
+    from jaxq.accuracy.space import Space, quantized
+    from jaxq.accuracy.treatments import FLOAT
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare
 
@@ -45,9 +45,7 @@ def main() -> None:
     evaluate = evaluate_module(arguments.data)
     task = evaluate.TASKS[arguments.task]
     feeds = [feed for feed, _ in case_of(evaluate, arguments.task, max(SIZES.values()) + OTHERS).items]
-    space = Space(
-        quantize_once(prepare(task.model, list(task.calib(100)), QuantizeOptions(advanced_parameters=advanced)))
-    )
+    space = Space(quantized(prepare(task.model, list(task.calib(100)), QuantizeOptions(advanced_parameters=advanced))))
     others = Ranker(space, feeds[-OTHERS:], FLOAT)
     lengths = [length for length in (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56) if length < len(space.layers)]
     print(f"{len(space.layers)} layers; all quantized: {others.divergence({}):.4f}")

@@ -1,155 +1,122 @@
-"""The model that the search starts from: quantized once, with everything that its variants need."""
+"""The model that the search starts from: quantized once, with everything that its variants are made of."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.space import QUANTILES, Base, Space
-from jaxq.accuracy.state import State, encoding_arrays, encodings_from
-from jaxq.algorithms import Algorithm, run_pipeline
+from jaxq.accuracy.treatments import ESTIMATORS
+from jaxq.algorithms import Algorithm, models_on_the_way
 from jaxq.algorithms.bias_correction import BiasCorrection, FloatNetwork
-from jaxq.algorithms.calibration import Calibration
 from jaxq.engine.model import Model
-from jaxq.numerics.estimators import RangeEstimatorParametersSet
-from jaxq.numerics.observers import Observer
-from jaxq.numerics.quantizer import QuantParams
+from jaxq.numerics.quantizer import Name, QuantParams, from_arrays, to_arrays
 from jaxq.pipeline import Prepared
 
 ASKED_FOR = "as asked for"  # the name of the range estimator that the options give
 
 
-@dataclass
-class Aside:
-    """A step that leaves the model alone and keeps what a calibration would make of it; all of them share one pass."""
+@dataclass(frozen=True)
+class Correction:
+    """Bias correction for any variant of a model; samples, program and float network are those of all of them."""
 
-    calibration: Calibration
-    found: dict[str, QuantParams] = field(default_factory=dict)
+    step: BiasCorrection
+    data: Iterable[Mapping[str, Any]]
+    known: FloatNetwork = field(default_factory=FloatNetwork)
 
-    def needs(self, model: Model) -> Mapping[str, Observer]:
-        return self.calibration.needs(model)
+    @functools.cached_property
+    def samples(self) -> list[Mapping[str, Any]]:
+        return list(itertools.islice(self.data, self.step.samples + self.step.checks))
 
-    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        self.found = dict(self.calibration.apply(model, stats).encodings)
-        return model
-
-
-@dataclass
-class Keep:
-    """A step that leaves the model alone and keeps it."""
-
-    model: Model | None = None
-
-    def needs(self, model: Model) -> Mapping[str, Observer]:
-        return {}
-
-    def apply(self, model: Model, stats: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> Model:
-        self.model = model
-        return model
+    def __call__(self, model: Model) -> Mapping[str, Any]:
+        """The params, with biases corrected for the rounding of this model."""
+        return self.step.apply(model, {}, self.samples, self.known).params
 
 
-def open_base(prepared: Prepared, estimators: tuple[str, ...], state: State) -> Base:
-    """The base from the state's folder, or else by calibration; then it is written there.
-
-    Args:
-      estimators: names of range estimators that the search may use beside the one asked for.
+@dataclass(frozen=True)
+class Base:
+    """Attributes:
+    prepared: the float model, its plan of all quantizers, and the data.
+    exact: params of the float model.
+    corrected: those of its biases that bias correction has moved.
+    encodings: name of a range estimator -> encodings of all activations; the first is the one asked for.
+    weights: encodings of the weights.
+    metadata: of the file.
+    correction: corrects biases anew for each variant; None: they stay as they were corrected for all quantizers.
     """
-    preset = prepared.options.resolved_preset.value
-    stored = state.load_base(preset)
-    if stored is not None and all(("encoding", each) in {name[:2] for name in stored[0]} for each in estimators):
-        return _restored(prepared, *stored)
-    base = quantize_once(prepared, estimators)
-    state.save_base(preset, _arrays(prepared, base), base.metadata)
-    return base
+
+    prepared: Prepared
+    exact: Mapping[str, Any]
+    corrected: Mapping[str, Any]
+    encodings: Mapping[str, Mapping[str, QuantParams]]
+    weights: Mapping[str, QuantParams]
+    metadata: Mapping[str, str]
+    correction: Correction | None
+
+    @property
+    def preset(self) -> str:
+        """What it was calibrated for."""
+        return self.prepared.options.resolved_preset.value
+
+    def arrays(self) -> dict[Name, np.ndarray]:
+        """Everything that is not in the prepared model."""
+        given = self.prepared.model.params
+        exact = {("exact", name): each for name, each in self.exact.items() if each is not given.get(name)}
+        params = exact | {("corrected", name): each for name, each in self.corrected.items()}
+        arrays: dict[Name, np.ndarray] = {name: np.asarray(value) for name, value in params.items()}
+        for estimator, encodings in self.encodings.items():
+            arrays |= to_arrays(encodings, "encoding", estimator)
+        return arrays | to_arrays(self.weights, "weight")
 
 
-def quantize_once(prepared: Prepared, estimators: tuple[str, ...] = ()) -> Base:
-    """Calibrates, in one pass over the data whatever the number of estimators, and corrects biases."""
-    chosen = {name: QUANTILES.get(name) or RangeEstimatorParametersSet.of(name) for name in estimators}
-    others = {name: Aside(prepared.calibration(each)) for name, each in chosen.items()}
-    before, calibrated = Keep(), Keep()
-    fast = [each for each in prepared.correction() if not isinstance(each, BiasCorrection)]
-    together: tuple[Algorithm, ...] = (before, *others.values(), prepared.calibration(), calibrated, *fast)
-    steps: list[Algorithm | tuple[Algorithm, ...]] = [*prepared.preserving(), together]
-    corrected = run_pipeline(steps, prepared.model, prepared.data, prepared.options.batch_size, one_program=True)
-    assert before.model is not None and calibrated.model is not None, "every step has been applied"  # noqa: PT018
-    exact, encodings = before.model.params, calibrated.model.encodings
-    found: dict[str, Mapping[str, QuantParams]] = {ASKED_FOR: encodings}
-    found |= {name: each.found for name, each in others.items()}
-    base = _base(
-        prepared,
-        exact,
-        {name: value for name, value in corrected.params.items() if value is not exact[name]},
-        {name: {t: each[t] for t in prepared.plan.activations if t in each} for name, each in found.items()},
-        {each.name: encodings[each.name] for each in prepared.plan.weights if each.name in encodings},
-        dict(corrected.metadata) | prepared.record(corrected, stacklevel=4),
-    )
-    return base if base.correct is None else with_corrected_biases(prepared, base)
+def restored(prepared: Prepared, arrays: Mapping[Name, np.ndarray], metadata: Mapping[str, str]) -> Base:
+    """The base that `Base.arrays` has taken apart."""
 
-
-def with_corrected_biases(prepared: Prepared, base: Base) -> Base:
-    """The base after bias correction for all quantizers: by the program, and beside the float network, of any candidate."""
-    (correction,) = _corrections(prepared)
-    space = Space(replace(base, corrected={site.bias: base.exact[site.bias] for site in correction.sites}))
-    found = space.correction(space.parts({}))
-    return replace(
-        base, corrected={name: each for name, each in found.items() if not np.array_equal(each, base.exact[name])}
-    )
-
-
-def _corrections(prepared: Prepared) -> list[BiasCorrection]:
-    return [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
-
-
-def _base(prepared: Prepared, exact: Any, moved: Any, encodings: Any, weights: Any, metadata: Any) -> Base:
-    corrections = _corrections(prepared)
-    feeds: list[Mapping[str, Any]] = []
-    known = FloatNetwork()  # that of every candidate
-
-    def correct(model: Model) -> Mapping[str, Any]:
-        if not feeds:
-            feeds.extend(itertools.islice(prepared.data, corrections[0].samples + corrections[0].checks))
-        return corrections[0].apply(model, {}, feeds, known).params
-
-    return Base(
-        prepared.graph,
-        prepared.plan,
-        lambda ignored: prepared.place(ignored),
-        exact,
-        moved,
-        encodings,
-        weights,
-        metadata,
-        correct if corrections else None,
-    )
-
-
-def _arrays(prepared: Prepared, base: Base) -> dict[tuple[str, ...], np.ndarray]:
-    """Everything in the base that is not in the model itself."""
-    given = prepared.model.params
-    arrays: dict[Any, np.ndarray] = {
-        ("exact", name): np.asarray(value) for name, value in base.exact.items() if value is not given.get(name)
-    }
-    arrays |= {("corrected", name): np.asarray(value) for name, value in base.corrected.items()}
-    for estimator, encodings in base.encodings.items():
-        arrays |= encoding_arrays(encodings, "encoding", estimator)
-    return arrays | encoding_arrays(base.weights, "weight")
-
-
-def _restored(prepared: Prepared, arrays: dict[tuple[str, ...], np.ndarray], metadata: Any) -> Base:
     def part(kind: str) -> dict[str, np.ndarray]:
         return {name[1]: value for name, value in arrays.items() if name[0] == kind and len(name) == 2}
 
     names = dict.fromkeys(name[1] for name in arrays if name[0] == "encoding")
-    return _base(
+    encodings = {name: from_arrays(arrays, "encoding", name) for name in names}
+    exact = {**prepared.model.params, **part("exact")}
+    weights = from_arrays(arrays, "weight")
+    return Base(prepared, exact, part("corrected"), encodings, weights, metadata, correction_of(prepared))
+
+
+def quantize_once(prepared: Prepared, estimators: Sequence[str] = ()) -> Base:
+    """Calibrates in one pass over the data, whatever the number of estimators.
+
+    Biases that are corrected anew for each variant are still exact.
+    """
+    others = [prepared.calibration(ESTIMATORS[name]) for name in estimators]
+    fast = [each for each in prepared.correction() if not isinstance(each, BiasCorrection)]
+    preserving, size = prepared.preserving(), prepared.options.batch_size
+    steps: list[Algorithm | tuple[Algorithm, ...]] = [*preserving, (prepared.calibration(), *fast)]
+    models, aside = models_on_the_way(steps, prepared.model, prepared.data, size, one_program=True, aside=others)
+    exact, calibrated, corrected = (models[place] for place in (len(preserving), len(preserving) + 1, -1))
+
+    def some(names: Iterable[str], encodings: Mapping[str, QuantParams]) -> dict[str, QuantParams]:
+        return {name: encodings[name] for name in names if name in encodings}
+
+    plan, moved = prepared.plan, corrected.params
+    return Base(
         prepared,
-        {**prepared.model.params, **part("exact")},
-        part("corrected"),
-        {name: encodings_from(arrays, "encoding", name) for name in names},
-        encodings_from(arrays, "weight"),
-        metadata,
+        exact.params,
+        {name: value for name, value in moved.items() if value is not exact.params[name]},
+        {
+            name: some(plan.activations, each.encodings)
+            for name, each in zip((ASKED_FOR, *estimators), (calibrated, *aside), strict=True)
+        },
+        some([weight.name for weight in plan.weights], calibrated.encodings),
+        dict(corrected.metadata) | prepared.record(corrected, stacklevel=4),
+        correction_of(prepared),
     )
+
+
+def correction_of(prepared: Prepared) -> Correction | None:
+    """The bias correction that the options ask for, if it can be done for each variant."""
+    steps = [each for each in prepared.correction() if isinstance(each, BiasCorrection)]
+    return Correction(steps[0], prepared.data) if steps else None

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from jaxq.accuracy.control import Control
-from jaxq.accuracy.folder import open_folder
-from jaxq.accuracy.identity import Identity, ReadOnce, digest_of, model_digest
-from jaxq.accuracy.journal import Listener
-from jaxq.accuracy.options import (
-    AdvancedAccuracyRestorerParameters,
-    DropType,
-    check_drop,
-)
-from jaxq.accuracy.state import State
-from jaxq.analysis.metrics import find_metric
+from jaxq.accuracy.identity import identity_of
+from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters
+from jaxq.accuracy.ranking import Rankings
+from jaxq.accuracy.report import MISSED
+from jaxq.accuracy.search import Proposal, restore
+from jaxq.accuracy.space import Space, open_space
+from jaxq.accuracy.store import Store, open_folder
+from jaxq.accuracy.treatments import AS_PLANNED, RANGES, UNCORRECTED, Treatment
+from jaxq.accuracy.trials import Listener, Trials
+from jaxq.analysis.by_metric import open_validation
+from jaxq.analysis.validation import EXACT, DropType, Goal, check_drop
 from jaxq.checks import member
 from jaxq.data import Dataset
+from jaxq.data.fingerprint import ReadOnce, digest_of
 from jaxq.engine.model import Model
 from jaxq.engine.programs import holding
-from jaxq.errors import ConfigError
+from jaxq.errors import AccuracyError, ConfigError
 from jaxq.graph.select import IgnoredScope
+from jaxq.numerics.quantizer import to_arrays
 from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
-from jaxq.version import __version__
 
 
 def quantize_with_accuracy_control(
@@ -97,30 +100,116 @@ def quantize_with_accuracy_control(
     with holding():
         prepared = prepare(model, calibration_dataset, options)
         data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
-        identity = None
+        names, free = [metric.name for metric in advanced.metrics], advanced.annotation_free
+        store = Store()
         if folder is not None:
             read = ReadOnce(data)
             data = Dataset(read, data.transform_func, batch_axis=data.batch_axis)
-            measure = [metric.name for metric in advanced.metrics] if validation_fn is None else validation_fn
-            identity = Identity(known_parts(prepared, measure, data, advanced.annotation_free), prepared.data, read)
-        control = Control(prepared, advanced, State(folder, identity), started, on_step)
-        return control.run(data, validation_fn, allowed, kind)
+            measures = names if validation_fn is None else [validation_fn]
+            store = Store(folder, identity_of(prepared, measures, data.transform_func, read, free=free))
+        validation = open_validation(data, validation_fn, names, prepared.model, batch_size, annotation_free=free)
+        trials = Trials(validation, store, advanced, started, on_step)
+        open_quantized(trials, prepared)
+        exact = trials.space.float_model()
+        validation.refer_to(exact)
+        trials.goals = trials.timed("baseline", lambda: goals_of(trials, exact, allowed, kind))
+        return trials.until_the_end(lambda: search(trials, prepared, exact))
 
 
-def known_parts(prepared: Prepared, measure: Any, data: Dataset, annotation_free: bool) -> dict[str, str]:
-    """What decides the values of a candidate, beside the data; a search may go on with all else changed.
+def open_quantized(trials: Trials, prepared: Prepared) -> None:
+    """Quantizes the model, and makes the space of its variants the one that is searched."""
+    open_it = functools.partial(open_space, prepared, trials.advanced.estimators, trials.store)
+    trials.space, trials.ranked = trials.timed("quantizing", open_it), []
 
-    Args:
-      measure: the validation function, or the names of metrics.
-      annotation_free: whether these refer to the float model's outputs.
+
+def goals_of(trials: Trials, exact: Model, max_drop: float, drop_type: DropType) -> tuple[Goal, ...]:
+    """Measures the float model, unless all of its values are given."""
+    given = {metric.name: metric.baseline_value for metric in trials.advanced.metrics}
+    baseline = {name: value for name, value in given.items() if value is not None} or trials.store.baseline
+    if not baseline:
+        baseline = {name: score.value for name, score in trials.validation.evaluate(exact, EXACT).items()}
+        for name, value in baseline.items():
+            if not math.isfinite(value):
+                raise ConfigError(f"{name} of the float model is {value}; there is nothing to compare with")
+            if value < 0 and not trials.validation.known:
+                trials.store.note(
+                    f"{name} of the float model is negative ({value:g}): higher still counts as better, and a relative drop "
+                    "is taken of its absolute value"
+                )
+        trials.store.baseline = baseline
+        trials.store.save()
+    directions = trials.validation.directions
+    goals = tuple(Goal(name, directions[name], value, max_drop, drop_type) for name, value in baseline.items())
+    for goal in goals:
+        goal.check()
+    return goals
+
+
+def search(trials: Trials, prepared: Prepared, exact: Model) -> None:
+    """Looks for a setting that reaches the goals, and does as little as possible to few layers."""
+    if trials.trial({}, "all layers quantized") <= 0:
+        return
+    refuse_hopeless(trials, exact)
+    note_noise(trials, exact)
+    advanced = trials.advanced
+    if advanced.convert_to_mixed_preset and trials.space.base.preset == Preset.PERFORMANCE:
+        open_quantized(trials, asymmetric(prepared))
+        if trials.trial({}, "asymmetric activations (preset mixed)") <= 0:
+            return
+    space = trials.space
+    alike = settings_alike(space) if advanced.tune_hyperparams else ()
+    trials.run(restore(advanced, len(space.layers), Rankings(space, advanced, trials), alike))
+
+
+def asymmetric(prepared: Prepared) -> Prepared:
+    """The same with asymmetric activations."""
+    mixed = replace(prepared, options=replace(prepared.options, preset=Preset.MIXED))
+    plan, copies = mixed.place(), prepared.plan.copies
+    params = {name: value for name, value in prepared.model.params.items() if name not in copies}
+    return replace(mixed, plan=plan, model=plan.prepare(prepared.model.replace(graph=prepared.graph, params=params)))
+
+
+def settings_alike(space: Space) -> list[Proposal]:
+    """The treatments of all layers alike: as planned, each range estimator that makes a difference, and no bias correction."""
+    found: dict[str, Treatment] = {}
+    for treatment in (AS_PLANNED, *RANGES):  # where ranges are symmetric, an estimator's lower end is left alone
+        encodings = space.base.encodings.get(treatment.estimator or "", space.first)
+        found.setdefault(digest_of(to_arrays(encodings)), treatment)
+    chosen = (*found.values(), UNCORRECTED)
+    settings = [{} if each is AS_PLANNED else dict.fromkeys(space.layers, each) for each in chosen]
+    return [(setting, f"all layers: {each.name}") for setting, each in zip(settings, chosen, strict=True)]
+
+
+def refuse_hopeless(trials: Trials, exact: Model) -> None:
+    """Raises AccuracyError if the float model itself misses the goals, which given baselines make possible."""
+    if not trials.advanced.has_baseline:
+        return
+    values = {name: score.value for name, score in trials.validation.evaluate(exact, EXACT).items()}
+    missed = [goal for goal in trials.goals if goal.excess(values[goal.metric]) > 0]
+    if missed:
+        goal = missed[0]
+        raise AccuracyError(
+            f"the float model itself is below the target: its {goal.metric} is {values[goal.metric]:.6g} on this data, while "
+            f"baseline_value {goal.baseline:g} and max_drop {goal.max_drop:g} ask for more; check the data, or give the "
+            "baseline that was measured on it",
+            trials.best.model(),
+            trials.tell(MISSED),
+        )
+
+
+def note_noise(trials: Trials, exact: Model) -> None:
+    """Says so if the user's function gives the float model another value when a search begins than it did at first.
+
+    Not below a hundredth of the drop that is allowed: a device may sum in another order each time.
     """
-    names = [measure] if isinstance(measure, str) else measure
-    if isinstance(names, list):
-        measure = [find_metric(name) for name in names]
-    options = replace(prepared.options, batch_size=None).to_dict()
-    return {
-        "version of jaxq": __version__,
-        "model": model_digest(prepared.graph, prepared.model.params),
-        "options": digest_of(options, sorted(prepared.ignored)),
-        "validation function": digest_of(measure, data.transform_func, annotation_free),
-    }
+    (first, *others) = trials.tried.values()
+    if trials.validation.known or others or first.step.resumed:  # then it was looked at already
+        return
+    trials.check_time()
+    (goal,) = trials.goals
+    again = trials.timed("baseline", lambda: trials.validation.evaluate(exact))[goal.metric].value
+    if abs(goal.drop(again)) > goal.max_drop / 100:
+        trials.store.note(
+            f"validation_fn gave {goal.baseline:.6g} and {again:.6g} for the same model and data, a spread of "
+            f"{abs(goal.baseline - again):.3g}: drops of this size mean nothing. Fix its seeds, or its order of samples"
+        )

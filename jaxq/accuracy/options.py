@@ -1,4 +1,4 @@
-"""What the search for an accurate model can be told."""
+"""What the search for an accurate model can be told, in a call or in the `accuracy` section of a configuration file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from jaxq.accuracy.space import ESTIMATORS, NAMED, STEPS, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.accuracy.treatments import FLOAT, TREATMENTS, WEIGHTS, Treatment
+from jaxq.analysis.validation import DropType, check_drop
 from jaxq.checks import check_integer, check_number, member
 from jaxq.errors import ConfigError, Option, did_you_mean
-
-
-class DropType(StrEnum):
-    """How the drop of a metric is measured: as a difference, or as a part of the float model's value."""
-
-    ABSOLUTE = "absolute"
-    RELATIVE = "relative"
 
 
 class Ranking(StrEnum):
@@ -42,12 +36,7 @@ class RestoreMode(StrEnum):
     ONLY_ACTIVATIONS = "only_activations"
 
 
-REPAIRS: Mapping[str, tuple[str, ...]] = {
-    "range_estimator": tuple(step for step, name in ESTIMATORS.items() if name in NAMED),
-    "bias_correction": (UNCORRECTED,),
-    "int16_activations": (WIDE,),
-    "int8_weights": (WEIGHTS,),
-}
+REPAIRS = tuple(dict.fromkeys(each.repair for each in TREATMENTS if each.repair))
 
 
 @dataclass(frozen=True)
@@ -186,11 +175,25 @@ class AdvancedAccuracyRestorerParameters:
             )
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """What may be done to a layer, cheapest first; the last is what counts as reverting it."""
-        chosen = {step for name in self.repairs for step in REPAIRS[name]}
-        last = STEPS[-1] if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
-        return (*(step for step in STEPS[:-1] if step in chosen and step != last), last)
+    def has_baseline(self) -> bool:
+        """Whether the float model's values are given."""
+        return any(metric.baseline_value is not None for metric in self.metrics)
+
+    @property
+    def revert(self) -> Treatment:
+        """What counts as reverting a layer."""
+        return FLOAT if self.restore_mode is RestoreMode.ACTIVATIONS_AND_WEIGHTS else WEIGHTS
+
+    @property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """What may be done to a layer, cheapest first; the last is `revert`."""
+        return (*(each for each in TREATMENTS if each.repair in self.repairs and each != self.revert), self.revert)
+
+    @property
+    def estimators(self) -> tuple[str, ...]:
+        """Names of the range estimators that treatments may ask for."""
+        chosen = TREATMENTS if self.tune_hyperparams else self.treatments
+        return tuple(dict.fromkeys(each.estimator for each in chosen if each.estimator is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,25 +234,6 @@ class AccuracySection(AdvancedAccuracyRestorerParameters):
             "validation_fn": self.metric,
             "advanced_accuracy_restorer_parameters": AdvancedAccuracyRestorerParameters(**values),
         }
-
-
-def check_drop(max_drop: Any, drop_type: DropType) -> float:
-    """The largest drop allowed, as a float.
-
-    Raises:
-      ConfigError: it is negative, no number, or as a relative drop allows everything.
-    """
-    value = _number("max_drop", max_drop)
-    if value < 0:
-        raise ConfigError(Option(("max_drop",), max_drop), "; a drop that is allowed is 0 or more")
-    if drop_type is DropType.RELATIVE and value >= 1:
-        raise ConfigError(
-            Option(("max_drop",), max_drop),
-            " with ",
-            Option(("drop_type",), "relative"),
-            " allows to lose all of the metric; expected a part of it, as 0.01",
-        )
-    return value
 
 
 def _number(key: str, value: Any) -> float:

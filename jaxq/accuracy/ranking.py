@@ -1,41 +1,40 @@
-"""Which layers cost most accuracy: by quantizing each alone, by one backward pass for all of them, or by reverting each."""
+"""Which layers cost most accuracy: by quantizing each alone, by one backward pass for all of them, or by reverting each.
+
+Rankings are made when they are asked for, on the samples that quantization hurts most, and remembered in the store.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxq.accuracy.space import Setting, Space
-from jaxq.accuracy.validation import MOST_BYTES
-from jaxq.engine.batching import batches, fitting_batch
-from jaxq.engine.runner import Batch, Network, Slopes, run
+from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters, Ranking
+from jaxq.accuracy.search import without
+from jaxq.accuracy.space import Space
+from jaxq.accuracy.store import Ranked
+from jaxq.accuracy.treatments import Setting, Treatment, named
+from jaxq.accuracy.trials import Trials
+from jaxq.analysis.sensitivity import Batches, slopes, smaller_batches
+from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
+from jaxq.engine.batching import batches
+from jaxq.engine.model import Model
+from jaxq.engine.runner import Batch
 from jaxq.engine.stages import Walk, run_batch, walk
-from jaxq.engine.traced import Signature, signed
-from jaxq.errors import ConfigError
-from jaxq.numerics.distance import TINY, difference, output_distances
-from jaxq.numerics.quantizer import QuantParams, fake_quantize
+from jaxq.engine.traced import Signature
+from jaxq.numerics.distance import difference, output_distances
 from jaxq.progress import track
 
-# Bytes for what a backward pass keeps: all activations of a batch.
-BACKWARD_BYTES = {"cpu": 256 << 20, "gpu": 8 << 30, "tpu": 4 << 30}
-LARGEST_BATCH = 16
-
-
-class Ranked(NamedTuple):
-    """A layer and what reverting it is estimated to gain: the part of the divergence from the float outputs."""
-
-    layer: str
-    gain: float
-    exact: bool  # measured by itself
-
-
-Batches = list[tuple[Signature, Batch, dict[str, Any]]]
+SUBSET = {Ranking.ALONE: 8, Ranking.GRADIENT: 32, Ranking.EXACT: 300}  # samples to rank on
+# The order of layers that are quantized alone is settled then: already two samples give nearly the same.
+MOST_ALONE = 32
+# Samples of so many output numbers together are as good, but for two: an image has as many as many samples of a classifier.
+ENOUGH_NUMBERS = 1 << 16
 
 
 class Ranker:
@@ -49,7 +48,7 @@ class Ranker:
     Args:
       space: the layers.
       feeds: one sample each.
-      step: what reverting a layer means.
+      revert: what reverting a layer means.
       batch_size: samples run at a time; None chooses.
       tick: called before each measurement; it may raise to end the ranking.
     """
@@ -58,13 +57,13 @@ class Ranker:
         self,
         space: Space,
         feeds: Sequence[Mapping[str, Any]],
-        step: str,
+        revert: Treatment,
         batch_size: int | None = None,
         tick: Callable[[], None] = lambda: None,
     ):
-        self.space, self.feeds, self.step, self.batch_size, self.tick = space, feeds, step, batch_size, tick
+        self.space, self.feeds, self.revert, self.batch_size, self.tick = space, feeds, revert, batch_size, tick
         self.float_model = space.float_model()
-        self._alone: dict[tuple[tuple[str, str], ...], list[Ranked]] = {}
+        self._alone: dict[frozenset[tuple[str, Treatment]], list[Ranked]] = {}
         self._walks: list[Walk] = []  # of the first batches
 
     def alone(self, setting: Setting) -> list[Ranked]:
@@ -74,11 +73,11 @@ class Ranker:
         not hidden by those of the others, which in a model that quantization has broken they are, for any way of measuring there.
         What else is reverted plays no part, so that one ranking serves a whole search.
         """
-        start = {layer: step for layer, step in setting.items() if step != self.step}
-        key = tuple(sorted(start.items()))
+        start = {layer: each for layer, each in setting.items() if each != self.revert}
+        key = frozenset(start.items())
         if key not in self._alone:
-            self._alone[key] = self.costs(dict.fromkeys(self.space.layers, self.step), start)[::-1]
-        return [each for each in self._alone[key] if setting.get(each.layer) != self.step]
+            self._alone[key] = self.costs(dict.fromkeys(self.space.layers, self.revert), start)[::-1]
+        return [each for each in self._alone[key] if setting.get(each.layer) != self.revert]
 
     def by_gradient(self, setting: Setting, confirm: int = 0) -> list[Ranked]:
         """The layers that a setting leaves quantized, the one with the largest gain first.
@@ -92,13 +91,12 @@ class Ranker:
             return self.alone(setting)
         now = self.space.parts(setting).changed
         gains = {
-            layer: sum(slopes[name] for name in now - self.space.parts({**setting, layer: self.step}).changed)
+            layer: sum(slopes[name] for name in sorted(now - self.space.parts({**setting, layer: self.revert}).changed))
             for layer in self._left(setting)
         }
         order = sorted(gains, key=lambda layer: -gains[layer])
-        ranked = [Ranked(layer, gains[layer], False) for layer in order]
         sure = self._measured(setting, order[:confirm])
-        return [*sure, *ranked[len(sure) :]]
+        return [*sure, *(Ranked(layer, gains[layer], False) for layer in order[len(sure) :])]
 
     def exactly(self, setting: Setting) -> list[Ranked]:
         """The same by reverting each of these layers alone."""
@@ -109,29 +107,27 @@ class Ranker:
 
         Biases are not corrected, which would move them all for each layer: it is the rounding of the layer that counts.
         """
-        before = self.divergence(setting, corrected=False, remember=True)
-        found = []
-        layers = [name for name in setting if setting[name] != start.get(name)]
-        for layer in track(layers, "ranking", len(layers)):
-            less = {name: step for name, step in setting.items() if name != layer}
-            less |= {layer: start[layer]} if layer in start else {}
-            found.append(Ranked(layer, difference(self.divergence(less, corrected=False), before), True))
+        others = {layer: without(setting, [layer], start) for layer in setting if setting[layer] != start.get(layer)}
+        before, after = self._divergences(setting, others)
+        found = [Ranked(layer, difference(each, before), True) for layer, each in after.items()]
         return sorted(found, key=lambda each: each.gain)
 
     def _left(self, setting: Setting) -> list[str]:
-        return [layer for layer in self.space.layers if setting.get(layer) != self.step]
+        return [layer for layer in self.space.layers if setting.get(layer) != self.revert]
 
     def _measured(self, setting: Setting, layers: Sequence[str]) -> list[Ranked]:
         """What reverting each of these layers gains; as in `costs`, biases are not corrected."""
         if not layers:
             return []
+        before, after = self._divergences(setting, {layer: {**setting, layer: self.revert} for layer in layers})
+        gains = [difference(before, each) for each in after.values()]
+        return [Ranked(layers[place], gains[place], True) for place in np.argsort(-np.asarray(gains), kind="stable")]
+
+    def _divergences(self, setting: Setting, others: Mapping[str, Setting]) -> tuple[float, dict[str, float]]:
+        """Those of a setting, and of others that have much in common with it; without correction of biases."""
         before = self.divergence(setting, corrected=False, remember=True)
-        gains = [
-            difference(before, self.divergence({**setting, layer: self.step}, corrected=False))
-            for layer in track(layers, "ranking", len(layers))
-        ]
-        order = np.argsort(-np.asarray(gains), kind="stable")
-        return [Ranked(layers[place], gains[place], True) for place in order]
+        each = track(others.items(), "ranking", len(others))
+        return before, {name: self.divergence(other, corrected=False) for name, other in each}
 
     def divergence(self, setting: Setting, *, corrected: bool = True, remember: bool = False) -> float:
         """The mean divergence of a setting over the samples.
@@ -153,88 +149,103 @@ class Ranker:
         return total / count
 
     @functools.cached_property
-    def batches(self) -> Batches:
+    def batches(self) -> list[tuple[Signature, Batch, dict[str, Any]]]:
         """The samples in batches, with the outputs of the float model."""
         made = batches(self.float_model, self.feeds, self.batch_size)
         return [(signature, batch, run_batch(self.float_model, signature, batch)) for signature, batch in made]
 
-    # ----------------------------------------------------------------------------------------------------- the gradient
-
     def _slopes(self, setting: Setting) -> dict[str, float]:
         """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
         now, most = self.space.parts(setting).changed, self.space.parts({}).changed
-        candidate = self.space.candidate(setting)
-        _, params, encodings = candidate.program
-        exact = self.float_model.program.params
-        names = sorted(encodings.keys() | most)
-        blended = {name: params[name] for name in names if name in params}
-        alpha = {name: np.float32(name in now) for name in names}
-        total: dict[str, float] = dict.fromkeys(names, 0.0)
-        count = 0
-        for signature, batch in track(self._smaller_batches, "ranking"):
-            head = candidate.laid_out(candidate.traced(signature).head)
-            try:
-                _, slopes = run(
-                    _blended, Slopes(), (head,), signature.static, batch, (alpha, exact, blended, encodings)
-                )
-            except ValueError as error:
-                if "Reverse-mode" not in str(error):
-                    raise
-                raise ConfigError(
-                    "ranking 'gradient' does not go through a loop of which only the data know how often it turns; take "
-                    "'alone' or 'exact'"
-                ) from None
-            for name, slope in jax.device_get(slopes).items():
-                total[name] += float(slope)
-            count += int(np.asarray(batch.real).sum())
-        return {name: slope / count for name, slope in total.items()}
+        model = self.space.candidate(setting)
+        names = sorted(model.program.encodings.keys() | most)
+        return slopes(self.float_model, model, names, now, self._smaller_batches)
 
     @functools.cached_property
-    def _smaller_batches(self) -> list[tuple[Signature, Batch]]:
-        """The same samples in batches whose activations a backward pass can keep, with the float model's outputs beside them."""
+    def _smaller_batches(self) -> Batches:
         wanted = {
             int(number): {name: value[row] for name, value in reference.items()}
             for _, batch, reference in self.batches
             for row, number in enumerate(np.asarray(batch.number))
         }
         outputs = [wanted[number] for number in range(len(self.feeds))]
-        return list(batches(self.float_model, self.feeds, self.batch_size or self._fitting, outputs))
+        return smaller_batches(self.float_model, self.feeds, outputs, self.batch_size)
+
+
+@dataclass
+class Rankings:
+    """The rankings of one space, as the options say.
+
+    Args:
+      space: the layers.
+      advanced: how to rank, and on how many samples.
+      trials: has the validation, whose samples they are, the store and the clock; is told of each ranking.
+    """
+
+    space: Space
+    advanced: AdvancedAccuracyRestorerParameters
+    trials: Trials
+
+    def rank(self, setting: Setting) -> list[str]:
+        """The layers that the setting leaves quantized, the costliest first."""
+        make = {
+            Ranking.ALONE: lambda: self.ranker.alone(setting),
+            Ranking.EXACT: lambda: self.ranker.exactly(setting),
+            Ranking.GRADIENT: lambda: self.ranker.by_gradient(setting, self.advanced.confirm),
+        }
+        self.trials.ranked = self._remembered("rank", setting, {}, make[Ranking(self.advanced.ranking)])
+        return [each.layer for each in self.trials.ranked]
+
+    def costs(self, setting: Setting, start: Setting) -> list[str]:
+        """The layers that a setting changes, the one that costs least when it is put back first."""
+        found = self._remembered("costs", setting, start, lambda: self.ranker.costs(setting, start))
+        return [each.layer for each in found]
+
+    def fewest(self) -> int:
+        """How many layers of the last ranking have to be reverted at least.
+
+        What layers do alone adds up, about. Where that is more than 1, the outputs have as little to do with those of the float
+        model as zeros would have: of no use in any metric, and no trial is spent on it.
+        """
+        if self.advanced.ranking is not Ranking.ALONE:
+            return 1
+        left = np.cumsum([each.gain for each in reversed(self.trials.ranked)])[::-1]  # by the layers from each on
+        return max(1, int(np.sum(left > 1)))
+
+    def _remembered(
+        self, what: str, setting: Setting, start: Setting, measured: Callable[[], list[Ranked]]
+    ) -> list[Ranked]:
+        """In another manner (all that the options decide about a ranking), it is another ranking."""
+        advanced = self.advanced
+        confirm = advanced.confirm if advanced.ranking is Ranking.GRADIENT else None
+        manner = [advanced.ranking, confirm, advanced.revert.name, advanced.ranking_subset_size, self.part]
+        settings = [sorted(named(each).items()) for each in (setting, start)]
+        place = json.dumps([what, self.space.base.preset, *settings, manner])
+        return self.trials.store.ranking(place, lambda: self.trials.timed("ranking", measured))
 
     @property
-    def _fitting(self) -> int:
-        """Samples whose activations a backward pass can keep; estimated by the largest tensor."""
-        signature, _ = signed(self.float_model.graph, self.feeds[0])
-        largest = self.float_model.traced(signature).largest
-        return fitting_batch(largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(self.feeds)))
+    def part(self) -> float:
+        """How much of the data the samples to rank on are chosen from."""
+        return self.advanced.metric_subset_ratio if self.advanced.has_baseline else 1.0
 
+    @functools.cached_property
+    def ranker(self) -> Ranker:
+        """Ranks on the samples that quantization hurts most."""
+        validation, exact = self.trials.validation, self.space.float_model()
+        for role, model in ((EXACT, exact), (QUANTIZED, self.space.candidate({}))):
+            if role not in validation.seen:  # an earlier run has evaluated it, or its value was given
+                validation.evaluate(model, role)
+        samples = self.subset(validation.pool(self.part), exact)
+        size = self.space.base.prepared.options.batch_size
+        return Ranker(self.space, samples, self.advanced.revert, size, self.trials.check_time)
 
-def _blended(networks: tuple[Network, ...], numbers: Any, sample: Batch) -> jax.Array:
-    """The divergence of a sample from the outputs beside it, when tensors and params are rounded by parts alpha.
-
-    The numbers: alpha, the exact params, the rounded ones, and encodings.
-    """
-    alpha, exact, rounded, encodings = numbers
-
-    def blend(name: str, value: Any, other: Any) -> Any:
-        return value + alpha[name].astype(value.dtype) * (other - value)
-
-    params = {name: blend(name, value, rounded[name]) if name in rounded else value for name, value in exact.items()}
-
-    def tap(name: str, value: Any, carry: Any) -> tuple[Any, Any]:
-        return (blend(name, value, _always(value, encodings[name])) if name in encodings else value), carry
-
-    outputs = networks[0](params, sample.inputs, tap=tap)[0]
-    floats = {name: value for name, value in sample.beside.items() if jnp.issubdtype(value.dtype, jnp.floating)}
-    return jnp.asarray(sum(_distance(value, outputs[name]) for name, value in floats.items()), jnp.float32)
-
-
-def _distance(expected: Any, found: Any) -> Any:
-    """`jaxq.numerics.distance`, with a gradient; NaN or infinity that is found where a number was expected makes it none."""
-    known = jnp.isfinite(expected)
-    expected, found = (jnp.where(known, each, 0) for each in (expected, found))
-    return jnp.sum((found - expected) ** 2) / jnp.maximum(jnp.sum(expected**2), TINY)
-
-
-def _always(value: Any, encoding: QuantParams) -> Any:
-    """The rounded value, whether the quantizer is on or off."""
-    return fake_quantize(value, replace(encoding, enabled=jnp.bool_(True)))
+    def subset(self, pool: Pool, model: Model) -> list[dict[str, Any]]:
+        """The samples to rank on."""
+        size = self.advanced.ranking_subset_size
+        if self.advanced.ranking is not Ranking.ALONE:
+            return pool.worst(size or SUBSET[Ranking(self.advanced.ranking)])
+        if size is None:
+            shapes = model.traced(pool.feeds[0]).tensors
+            numbers = sum(shapes[name].size for name in model.graph.outputs if name in shapes)
+            size = min(SUBSET[Ranking.ALONE], max(2, ENOUGH_NUMBERS // max(numbers, 1)))
+        return pool.worst(min(size, MOST_ALONE))

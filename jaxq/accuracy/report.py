@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxq.accuracy.goals import Goal
+from jaxq.analysis.validation import Goal
 
 REACHED, MISSED, INTERRUPTED, BROKEN_OFF, RUNNING = "reached", "not reached", "interrupted", "broken off", "running"
 

@@ -6,7 +6,7 @@ No algorithm imports another one, reads files, or changes a model in place.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxq.engine.collect import collect
@@ -40,6 +40,19 @@ def run_pipeline(
     *,
     one_program: bool = False,
 ) -> Model:
+    """The model after all steps; see `models_on_the_way`."""
+    return models_on_the_way(steps, model, samples, batch_size, one_program=one_program)[0][-1]
+
+
+def models_on_the_way(
+    steps: Iterable[Algorithm | tuple[Algorithm, ...]],
+    model: Model,
+    samples: Iterable[Mapping[str, Any]],
+    batch_size: int | None = None,
+    *,
+    one_program: bool = False,
+    aside: Sequence[Algorithm] = (),
+) -> tuple[list[Model], list[Model]]:
     """Runs each step in turn; what a step needs is gathered in one pass over the samples.
 
     A tuple of algorithms is one step: what all of them need is gathered in the same pass, on the model as it is before the first.
@@ -47,23 +60,34 @@ def run_pipeline(
     steps that leave the graph as it is.
 
     Where samples turn out to be outlying, and can be left out (`jaxq.data.samples`), all steps begin anew without them.
+
+    Args:
+      aside: algorithms that share the pass of the last step, and whose results are no part of the way.
+
+    Returns:
+      ([the model, and what it is after each algorithm], what each of `aside` makes of the model before the last step).
     """
-    start = model
+    models, others = [model], list[Model]()
     groups = [step if isinstance(step, tuple) else (step,) for step in steps]
-    everything = [algorithm.needs(model) for group in groups for algorithm in group] if one_program else []
-    for group in groups:
-        needs = [algorithm.needs(model) for algorithm in group]
+    passes = [*(((), group) for group in groups[:-1]), *((tuple(aside), group) for group in groups[-1:])]
+    everything = [each.needs(model) for both in passes for group in both for each in group] if one_program else []
+    for beside, group in passes:
+        sharing = (*beside, *group)
+        needs = [algorithm.needs(model) for algorithm in sharing]
         watched = [need for need in needs if need]
-        limits = [getattr(algorithm, "samples", None) for algorithm, need in zip(group, needs, strict=True) if need]
+        limits = [getattr(algorithm, "samples", None) for algorithm, need in zip(sharing, needs, strict=True) if need]
         known = [limit for limit in limits if limit is not None]
         first = itertools.islice(samples, max(known)) if known and len(known) == len(limits) else samples
         found = iter(collect(model, watched, first, batch_size=batch_size, beside=everything) if watched else [])
         stats = [next(found) if need else {} for need in needs]
-        if watched and _left_out(group, stats, samples):
-            return run_pipeline(groups, start, samples, batch_size, one_program=one_program)
-        for algorithm, each in zip(group, stats, strict=True):
+        own = stats[len(beside) :]
+        if watched and _left_out(group, own, samples):
+            return models_on_the_way(groups, models[0], samples, batch_size, one_program=one_program, aside=aside)
+        others += [algorithm.apply(model, each, samples) for algorithm, each in zip(beside, stats, strict=False)]
+        for algorithm, each in zip(group, own, strict=True):
             model = algorithm.apply(model, each, samples)
-    return model
+            models.append(model)
+    return models, others
 
 
 def _left_out(group: Iterable[Algorithm], stats: Iterable[Mapping[str, Any]], samples: object) -> bool:

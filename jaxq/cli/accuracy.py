@@ -111,7 +111,7 @@ def work_folder(work: str | os.PathLike[str] | None, output: Path) -> Path:
 
 def remove_work(work: Path | None, output: Path) -> None:
     """Removes the state of a search that has reached its goal, unless the user has named a folder for it."""
-    from jaxq.accuracy.folder import remove
+    from jaxq.accuracy.store import remove
 
     if work is None:
         remove(work_folder(None, output))
@@ -149,8 +149,8 @@ def quantize_within(
     Where the limit cannot be kept, the report says so and the model is the best there is. When the user interrupts, the best so
     far is written to `output`.
     """
-    from jaxq.accuracy.folder import REPORT, copy_best
     from jaxq.accuracy.front import quantize_with_accuracy_control
+    from jaxq.accuracy.store import REPORT, copy_best
 
     folder = work_folder(section.intermediate_model_dir, output)
     arguments = options.arguments() | replace(section, intermediate_model_dir=folder).arguments()

@@ -6,7 +6,7 @@ model with a fixed batch of one is calibrated in batches all the same. Nothing b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,51 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.engine.batching import batches as batches
+from jaxq.engine.batching import batches
 from jaxq.engine.execute import SUMS, chain, quantizing, shared
-from jaxq.engine.model import Model, check_feed
-from jaxq.engine.runner import Batch as Batch
-from jaxq.engine.runner import Folded, Network, run
-from jaxq.engine.traced import Signature
+from jaxq.engine.model import Model
+from jaxq.engine.runner import Batch, Folded, Network, run
 from jaxq.errors import CalibrationError
-from jaxq.graph.ir import FrozenDict, Literal, TensorType
+from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.observers import Observer
 from jaxq.ops.cpu_memory import materialized
 
 INT32_MAX = np.iinfo(np.int32).max
 
 Requests = FrozenDict[Observer, tuple[str, ...]]  # observer -> the tensors that it watches, in order
-
-
-def split_samples(
-    declared: Mapping[str, TensorType], items: Iterable[Any], static: Sequence[str] = (), axis: int | None = 0
-) -> Iterator[dict[str, Any]]:
-    """The samples in the items of a data set, as feeds of batch one.
-
-    An item is split along `axis` if every (traced) input declares that axis as free and all of them agree on its size;
-    otherwise, or with an axis of None, the item is one sample.
-    """
-    free = [name for name, wanted in declared.items() if name not in static]
-    splittable = axis is not None and all(_is_free(declared[name], axis) for name in free)
-    before = (slice(None),) * (axis or 0)
-    for item in items:
-        feed = check_feed(declared, item)
-        sizes = {feed[name].shape[axis] for name in free} if splittable else set()
-        if len(sizes) != 1:
-            yield feed
-            continue
-        for row in range(sizes.pop()):
-            part = (*before, slice(row, row + 1))
-            yield {name: value if name in static else value[part] for name, value in feed.items()}
-
-
-def _is_free(wanted: TensorType, axis: int) -> bool:
-    return (
-        not wanted.within
-        and wanted.shape is not None
-        and len(wanted.shape) > axis
-        and not isinstance(wanted.shape[axis], int)
-    )
 
 
 def collect(
@@ -76,7 +43,7 @@ def collect(
     Args:
       model: run with its encodings, if it has any.
       needs: what each algorithm wants to see: tensor name -> observer.
-      samples: feeds of one sample each (`split_samples`).
+      samples: feeds of one sample each (`jaxq.data.splitting`).
       batch_size: samples run at a time; None chooses by the size of the largest tensor. It does not change the result,
         but for the last bit of sums and products, of which XLA chooses the order.
       beside: what is watched, too, and not returned: the same in several calls, it makes one compiled program serve them.
@@ -180,10 +147,3 @@ def _updated(
         return observer.update(state, measured, index)
     made = observer.update(jax.tree.map(lambda leaf: leaf[some], state), measured, index)
     return jax.tree.map(lambda leaf, new: leaf.at[some].set(new), state, made)
-
-
-def tensor_shapes(
-    model: Model, static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
-) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every traced tensor (inputs and params too) when the compiled part runs on such inputs."""
-    return model.traced(Signature.of(inputs, static)).tensors

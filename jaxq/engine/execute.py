@@ -288,7 +288,7 @@ class _Walk:
 
     def why_dynamic(self, entry: Op, node: Node, values: Mapping[str, Any]) -> str:
         """The chain of tensors from the operand that should be static back to where it became traced."""
-        producers = {name: maker for _, maker in self.graph.walk() for name in maker.outputs}
+        producers = self.graph.wiring.producers
         for index, name in enumerate(node.inputs):
             if name and entry.needs_static(index) and not is_static(values[name]):
                 chain = [name]

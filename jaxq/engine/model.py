@@ -20,7 +20,7 @@ from jaxq.engine.runner import Batch, outputs, run, whole
 from jaxq.engine.traced import Signature, Traced, signed
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.graph.indices import Bound, index_bounds, refuse_out_of_range
-from jaxq.graph.ir import FrozenDict, Graph, Literal, TensorType
+from jaxq.graph.ir import FrozenDict, Graph, TensorType
 from jaxq.graph.masks import mask_inputs
 from jaxq.numerics.quantizer import QuantParams, transposed
 
@@ -137,8 +137,9 @@ class Model:
         """The programs that its calls need, which go with it."""
         return Held()
 
-    def traced(self, signature: Signature) -> Traced:
-        """What follows from the shapes of inputs with that signature (`signed`); found once."""
+    def traced(self, inputs: Signature | Mapping[str, Any]) -> Traced:
+        """What follows from the shapes of a feed, or of all with a signature; found once."""
+        signature = inputs if isinstance(inputs, Signature) else signed(self.graph, inputs)[0]
         narrow = runs_in_32_bit()
         if (signature, narrow) not in self._traced:
             if len(self._traced) == MOST_TRACED:
@@ -172,11 +173,11 @@ class Model:
 
         Its outputs are the outputs of the model that it makes and the tensors that the rest of the model reads.
         """
-        return self.replace(graph=self.traced(signed(self.graph, self.feed(inputs))[0]).head)
+        return self.replace(graph=self.traced(self.feed(inputs)).head)
 
     def made_on_host(self, inputs: Any) -> frozenset[str]:
         """The outputs whose shapes depend on values, for inputs like these: made behind the compiled part."""
-        return self.traced(signed(self.graph, self.feed(inputs))[0]).on_host
+        return self.traced(self.feed(inputs)).on_host
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """One batch as {input name: array}, checked against the declared inputs.
@@ -198,12 +199,6 @@ class Model:
         changed = replace(self, **changes)
         vars(changed)["_placed"] = self._placed
         return changed
-
-
-def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:
-    """The feed as (static inputs, traced inputs); traced 64-bit integers are narrowed after a range check."""
-    signature, inputs = signed(graph, feed)
-    return signature.static, inputs
 
 
 def warn_of_many_shapes(count: int, where: str) -> None:

@@ -80,12 +80,15 @@ def walk(model: Model, signature: Signature, batch: Batch, before: Walk | None =
 
 def _same(model: Model, other: Model, name: str) -> bool:
     """Whether two models of one graph have the same numbers under a name."""
-    for mine, others in ((model.params, other.params), (model.encodings, other.encodings)):
-        if mine.get(name) is not others.get(name):
-            pairs = zip(jax.tree.leaves(mine.get(name)), jax.tree.leaves(others.get(name)), strict=True)
-            if not all(np.array_equal(a, b) for a, b in pairs):
-                return False
-    return True
+    both = ((model.params, other.params), (model.encodings, other.encodings))
+    return all(same_numbers(mine.get(name), others.get(name)) for mine, others in both)
+
+
+def same_numbers(one: Any, other: Any) -> bool:
+    """Whether two arrays, or trees of them, hold the same."""
+    return one is other or all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 @dataclass(frozen=True)

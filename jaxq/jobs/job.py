@@ -19,11 +19,13 @@ import pydantic
 from jaxq import options as options_module
 from jaxq.accuracy.options import AccuracySection
 from jaxq.data import ImageOptions
-from jaxq.errors import ConfigError
+from jaxq.errors import ConfigError, Option, Words, told
 from jaxq.files import write_text
 from jaxq.jobs.json_text import parse_json, read_json
 from jaxq.jobs.validation import validated
 from jaxq.options import QuantizeOptions
+
+OWN = Words({})  # the file calls options what `Job` calls them
 
 
 class Strict(pydantic.BaseModel):
@@ -149,10 +151,8 @@ def job_of(content: Any, where: str) -> Job:
     if isinstance(content, Mapping) and isinstance(content.get("data"), str):
         content = {**content, "data": {"source": content["data"]}}
     if isinstance(content, Mapping) and isinstance(content.get("accuracy"), Mapping):
-        try:
+        with told(OWN, where):
             content = {**content, "accuracy": in_full(content["accuracy"])}
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
     return validated(Job, content, where)
 
 
@@ -169,7 +169,8 @@ def in_full(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key, name in POT_NAMES.items():
         if given.get(key) is not None and given.get(name) is not None:
-            raise ConfigError(f"accuracy.{key} and accuracy.{name} are the same; give one of them")
+            same = Option(("accuracy", key)), " and ", Option(("accuracy", name))
+            raise ConfigError(*same, " are the same; give one of them")
     values = {POT_NAMES.get(key, key): value for key, value in given.items() if value is not None}
     values = {key: value for key, value in values.items() if key not in WITHOUT_USE}
     if isinstance(values.get("repairs"), str):

@@ -27,6 +27,7 @@ from jaxq.errors import (
     Words,
     about,
     inside,
+    told,
     worded,
 )
 from jaxq.files import check_writable, withdraw, write_text
@@ -106,7 +107,7 @@ def run_file(
         model, missed = error.best, error
     except KeyboardInterrupt:
         if search is not None and search.steps and folder is not None and file is not None:
-            from jaxq.accuracy.folder import copy_best
+            from jaxq.accuracy.store import copy_best
 
             copy_best(folder, file, file.with_suffix(".json"))
         raise
@@ -139,7 +140,7 @@ def run_file(
         report["data_file"] = data_file(save(model, file))
         write_text(file.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
         if missed is None and folder == own_folder(file):
-            from jaxq.accuracy.folder import remove
+            from jaxq.accuracy.store import remove
 
             remove(folder)
     return RunResult(model, file, report), missed
@@ -166,7 +167,6 @@ CALL = Words(
     | {(each,): ("accuracy", each) for each in ("max_drop", "drop_type", "metric")}
     | {("validation_dataset",): ("accuracy", "validation"), ("advanced_accuracy_restorer_parameters",): ("accuracy",)}
 )  # fmt: skip
-OWN = Words({})  # jaxq's own format has the names of `Job`
 
 
 class Written(NamedTuple):
@@ -187,7 +187,7 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, Written]:
     Raises:
       ConfigError: the file is wrong; the message gives the path in it, what was expected and the nearest valid key.
     """
-    from jaxq.jobs.job import job_of
+    from jaxq.jobs.job import OWN, job_of
     from jaxq.jobs.json_text import read_json
     from jaxq.jobs.pot_job import is_pot, job_of_pot
 
@@ -198,11 +198,8 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Job, Written]:
     job, words = job_of_pot(content, where) if pot else (job_of(content, where), OWN)
     quantize = content.get("quantize") or {}
     counts = "subset_size" in quantize or (pot and job.quantize is not None and job.quantize.subset_size is not None)
-    try:
+    with told(words, where):
         return _located(job, Path(path).resolve().parent), Written(words, counts)
-    except ConfigError as error:
-        error.say(words)
-        raise ConfigError(f"{where}: {error.placed()}") from error.__cause__
 
 
 def _located(job: Job, folder: Path) -> Job:

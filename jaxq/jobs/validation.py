@@ -50,11 +50,12 @@ def validated(kind: type[Kind], data: Any, where: str) -> Kind:
             (_path(each["loc"], data, each["type"] == "missing"), each) for each in error.errors(include_url=False)
         ]
         lines = {
-            _in_words(each, path, kind): None
+            _in_words(each, path, kind): getattr(each.get("ctx", {}).get("error"), "path", path)
             for path, each in located
             if not _beside_the_point(path, each, located, kind)
         }
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        first = next(iter(lines.values()))
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines), path=first) from None
 
 
 def _beside_the_point(path: OptionPath, error: Any, others: Sequence[tuple[OptionPath, Any]], kind: Any) -> bool:

@@ -7,6 +7,7 @@ number from each sample) and an aggregator (one number from those of all samples
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -315,3 +316,19 @@ class RangeEstimatorParametersSet:
             f"{end} {part.statistics_type or 'default'} {part.aggregator_type or 'default'}"
             for end, part in (("min", parameters.min), ("max", parameters.max))
         )
+
+
+def _quantiles() -> Iterator[tuple[str, RangeEstimatorParameters]]:
+    """POT's grid for the ranges of activations: each end the extreme of all samples, or the mean of their quantiles."""
+    mean = AggregatorType.MEAN
+    lows = {"min": StatisticsCollectorParameters(StatisticsType.MIN, AggregatorType.MIN)}
+    highs = {"max": StatisticsCollectorParameters(StatisticsType.MAX, AggregatorType.MAX)}
+    for part in (1e-3, 1e-4):
+        end = StatisticsCollectorParameters(StatisticsType.QUANTILE, mean, quantile_outlier_prob=part)
+        lows[f"quantile {part:g}"], highs[f"quantile {1 - part:g}"] = end, end
+    for low, high in itertools.product(lows, highs):
+        if (low, high) != ("min", "max"):  # that is minmax
+            yield f"{low} to {high}", RangeEstimatorParameters(lows[low], highs[high])
+
+
+QUANTILE_GRID = dict(_quantiles())

@@ -5,6 +5,7 @@ Everything about a quantizer is an array: changing a scale, a bit width or which
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,6 +165,40 @@ class QuantParams:
         if isinstance(grid, FloatType):
             return replace(made, mantissa=np.int32(grid.mantissa), smallest_exponent=np.int32(grid.smallest_exponent))
         return replace(made, lowest=np.int32(grid.lowest_stored))
+
+
+FIELDS = (
+    "scale",
+    "zero_point",
+    "qmin",
+    "qmax",
+    "mantissa",
+    "smallest_exponent",
+    "lowest",
+)  # the numbers, without the switch
+Name = tuple[str, ...]
+
+
+def to_arrays(encodings: Mapping[str, QuantParams], *prefix: str) -> dict[Name, np.ndarray]:
+    """Encodings as arrays with names (*prefix, tensor, field), for files and comparisons."""
+    return {
+        (*prefix, name, part): np.asarray(getattr(each, part))
+        for name, each in encodings.items()
+        for part in FIELDS
+        if getattr(each, part) is not None
+    }
+
+
+def from_arrays(arrays: Mapping[Name, np.ndarray], *prefix: str) -> dict[str, QuantParams]:
+    """The encodings that `to_arrays` has taken apart."""
+    names = dict.fromkeys(name[-2] for name in arrays if name[:-2] == prefix)
+    return {
+        name: QuantParams(
+            **{part: arrays[*prefix, name, part] for part in FIELDS if (*prefix, name, part) in arrays},
+            enabled=np.bool_(True),
+        )
+        for name in names
+    }
 
 
 @jax.custom_jvp

@@ -141,6 +141,18 @@ def asymmetric_params(found: Range, grid: Grid, *, unified_zero_point: bool = Fa
     return QuantParams.of(*asymmetric_borders(found.low, found.high, grid, unified_zero_point), grid)
 
 
+def on_grid(encoding: QuantParams, bits: int | None, *, signed: bool = False) -> QuantParams:
+    """The quantizer of the same range on an integer grid of so many bits (None: as it is); on a signed one it is symmetric."""
+    if bits is None:
+        return encoding
+    grid = IntType(bits, signed=signed, narrow=signed)
+    scale, zero_point = np.asarray(encoding.scale, np.float64), np.asarray(encoding.zero_point, np.float64)
+    low, high = ((end - zero_point) * scale for end in (float(encoding.qmin), float(encoding.qmax)))
+    if signed:
+        return QuantParams.of(np.maximum(np.abs(low), np.abs(high)) / grid.qmax, 0, grid)
+    return asymmetric_params(Range(low, high), grid)
+
+
 def asymmetric_borders(low: Any, high: Any, grid: Grid, unified: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(scale, zero point) of each asymmetric range; see `asymmetric_params`."""
     levels = float(grid.qmax - grid.qmin)

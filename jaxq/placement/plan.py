@@ -103,6 +103,20 @@ class Plan:
         other = {name for _, node in self.graph.walk() if node.name not in unseen for name in node.inputs}
         return frozenset(weights - other)
 
+    def owner(self, bias: str) -> str | None:
+        """The quantized node that a bias belongs to: it reads the bias, or makes what an Add adds it to."""
+        for node, _ in self.graph.consumers.get(bias, ()):
+            if node.op == "Add":
+                for name in node.inputs:
+                    maker = self.graph.producers.get(name)
+                    while maker is not None and maker.op == "Identity":
+                        maker = self.graph.producers.get(maker.inputs[0])
+                    if maker is not None and maker.name in self.nodes:
+                        return maker.name
+            if node.name in self.nodes:
+                return node.name
+        return None
+
 
 def read_copies(graph: Graph, edges: Mapping[tuple[str, int], str], sources: Mapping[str, str]) -> Graph:
     """`y = Identity(x)` for each y -> x of `sources`, after x is made; input (node name, index) of `edges` then reads its y."""

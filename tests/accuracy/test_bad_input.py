@@ -18,7 +18,7 @@ from models import integer_network
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import control, remembered_rankings
+from jaxq.accuracy import ranking, space
 from jaxq.errors import AccuracyError, CalibrationError, ConfigError, JaxqError, JaxqWarning, ModelError
 
 
@@ -75,13 +75,13 @@ def test_numbers_for_batches_are_those_of_their_samples(planted, monkeypatch):
         return float(np.mean(each)), each
 
     seen = []
-    made = remembered_rankings.Ranker.__init__
+    made = ranking.Ranker.__init__
 
     def watch(self, space, feeds, *rest):
         seen.extend(feeds)
         made(self, space, feeds, *rest)
 
-    monkeypatch.setattr(remembered_rankings.Ranker, "__init__", watch)
+    monkeypatch.setattr(ranking.Ranker, "__init__", watch)
     advanced = Parameters(ranking_subset_size=6)
     with pytest.raises(AccuracyError):
         run(batches, validation_fn, max_drop=0.01, advanced_accuracy_restorer_parameters=advanced)
@@ -266,7 +266,7 @@ def test_batches_of_labels_belong_to_batches_of_samples():
     ],
 )
 def test_what_is_wrong_with_the_validation_is_said_before_anything_is_computed(data, function, message, monkeypatch):
-    monkeypatch.setattr(control, "open_base", lambda *_: pytest.fail("the model was quantized"))
+    monkeypatch.setattr(space, "quantized", lambda *_: pytest.fail("the model was quantized"))
     with pytest.raises(JaxqError, match=message):
         run(data, function)
 

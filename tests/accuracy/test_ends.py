@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from accuracy_models import accuracy, control_base, ruined, run
+from accuracy_models import accuracy, ruined, run
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import control
-from jaxq.accuracy.by_function import FunctionValidation
+from jaxq.accuracy import trials
+from jaxq.analysis.by_function import FunctionValidation
 from jaxq.errors import AccuracyError
 
 
@@ -34,9 +34,9 @@ def test_the_time_budget_ends_the_search_with_the_best_so_far(planted):
 def test_a_time_budget_that_ends_a_search_within_the_limit_says_what_was_found(planted, monkeypatch):
     def check_time(self):
         if self.reached:
-            raise control.OutOfTime
+            raise trials.OutOfTime
 
-    monkeypatch.setattr(control.Control, "check_time", check_time)
+    monkeypatch.setattr(trials.Trials, "check_time", check_time)
     reports = []
     run(max_drop=0.1, reports=reports, advanced_accuracy_restorer_parameters=Parameters(time_budget=9.0))
     assert reports[-1].status == "reached"
@@ -113,7 +113,7 @@ def test_an_interrupted_confirmation_says_where_the_best_model_is(planted, monke
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(control.Candidates, "confirm", interrupted)
+    monkeypatch.setattr(trials.Trials, "confirm", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(max_drop=0.1, advanced_accuracy_restorer_parameters=Parameters(intermediate_model_dir=tmp_path))
     assert "best.onnx" in caught.value.__notes__[0]
@@ -127,14 +127,13 @@ def test_a_float_model_below_the_target_is_said_in_plain_words():
     assert str(caught.value).startswith("the float model itself is below the target")
 
 
-def test_a_limit_that_only_the_float_model_keeps_is_said_to_be_one(monkeypatch):
-    def spoilt(given, *rest):
-        base = control_base(given, *rest)
-        for node in [node.name for node in base.graph.nodes if node.op in ("Conv", "Gemm")]:
-            base = ruined(base, node)
+def test_a_limit_that_only_the_float_model_keeps_is_said_to_be_one(spoilt):
+    def all_ruined(base):
+        for node in base.prepared.graph.nodes:
+            base = ruined(base, node.name) if node.op in ("Conv", "Gemm") else base
         return base
 
-    monkeypatch.setattr(control, "open_base", spoilt)
+    spoilt(all_ruined)
     reports = []
     run(max_drop=0.0, reports=reports)
     assert reports[-1].float_layers == reports[-1].weight_layers
@@ -142,7 +141,7 @@ def test_a_limit_that_only_the_float_model_keeps_is_said_to_be_one(monkeypatch):
 
 
 def test_an_interrupted_search_without_a_folder_says_that_nothing_is_kept(planted, monkeypatch):
-    monkeypatch.setattr(control.Candidates, "confirm", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(trials.Trials, "confirm", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt) as caught:
         run(max_drop=0.1)
     assert "intermediate_model_dir" in caught.value.__notes__[0]

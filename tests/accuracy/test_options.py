@@ -1,8 +1,8 @@
 import pytest
 
 from jaxq.accuracy.options import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy.options import DropType, check_drop
-from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.accuracy.treatments import FLOAT, UNCORRECTED, WEIGHTS, WIDE
+from jaxq.analysis.validation import DropType, check_drop
 from jaxq.errors import ConfigError
 
 
@@ -30,11 +30,11 @@ def test_a_wrong_option_says_what_is_expected(options, message):
 
 
 def test_repairs_are_tried_in_the_order_of_their_cost():
-    assert Parameters(repairs=("int8_weights", "bias_correction", "int16_activations")).steps == (
+    assert Parameters(repairs=("int8_weights", "bias_correction", "int16_activations")).treatments == (
         UNCORRECTED, WIDE, WEIGHTS, FLOAT,
     )  # fmt: skip
-    assert Parameters().steps == (FLOAT,)
-    assert Parameters(restore_mode="only_activations").steps == (WEIGHTS,)
+    assert Parameters().treatments == (FLOAT,)
+    assert Parameters(restore_mode="only_activations").treatments == (WEIGHTS,)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ class Trials:
         return (len(self.culprits) - len(cured)) / 10
 
 
+def driven(trial, proposals):
+    """Tells a search what comes of its proposals, until its end."""
+    told = None
+    while True:
+        try:
+            told = trial(*proposals.send(told))
+        except StopIteration as end:
+            return end.value
+
+
 def order_with(culprits: set[str]) -> list[str]:
     return sorted(LAYERS, key=lambda layer: layer not in culprits)
 
@@ -31,7 +41,7 @@ def order_with(culprits: set[str]) -> list[str]:
 @given(st.sets(st.sampled_from(LAYERS), min_size=1))
 def test_bisection_reverts_exactly_the_culprits_of_a_right_ranking(culprits):
     trial = Trials(culprits)
-    found = bisect(order_with(culprits), "float", trial, {}, len(LAYERS))
+    found = driven(trial, bisect(order_with(culprits), "float", {}, len(LAYERS)))
     assert found == Found(dict.fromkeys(order_with(culprits)[: len(culprits)], "float"), True)
     assert len(trial.settings) <= 9  # 2 log2(16) + 1
 
@@ -39,51 +49,51 @@ def test_bisection_reverts_exactly_the_culprits_of_a_right_ranking(culprits):
 @given(st.sets(st.sampled_from(LAYERS), min_size=1), st.permutations(LAYERS))
 def test_whatever_the_ranking_only_culprits_stay_reverted(culprits, order):
     trial = Trials(culprits)
-    found = bisect(order, "float", trial, {}, len(LAYERS))
+    found = driven(trial, bisect(order, "float", {}, len(LAYERS)))
     assert found.reached
-    fewer = put_back(found, sorted(found.setting, key=lambda layer: layer in culprits), trial, {})
+    fewer = driven(trial, put_back(found, sorted(found.setting, key=lambda layer: layer in culprits), {}))
     assert fewer.setting.keys() == culprits
 
 
 @given(st.sets(st.sampled_from(LAYERS), min_size=1), st.integers(1, 40))
 def test_where_bisection_starts_changes_what_it_tries_and_not_what_it_finds(culprits, first):
     trial = Trials(culprits)
-    found = bisect(order_with(culprits), "float", trial, {}, len(LAYERS), first)
-    assert found == bisect(order_with(culprits), "float", Trials(culprits), {}, len(LAYERS))
+    found = driven(trial, bisect(order_with(culprits), "float", {}, len(LAYERS), first))
+    assert found == driven(Trials(culprits), bisect(order_with(culprits), "float", {}, len(LAYERS)))
     assert len(trial.settings[0]) == min(first, len(LAYERS))
 
 
 def test_bisection_says_that_all_allowed_reverts_are_not_enough():
     trial = Trials({"layer0", "layer1", "layer2"})
-    found = bisect(LAYERS, "float", trial, {}, 2)
+    found = driven(trial, bisect(LAYERS, "float", {}, 2))
     assert not found.reached
     assert max(map(len, trial.settings)) == 2
 
 
 def test_the_cheapest_repair_that_suffices_is_taken():
     trial = Trials({"layer0", "layer1"}, {"layer0": "cheap"})
-    found = repair(Found({"layer0": "float", "layer1": "float"}, True), ["layer0", "layer1"], ["cheap", "float"], trial)
+    both_in_float = Found({"layer0": "float", "layer1": "float"}, True)
+    found = driven(trial, repair(both_in_float, ["layer0", "layer1"], ["cheap", "float"]))
     assert found.setting == {"layer0": "cheap", "layer1": "float"}
 
 
 def test_a_layer_is_put_back_to_what_it_was_at_the_start():
     trial = Trials({"layer1"})
-    found = put_back(
-        Found({"layer0": "float", "layer1": "float"}, True), ["layer0", "layer1"], trial, {"layer0": "minmax"}
-    )
+    both_in_float = Found({"layer0": "float", "layer1": "float"}, True)
+    found = driven(trial, put_back(both_in_float, ["layer0", "layer1"], {"layer0": "minmax"}))
     assert found.setting == {"layer0": "minmax", "layer1": "float"}
 
 
 def test_ranking_anew_finds_fewer_layers_than_a_bad_first_ranking():
     culprits = {"layer0", "layer1", "layer9"}
     trial = Trials(culprits)
-    first = bisect(LAYERS, "float", trial, {}, 16)
+    first = driven(trial, bisect(LAYERS, "float", {}, 16))
     assert len(first.setting) == 10
 
     def rank(setting):
         return [layer for layer in order_with(culprits) if layer not in setting]
 
-    assert len(refine(first, rank, "float", trial, {}).setting) < 10
+    assert len(driven(trial, refine(first, rank, "float", {})).setting) < 10
 
 
 def test_ranking_anew_works_from_a_start_that_names_all_layers():
@@ -98,9 +108,9 @@ def test_ranking_anew_works_from_a_start_that_names_all_layers():
         return {layer for layer, step in found.setting.items() if step == "float"}
 
     trial = Trials(culprits)
-    first = bisect(LAYERS, "float", trial, start, 16)
+    first = driven(trial, bisect(LAYERS, "float", start, 16))
     assert len(reverted(first)) == 10
-    assert culprits <= reverted(refine(first, rank, "float", trial, start)) < reverted(first)
+    assert culprits <= reverted(driven(trial, refine(first, rank, "float", start))) < reverted(first)
 
 
 def test_one_by_one_stops_at_the_first_setting_that_reaches_the_goal():
@@ -109,15 +119,15 @@ def test_one_by_one_stops_at_the_first_setting_that_reaches_the_goal():
     def rank(setting):
         return [layer for layer in order_with({"layer3", "layer5"}) if layer not in setting]
 
-    found = one_by_one(rank, "float", trial, {}, 0.2, 16)
+    found = driven(trial, one_by_one(rank, "float", {}, 16))
     assert found == Found({"layer3": "float", "layer5": "float"}, True)
-    assert [len(setting) for setting in trial.settings] == [1, 2]
+    assert [len(setting) for setting in trial.settings] == [0, 1, 2]
 
 
 def test_the_last_layer_counts():
     """NNCF reports a failure when reverting the very last layer reaches the goal."""
     trial = Trials({"a", "b"})
-    found = one_by_one(lambda setting: [x for x in "ab" if x not in setting], "float", trial, {}, 0.2, 2)
+    found = driven(trial, one_by_one(lambda setting: [x for x in "ab" if x not in setting], "float", {}, 2))
     assert found.reached
 
 
@@ -133,7 +143,7 @@ def test_one_by_one_undoes_the_second_revert_that_makes_it_worse(undo, kept):
         rankings.append(dict(setting))
         return [x for x in ("worse1", "worse2", "good") if x not in setting]
 
-    found = one_by_one(rank, "float", trial, {}, 0.3, 3, undo=undo)
+    found = driven(trial, one_by_one(rank, "float", {}, 3, undo=undo))
     assert not found.reached
     assert found.setting.keys() == kept
     assert len(rankings) == 2
@@ -146,9 +156,9 @@ def test_one_by_one_ends_even_if_every_revert_makes_it_worse():
         settings.append(setting)
         return 1.0 + len(setting)
 
-    found = one_by_one(lambda s: [x for x in LAYERS if x not in s], "float", trial, {}, 1.0, 40)
+    found = driven(trial, one_by_one(lambda s: [x for x in LAYERS if x not in s], "float", {}, 40))
     assert found == Found({}, False)
-    assert len(settings) <= 40
+    assert len(settings) <= 1 + 40
 
 
 def test_one_by_one_comes_to_the_end_of_the_layers_whatever_is_undone_on_the_way():
@@ -159,7 +169,8 @@ def test_one_by_one_comes_to_the_end_of_the_layers_whatever_is_undone_on_the_way
     def trial(setting, why):
         return 0.0 if len(setting) == len(layers) else 1.0 - 0.1 * len(setting) + 0.5 * len(worse & setting.keys())
 
-    found = one_by_one(
-        lambda setting: [layer for layer in layers if layer not in setting], "float", trial, {}, 1.0, 2 * len(layers)
-    )
+    def rank(setting):
+        return [layer for layer in layers if layer not in setting]
+
+    found = driven(trial, one_by_one(rank, "float", {}, 2 * len(layers)))
     assert found.reached

@@ -10,10 +10,13 @@ from compilations import compilations
 from models import NETWORKS, samples
 
 import jaxq
-from jaxq.accuracy.space import FLOAT, UNCORRECTED, WEIGHTS, WIDE, Space
+from jaxq.accuracy.space import Space
+from jaxq.accuracy.treatments import FLOAT, RANGES, UNCORRECTED, WEIGHTS, WIDE, Treatment
 from jaxq.engine import devices
 from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
+(MSE,) = (each for each in RANGES if each.estimator == "mse")
+FOUR_BITS = Treatment("4-bit weights", weight_bits=4)
 ROUGH = {"rtol": 2e-5, "atol": 2e-5}
 
 
@@ -65,7 +68,7 @@ def test_layers_cover_every_quantizer(network):
     without = space.parts(dict.fromkeys(space.layers, FLOAT))
     assert not without.plan.activations
     assert not without.plan.weights
-    assert sorted(node for layer in space.layers.values() for node in layer.nodes) == sorted(space.base.plan.nodes)
+    assert sorted(node for layer in space.layers.values() for node in layer.nodes) == sorted(space.plan.nodes)
 
 
 def test_no_layer_is_half_quantized(network):
@@ -97,7 +100,7 @@ def test_correcting_biases_of_a_candidate_runs_the_program_that_corrected_those_
     space = Space(base_of(chain(), images(24)))
     with compilations() as compiled:
         moved = space.corrected({"Conv_conv1": FLOAT})
-    assert moved.moved
+    assert moved.biases
     assert compiled == []
 
 
@@ -106,7 +109,7 @@ def test_settings_do_not_compile_again():
     feed = images(1, 40)[0]
     space.candidate({})(feed)
     with compilations() as compiled:
-        for step in (FLOAT, WEIGHTS, WIDE, UNCORRECTED, "range estimator mse"):
+        for step in (FLOAT, WEIGHTS, WIDE, UNCORRECTED, MSE, FOUR_BITS):
             for layer in space.layers:
                 space.candidate({layer: step})(feed)
         space.float_model()(feed)
@@ -135,11 +138,12 @@ def test_candidates_upload_what_differs_from_those_before(monkeypatch):
 
 def test_a_reverted_layer_has_its_own_bias_again():
     space = Space(base_of(chain(), images(24)))
-    moved = next(bias for bias, node in space._biases.items() if node == "Conv_conv1")
+    moved = next(bias for bias, node in space._owners.items() if node == "Conv_conv1")
     assert (np.asarray(space.base.exact[moved]) != np.asarray(space.base.corrected[moved])).any()
     for setting, kind in (({}, "corrected"), ({"Conv_conv1": FLOAT}, "exact"), ({"Conv_conv1": UNCORRECTED}, "exact"),
                           ({"Conv_conv1": WEIGHTS}, "corrected")):  # fmt: skip
-        np.testing.assert_array_equal(space.parts(setting).params[moved], getattr(space.base, kind)[moved])
+        found = {**space.base.exact, **space.parts(setting).biases}
+        np.testing.assert_array_equal(found[moved], getattr(space.base, kind)[moved])
 
 
 def test_16_bits_hold_what_was_seen_where_8_are_clipped():
@@ -151,6 +155,25 @@ def test_16_bits_hold_what_was_seen_where_8_are_clipped():
     assert wide
     for name, each in wide.items():
         np.testing.assert_allclose(each.scale * 65535, seen[name].scale * 255, rtol=0.01)
+
+
+def test_weights_of_a_layer_may_have_other_bits_than_planned(tmp_path):
+    """The same range in fewer steps; other layers stay as they are, and the file has what was tried."""
+    space = chain_space()
+    layer, (weight,) = "Conv_conv1", space.layers["Conv_conv1"].weights
+    before, after = (space.parts(setting).encodings for setting in ({}, {layer: FOUR_BITS}))
+    assert (int(after[weight].qmin), int(after[weight].qmax)) == (-7, 7)
+    np.testing.assert_allclose(after[weight].scale * 7, before[weight].scale * 127, rtol=1e-6)
+    other = space.layers["Conv_conv0"].weights[0]
+    np.testing.assert_array_equal(after[other].scale, before[other].scale)
+    assert len(np.unique(space.candidate({layer: FOUR_BITS}).params[weight][0])) <= 15
+    jaxq.save(space.final({layer: FOUR_BITS}), tmp_path / "model.onnx")
+    feed = {"image": images(1, 40)[0]}
+    tried, written = (
+        np.asarray(each(feed)["scores"])
+        for each in (space.candidate({layer: FOUR_BITS}), jaxq.load(tmp_path / "model.onnx"))
+    )
+    np.testing.assert_allclose(tried, written, rtol=1e-3, atol=2e-3)
 
 
 def test_every_repair_is_closer_to_float_than_all_in_eight_bits():
@@ -176,7 +199,7 @@ def test_repaired_models_are_written_as_they_were_tried(tmp_path):
     setting = {
         "Conv_conv0": WIDE,
         "Conv_conv1": WEIGHTS,
-        "Conv_conv2": "range estimator mse",
+        "Conv_conv2": MSE,
         "Gemm_scores": UNCORRECTED,
     }
     jaxq.save(space.final(setting), tmp_path / "model.onnx")

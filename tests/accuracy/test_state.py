@@ -14,8 +14,9 @@ from kills import every_kill
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
-from jaxq.accuracy import base, by_function, candidates, control, folder, state
-from jaxq.accuracy.base import quantize_once
+from jaxq.accuracy import space, store, trials
+from jaxq.accuracy.space import quantized
+from jaxq.analysis import by_function
 from jaxq.errors import AccuracyError, ConfigError, JaxqWarning
 from jaxq.graph.ir import FrozenDict
 
@@ -23,7 +24,7 @@ from jaxq.graph.ir import FrozenDict
 @pytest.fixture(autouse=True)
 def planted(monkeypatch):
     """One layer of the quantized model has absurd ranges."""
-    monkeypatch.setattr(base, "quantize_once", lambda *given: ruined(quantize_once(*given), BAD))
+    monkeypatch.setattr(space, "quantized", lambda *given: ruined(quantized(*given), BAD))
 
 
 def search(work, function=accuracy, *, model=None, data=None, calibration=None, max_drop=0.1, **options):
@@ -126,6 +127,16 @@ def test_values_of_other_data_functions_or_models_are_not_taken(tmp_path, change
     assert after.report.values == search(None, **given).report.values
 
 
+def test_a_search_that_goes_on_says_what_of_the_function_was_not_compared(tmp_path):
+    def above(limit):
+        return lambda model, items: min(accuracy(model, items)[0], limit)
+
+    search(tmp_path, above(0.9))
+    (note,) = search(tmp_path, above(0.8)).notes
+    assert note.endswith("not compared: 'limit' in test_a_search_that_goes_on_says_what_of_the_function_was_not_compared."
+                         "<locals>.above.<locals>.<lambda> (name another folder if that has changed)")  # fmt: skip
+
+
 def test_a_metric_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -176,7 +187,7 @@ def test_files_of_the_user_with_such_names_are_moved_aside_and_what_else_is_ther
         (tmp_path / name).write_text("precious")
     assert "holds report.json, best.onnx of something else; moved to" in search(tmp_path).notes[0]
     assert (tmp_path / "earlier-1" / "best.onnx").read_text() == "precious"
-    folder.remove(tmp_path)
+    store.remove(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1", "notes.txt"]
 
 
@@ -203,7 +214,7 @@ def interrupted(work, monkeypatch, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(control.Control, "finish", interrupt)
+        patch.setattr(trials.Trials, "_finish", interrupt)
         with pytest.raises(KeyboardInterrupt) as caught:
             search(work, **options)
     return caught.value
@@ -277,7 +288,7 @@ def test_when_the_runtime_refuses_the_best_the_next_is_on_disk(tmp_path, monkeyp
     def refuse(validation, model):
         return {"validation_fn": float(kept(model) != first)}
 
-    monkeypatch.setattr(candidates, "in_runtime", refuse)
+    monkeypatch.setattr(trials, "in_runtime", refuse)
     found = search(tmp_path)
     assert kept(found.model) != first
     assert on_disk(tmp_path) == kept(found.model)
@@ -286,8 +297,8 @@ def test_when_the_runtime_refuses_the_best_the_next_is_on_disk(tmp_path, monkeyp
 def test_values_of_the_runtime_are_kept(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     measured = []
-    real = candidates.in_runtime
-    monkeypatch.setattr(candidates, "in_runtime", lambda *given: measured.append(1) or real(*given))
+    real = trials.in_runtime
+    monkeypatch.setattr(trials, "in_runtime", lambda *given: measured.append(1) or real(*given))
     before = search(tmp_path).report.runtime_values
     assert measured
     measured.clear()
@@ -322,9 +333,9 @@ def test_a_disk_that_is_full_costs_the_folder_and_not_the_search(tmp_path, monke
         return writing
 
     expected = search(None)
-    monkeypatch.setattr(state, "write_text", full(state.write_text))
-    monkeypatch.setattr(state, "write_bytes", full(state.write_bytes))
-    monkeypatch.setattr("jaxq.accuracy.journal.write_text", full(state.write_text))
+    monkeypatch.setattr(store, "write_bytes", full(store.write_bytes))
+    monkeypatch.setattr(trials, "write_text", full(trials.write_text))
+    monkeypatch.setattr(store, "write_text", trials.write_text)
     found = search(tmp_path)
     (note,) = [each for each in found.notes if "No space left on device" in each]
     assert "the search goes on" in note
@@ -337,7 +348,7 @@ def test_a_model_that_does_not_fit_on_the_disk_costs_the_folder_only(tmp_path, m
     def full(model, path):
         raise ConfigError(f"cannot write {str(path)!r}: No space left on device")
 
-    monkeypatch.setattr(candidates, "save", full)
+    monkeypatch.setattr(store, "save", full)
     found = search(tmp_path)
     assert found.report.status == "reached"
     assert any("No space left on device" in each for each in found.notes)
@@ -347,10 +358,8 @@ def test_a_state_that_was_cut_short_names_no_other_model_as_the_best(tmp_path, m
     float_model = chain()
 
     def kept_best(place, model):
-        memory = state.State(tmp_path, SimpleNamespace(to_dict=dict, differences=lambda _: []))
-        known = candidates.Candidates(None, (), memory, None, None)
-        known.tried = {place: SimpleNamespace(place=place, order=(0,), model=lambda: model)}
-        return known.keep_best
+        memory = store.Store(tmp_path, SimpleNamespace(to_dict=dict, differences=lambda _: [], unseen=""))
+        return lambda: memory.keep_best(place, lambda: model)
 
     def named(name):
         return jaxq.load(float_model).replace(metadata=FrozenDict({"name": name}))
@@ -365,7 +374,6 @@ def test_a_state_that_was_cut_short_names_no_other_model_as_the_best(tmp_path, m
         found.append(stored(tmp_path)["best"])
         assert found[-1] in ("", jaxq.load(tmp_path / "best.onnx").metadata["name"])
 
-    monkeypatch.setattr(state, "_parsed", lambda text: {**json.loads(text), "identity": {}})
     every_kill(monkeypatch, action, check)
     assert set(found) == {"first", "", "second"}
 
@@ -380,7 +388,7 @@ def test_a_search_that_is_moved_aside_keeps_its_model_and_its_data_together(tmp_
         jaxq.save(model, tmp_path / "work" / "best.onnx", external_data=external)
         (tmp_path / "work" / "state.json").write_text("{}")
         (tmp_path / "work" / "best.onnx.0123456789abcdef.data").write_text("mine")
-        return lambda: folder.move_aside(tmp_path / "work")
+        return lambda: store.move_aside(tmp_path / "work")
 
     def check():
         (found,) = tmp_path.glob("work/**/best.onnx")
@@ -397,19 +405,19 @@ def test_a_search_that_is_moved_aside_keeps_its_model_and_its_data_together(tmp_
 def test_only_the_files_of_the_search_are_removed(tmp_path):
     search(tmp_path / "work")
     (tmp_path / "work" / "notes.txt").write_text("mine")
-    folder.remove(tmp_path / "work")
+    store.remove(tmp_path / "work")
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes.txt"]
     search(tmp_path / "other")
-    folder.remove(tmp_path / "other")
+    store.remove(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_the_best_model_is_copied_with_weights_that_lie_beside_it(tmp_path):
     search(tmp_path)
     jaxq.save(jaxq.load(tmp_path / "best.onnx"), tmp_path / "best.onnx", external_data=True)
-    assert len(folder.files_in(tmp_path)) == 5
-    assert folder.copy_best(tmp_path, tmp_path / "out.onnx")
-    for path in folder.files_in(tmp_path):
+    assert len(store.files_in(tmp_path)) == 5
+    assert store.copy_best(tmp_path, tmp_path / "out.onnx")
+    for path in store.files_in(tmp_path):
         path.unlink()
     assert accuracy(jaxq.load(tmp_path / "out.onnx"), labelled())[0] > 0.8
-    assert not folder.copy_best(tmp_path, tmp_path / "out.onnx")
+    assert not store.copy_best(tmp_path, tmp_path / "out.onnx")

@@ -607,12 +607,12 @@ def test_a_target_that_is_missed_is_exit_code_3_and_the_best_model_is_there(digi
 @pytest.fixture
 def interrupted(monkeypatch):
     """Whoever searches is interrupted when the first candidates are known."""
-    from jaxq.accuracy.control import Control
+    from jaxq.accuracy.trials import Trials
 
     def interrupt(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Control, "finish", interrupt)
+    monkeypatch.setattr(Trials, "_finish", interrupt)
 
 
 def in_words(command: str, model: Path, data: str, out: Path) -> list[str]:
@@ -653,7 +653,7 @@ def test_an_interrupt_before_the_search_writes_no_model_of_another_one(digits, t
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxq.accuracy.control.open_base", interrupt)
+    monkeypatch.setattr("jaxq.accuracy.space.quantized", interrupt)
     assert cli.main(in_words(command, digits / "digits.onnx", data, out)) == 130
     assert not out.exists()
     assert (tmp_path / "digits.onnx.search" / "earlier-1" / "best.onnx").is_file()

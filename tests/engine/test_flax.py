@@ -146,6 +146,11 @@ def test_a_file_that_is_not_there_is_a_model_error():
         to_flax("nowhere.onnx")
 
 
+def test_what_is_no_module_of_ours_is_refused():
+    with pytest.raises(jaxq.ConfigError, match=r"module = 3; expected an OnnxModule, as jaxq\.to_flax makes it"):
+        from_flax(3)
+
+
 def test_variables_are_named_as_in_the_file_and_typed_by_what_they_are():
     kinds = {name: type(variable) for name, variable in to_flax(TABLES).params.items()}
     assert kinds == {KERNEL: nnx.Param, f"{BIAS}#": nnx.Param, TABLE: nnx.Param, WIDE: nnx.Param, INDEX: Constant}

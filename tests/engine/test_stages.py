@@ -7,7 +7,8 @@ from compilations import compilations
 from models import NETWORKS, samples
 
 from jaxq.accuracy.ranking import Ranker
-from jaxq.accuracy.space import FLOAT, Space
+from jaxq.accuracy.space import Space
+from jaxq.accuracy.treatments import FLOAT
 from jaxq.engine import stages
 from jaxq.engine.batching import batches
 from jaxq.engine.stages import walk

@@ -14,7 +14,7 @@ from jaxq.data.samples import Samples
 from jaxq.engine import model as module
 from jaxq.engine import traced
 from jaxq.engine.execute import execute
-from jaxq.engine.traced import Traces, signatures, signed, untaken_nodes
+from jaxq.engine.traced import Traces, signatures, untaken_nodes
 from jaxq.errors import CalibrationError, JaxqWarning
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.save import to_proto
@@ -171,15 +171,15 @@ def test_what_follows_from_shapes_is_found_once(monkeypatch):
         traced, "execute", lambda graph, *rest, **how: walks.append(graph) or execute(graph, *rest, **how)
     )
     model = load(written("(float[N, 8] x) => (float[N, 8] once) { once = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
-    first = model.traced(signed(model.graph, {"x": sample(0)})[0])
-    assert model.traced(signed(model.graph, {"x": jnp.asarray(sample(1))})[0]) is first
+    first = model.traced({"x": sample(0)})
+    assert model.traced({"x": jnp.asarray(sample(1))}) is first
     assert walks == []  # it is found when it is asked
     assert {name: each.shape for name, each in first.tensors.items()} == {"w1": (8, 8), "x": (2, 8), "once": (2, 8)}
     assert first.activations.keys() == {"x", "once"}
     other = model.replace(params={"w1": WEIGHTS["w1"] * 2})
     assert (first.largest, first.head, other.traced(first.signature).largest) == (64, model.graph, 64)
     assert len(walks) == 1
-    assert model.traced(signed(model.graph, {"x": sample(0, 3)})[0]).largest == 96
+    assert model.traced({"x": sample(0, 3)}).largest == 96
     assert len(walks) == 2
 
 
@@ -187,7 +187,7 @@ def test_what_is_made_with_64_bits_is_another_thing():
     model = load(written("(int64[N] x) => (int64[N] y) { y = Neg (x) }"))
 
     def kinds():
-        return {each.dtype.name for each in model.traced(signed(model.graph, {"x": np.arange(3)})[0]).tensors.values()}
+        return {each.dtype.name for each in model.traced({"x": np.arange(3)}).tensors.values()}
 
     assert kinds() == {"int32"}
     with jax.enable_x64(True):
@@ -197,7 +197,7 @@ def test_what_is_made_with_64_bits_is_another_thing():
 
 def test_outputs_of_the_host_are_known_and_the_head_is_without_them():
     model = load(written("(float[N, 8] x) => (float[N, 8] y, int64[2, K] z) { y = Relu (x) z = NonZero (y) }"))
-    found = model.traced(signed(model.graph, {"x": sample(0)})[0])
+    found = model.traced({"x": sample(0)})
     assert found.on_host == {"z"}
     assert found.head.outputs == ("y",)
     assert found.tensors.keys() == {"x", "y"}
@@ -207,6 +207,5 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "MOST_TRACED", 3)
     model = load(written("(float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
     for rows in range(1, 9):
-        signature, _ = signed(model.graph, {"x": sample(0, rows)})
-        assert model.traced(signature).largest == rows * 32
+        assert model.traced({"x": sample(0, rows)}).largest == rows * 32
         assert len(model._traced) <= 3

@@ -83,6 +83,18 @@ def test_entries_of_another_kind_are_refused():
         IgnoredScope(subgraphs=[("a", "b")])
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Operation(3), "type = 3; expected a str"),
+        (lambda: Operation("Conv", ["group"]), r"attributes = \['group'\]; expected a Mapping"),
+    ],
+)
+def test_operations_of_another_kind_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
 def test_a_node_that_the_importer_drops_can_be_named():
     proto = written("(float[N, 4] x) => (float[N, 4] y) { [same] a = Identity (x)  [product] b = MatMul (a, w)"
                     "  [drop] c = Dropout (b)  [clip] y = Relu (c) }", w=np.eye(4, dtype=np.float32))  # fmt: skip

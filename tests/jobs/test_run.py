@@ -153,6 +153,31 @@ def test_what_is_wrong_is_said_with_its_place(folder, content, message):
         run_config(written(folder, content))
 
 
+PARAMS = ("compression", "algorithms", 0, "params")
+
+
+@pytest.mark.parametrize(
+    "content, path",
+    [
+        (JOB | advanced(overrides=[{"names": ["Conv_stm"], "weights": FOUR}]),
+         ("quantize", "advanced_parameters", "overrides", 0, "names")),
+        (JOB | advanced(overrides=[{"types": ["Conv"], "weights": {"num_bits": 1}}]),
+         ("quantize", "advanced_parameters", "overrides", 0, "weights", "num_bits")),
+        (JOB | {"quantize": {"preset": 3}}, ("quantize", "preset")),
+        (JOB | {"accuracy": {"max_drop": 0.1, "maximal_drop": 0.1}}, ("accuracy", "maximal_drop")),
+        (JOB | {"accuracy": {"metric": "top_1"}}, ("accuracy", "metric")),
+        (JOB | {"data": "nowhere.npz"}, ("data", "source")),
+        (POT, (*PARAMS, "ignored", "scope")),
+    ],
+    ids=["run", "check", "type", "twice", "metric", "data", "POT"],
+)  # fmt: skip
+def test_errors_have_the_path_in_the_file(folder, content, path):
+    with pytest.raises(jaxq.JaxqError) as raised:
+        run_config(written(folder, content))
+    assert raised.value.path == path
+    assert str(raised.value).startswith(f"{folder / 'job.json'}: ")
+
+
 POT_WITHOUT_MISTAKES = POT | {"compression": {"algorithms": [{"name": "DefaultQuantization"}]}}
 
 

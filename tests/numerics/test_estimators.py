@@ -4,6 +4,7 @@ import pytest
 
 from jaxq.errors import ConfigError
 from jaxq.numerics.estimators import (
+    QUANTILE_GRID,
     AggregatorType,
     RangeEstimatorParameters,
     RangeEstimatorParametersSet,
@@ -125,3 +126,14 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused_with_the_nearest_that_does(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_the_grid_of_quantiles_is_that_of_pot():
+    assert len(QUANTILE_GRID) == 8  # and minmax
+    ends = QUANTILE_GRID["quantile 0.001 to max"]
+    assert (ends.min.statistics_type, ends.min.aggregator_type, ends.min.quantile_outlier_prob) == (
+        "quantile",
+        "mean",
+        1e-3,
+    )
+    assert (ends.max.statistics_type, ends.max.aggregator_type) == ("max", "max")

@@ -75,6 +75,7 @@ def test_what_the_target_does_not_take_is_an_error_with_its_path(target, activat
         (lambda: P(num_bits=True), "num_bits = True"),
         (lambda: P(mode="symetric"), "did you mean 'symmetric'?"),
         (lambda: P(per_channel="yes"), "per_channel = 'yes'; expected True, False or None"),
+        (lambda: FP8QuantizationParameters(per_channel="no"), "per_channel = 'no'; expected True or False"),
         (lambda: FP8QuantizationParameters(destination_type="f8e4m4"), "did you mean 'f8e4m3'?"),
         (lambda: Override(weights=P()), "selects nothing"),
         (lambda: Override(names="a"), "changes nothing"),

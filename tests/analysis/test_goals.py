@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from jaxq.accuracy.goals import Goal, excess
-from jaxq.accuracy.options import DropType
+from jaxq.analysis.validation import DropType, Goal, excess
 from jaxq.errors import ConfigError
 
 

@@ -1,36 +1,39 @@
-"""Evaluates models by metrics of their outputs, against labels or against the float model."""
+"""Evaluates models by metrics of their outputs, against labels or against the float model; chooses what was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.validation import (
+from jaxq.analysis.by_function import FunctionValidation
+from jaxq.analysis.classes import class_scores
+from jaxq.analysis.metrics import COSINE_OF_LISTS, METRICS, Metric, Outputs, find_metric
+from jaxq.analysis.validation import (
+    EMPTY,
     EXACT,
     MOST_BYTES,
     QUANTIZED,
     Pool,
     Runnable,
     Scores,
+    Validation,
     check_count,
-    filled,
-    run_samples,
-    single_feeds,
 )
-from jaxq.analysis.metrics import Metric, Outputs
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
-from jaxq.engine.collect import Batch, batches, split_samples
+from jaxq.data.labelled import labelled_items
+from jaxq.engine.batching import batches
 from jaxq.engine.model import Model
+from jaxq.engine.runner import Batch
+from jaxq.engine.stages import run_samples, single_feeds
 from jaxq.engine.traced import Signature
-from jaxq.errors import ConfigError, InputError
+from jaxq.errors import CalibrationError, ConfigError, InputError
 from jaxq.graph.indices import refuse_out_of_range
 from jaxq.numerics.distance import output_distances
-
-LABEL_KEYS = ("label", "labels", "target", "targets")
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,16 @@ class MetricValidation:
     _exact: dict[int, Outputs] = field(default_factory=dict)  # sample -> what the float model gives, up to MOST_BYTES
     _moved: dict[int, float] = field(default_factory=dict)  # sample -> how far quantization moves its outputs
     seen: dict[str, Any] = field(default_factory=dict)
+    known: bool = True
 
     @property
     def directions(self) -> Mapping[str, bool]:
         return {metric.name: metric.higher_is_better for metric in self.metrics}
+
+    def refer_to(self, exact: Model) -> None:
+        """See `Validation`."""
+        if self.reference is not None:
+            self.reference = exact
 
     def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
@@ -124,13 +133,10 @@ class MetricValidation:
                 self._exact[number] = outputs
                 self._room -= size
 
-    def outputs(self, model: Runnable, labelled: Labelled) -> dict[int, Outputs]:
+    def outputs(self, model: Any, labelled: Labelled) -> dict[int, Outputs]:
         """The outputs of each sample, without their batch axis."""
-        static, batch = labelled.static, labelled.batch
-        if isinstance(model, Model):
-            rows = run_samples(model, static, batch)
-        else:
-            rows = [model(feed) for feed in single_feeds(model, static, batch)]
+        run = getattr(model, "each", functools.partial(run_samples, model))
+        rows = run(labelled.static, labelled.batch)
         names = tuple(self.model.graph.outputs)
         plain = [{name: _without_batch(np.asarray(row[name])) for name in names} for row in rows]
         return dict(zip(labelled.numbers, plain, strict=True))
@@ -182,7 +188,7 @@ class MetricValidation:
                 room -= sum(value.nbytes for value in feed.values())
             if room < 0:
                 break
-        return filled([found[number] for number in sorted(found)], part)
+        return Pool([found[number] for number in sorted(found)], part)
 
 
 def _measured(metric: Metric, outputs: Mapping[str, np.ndarray], target: Any, number: int) -> Any:
@@ -201,53 +207,76 @@ def _without_batch(value: np.ndarray) -> np.ndarray:
     return value[0] if value.ndim and value.shape[0] == 1 else value
 
 
-def labelled_items(dataset: Dataset, model: Model, labels: bool) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(feed of one sample, its target) from a data set; targets are None without labels.
+def open_validation(
+    dataset: Iterable[Any],
+    function: Any,
+    names: Sequence[str],
+    exact: Model,
+    batch_size: int | None,
+    *,
+    annotation_free: bool = False,
+) -> Validation:
+    """The validation that was asked for: a function, metrics by name, or the likeness to the float model.
 
-    An item has its label under the key "label", or is a tuple that ends with it. Where the data set has a transform_func, that
-    makes the inputs of an item and the label is still the item's own. A batch of samples has a batch of labels.
+    Looks at the first item, so that what is wrong with the data is said before anything is computed.
+
+    Args:
+      exact: the float model.
 
     Raises:
-      ConfigError: an item has no label.
-      InputError: there are more or fewer labels than samples.
+      ConfigError: a name is unknown or needs labels where there are none, the function cannot be called, or two ways are given.
+      CalibrationError: the data is empty.
     """
-    for number, item in enumerate(dataset.items()):
-        label, inputs = _split_item(item, model, number, labels)
-        if dataset.transform_func is not None:
-            inputs = dataset.transform_func(item)
-        feeds = list(split_samples(model.inputs, [inputs], model.graph.static_inputs, dataset.batch_axis))
-        if label is None:
-            yield from ((feed, None) for feed in feeds)
-            continue
-        values: Any = label if isinstance(label, Mapping | list | tuple) else np.asarray(label)
-        count = len(values) if isinstance(values, list | tuple) or np.ndim(values) else None
-        if count == len(feeds) and not isinstance(values, Mapping):
-            yield from zip(feeds, values, strict=True)
-        elif len(feeds) == 1:
-            yield feeds[0], values
-        else:
-            raise InputError(f"item {number} of the validation data holds {len(feeds)} samples and {count or 1} labels")
-
-
-def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any, Any]:
-    """(label or None, what is left of the item)."""
-    if isinstance(item, Mapping):
-        key = next((key for key in LABEL_KEYS if key in item and key not in model.inputs), None)
-        if key is not None:
-            return (item[key] if labels else None), {name: value for name, value in item.items() if name != key}
-        found = f"its keys: {', '.join(map(repr, item))}"
-    elif (isinstance(item, tuple | list) and len(item) > len(model.inputs)) or _is_pair(item):
-        rest = item[0] if len(item) == 2 else tuple(item[:-1])
-        return (item[-1] if labels else None), rest
-    else:
-        found = f"it is {type(item).__name__}"
-    if labels:
+    data = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    if function is not None and names:
         raise ConfigError(
-            f"item {number} of the validation data has no label ({found}); give (inputs, label) or a mapping with the key "
-            "'label', or set annotation_free (or leave the metric away) to compare with the float model's outputs"
+            f"validation_fn = {function!r} and metrics = {list(names)} are two ways to say what is measured; give "
+            "validation_fn or metrics, not both"
         )
-    return None, item
+    if isinstance(function, str):
+        names, function = [function], None
+    if function is not None:
+        if not callable(function):
+            raise ConfigError(
+                f"validation_fn = {function!r}; expected a function of (model, data), the name of a metric, or None"
+            )
+        if annotation_free:
+            raise ConfigError(
+                "annotation_free is for metrics by name; a function says itself what it compares outputs with"
+            )
+        look_at_first(data.items())
+        return FunctionValidation(function, data)
+    metrics = [find_metric(name) for name in names]
+    if metrics and not annotation_free:
+        labelled = functools.partial(labelled_items, data, exact, True)
+        look_at_first(labelled())
+        return MetricValidation(labelled, metrics, exact, None, batch_size)
+    unlabelled = functools.partial(labelled_items, data, exact, False)
+    for metric in metrics:
+        if metric.refer is None:
+            able = ", ".join(sorted(name for name, each in METRICS.items() if each.refer is not None))
+            raise ConfigError(
+                f"metric = {metric.name!r} with annotation_free: outputs of the float model cannot stand in for its labels; they "
+                f"can for those of {able}"
+            )
+    return MetricValidation(unlabelled, metrics or [likeness(exact, unlabelled())], exact, exact, batch_size)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Mapping)
+def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metric:
+    """What compares a model with itself: top1, if its first output is a row of class scores (`analysis.classes`), or cosine."""
+    for feed, _ in items:
+        name = model.graph.outputs[0]
+        if name in model.made_on_host(feed):
+            return COSINE_OF_LISTS
+        if name not in class_scores(model.graph, model.params):
+            return METRICS["cosine"]
+        scores = np.asarray(model(feed)[name])
+        return METRICS["top1" if scores.size == max(scores.shape) else "cosine"]
+    raise CalibrationError(EMPTY)
+
+
+def look_at_first(items: Iterator[Any]) -> None:
+    """Raises what making the first item raises, and CalibrationError if there is none."""
+    for _ in items:
+        return
+    raise CalibrationError(EMPTY)

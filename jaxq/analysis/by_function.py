@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxq.accuracy.validation import (
-    EXACT,
-    MOST_BYTES,
-    QUANTIZED,
-    Pool,
-    Runnable,
-    Scores,
-    check_count,
-    filled,
-)
 from jaxq.analysis.metrics import Score, as_score
+from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Runnable, Scores, check_count
 from jaxq.data import Dataset
-from jaxq.engine.collect import split_samples
+from jaxq.data.fingerprint import digest_of
+from jaxq.data.splitting import split_samples
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, JaxqError
 from jaxq.numerics.distance import output_distances
 
@@ -69,11 +61,15 @@ class FunctionValidation:
     """
 
     directions: Mapping[str, bool] = {"validation_fn": True}
+    known = False
 
     def __init__(self, function: Callable[[Any, Iterable[Any]], Any], dataset: Dataset):
         self.function, self.dataset = function, dataset
         self._count: int | None = None
         self.seen: dict[str, tuple[Watched, Score]] = {}
+
+    def refer_to(self, exact: Model) -> None:
+        """The function says itself what it compares with."""
 
     def evaluate(self, model: Runnable, role: str = "") -> Scores:
         """See `Validation`.
@@ -83,9 +79,9 @@ class FunctionValidation:
           CalibrationError: the data is empty, or gives another number of items than before.
         """
         if not role:
-            return {"validation_fn": self._call(model, self._items())}
+            return {"validation_fn": self._call(model)}
         watched = Watched(model, self.dataset.batch_axis)
-        score = self._call(watched, self._items())
+        score = self._call(watched)
         self._check_count(score, watched)
         self.seen[role] = (watched, score)
         return {"validation_fn": score}
@@ -102,9 +98,9 @@ class FunctionValidation:
             "left out"
         )
 
-    def _call(self, model: Runnable, items: Iterable[Any]) -> Score:
+    def _call(self, model: Runnable) -> Score:
         try:
-            returned = self.function(model, items)
+            returned = self.function(model, self._items())
         except JaxqError as error:
             error.args = (f"in validation_fn: {error}",)
             raise
@@ -125,7 +121,7 @@ class FunctionValidation:
         moved: list[float] = []
         feeds: list[dict[str, Any]] = []
         for (feed, before), (other, after) in zip(*(each.calls for each in watched), strict=False):
-            same = _digest(feed) == _digest(other)
+            same = digest_of(feed) == digest_of(other)
             rows = watched[0].samples(feed)
             if same and len(rows) > 1 and all(value.shape[:1] == (len(rows),) for value in before.values()):
                 moved.extend(output_distances(before, after))
@@ -136,7 +132,7 @@ class FunctionValidation:
         if not feeds:
             raise ConfigError("validation_fn never called the model that it was given; it has to evaluate that model")
         lost = _lost(scores, watched)
-        return filled(list(zip(lost[: len(feeds)].tolist(), map(float, moved), feeds, strict=True)), part)
+        return Pool(list(zip(lost[: len(feeds)].tolist(), map(float, moved), feeds, strict=True)), part)
 
 
 def _lost(scores: Sequence[Score], watched: Sequence[Watched]) -> np.ndarray:
@@ -149,10 +145,3 @@ def _lost(scores: Sequence[Score], watched: Sequence[Watched]) -> np.ndarray:
     if len(before) == len(nothing):
         return before - after
     return np.repeat(before - after, counts) if len(before) == len(counts) else nothing
-
-
-def _digest(feed: Mapping[str, np.ndarray]) -> bytes:
-    hashed = hashlib.sha256()
-    for name in sorted(feed):
-        hashed.update(np.ascontiguousarray(feed[name]).tobytes())
-    return hashed.digest()

@@ -1,4 +1,4 @@
-"""One graph in which every place that reads a quantized tensor can be switched on and off by itself.
+"""One graph in which every place that reads a quantized tensor can be switched on and off by itself; and which nodes go together.
 
 Where several nodes read a tensor, one of them may go back to float and read the exact value while the others keep the rounded
 one. So each of these places gets a name of its own for the tensor, and with it a quantizer whose `enabled` is data.
@@ -6,7 +6,7 @@ one. So each of these places gets a name of its own for the tensor, and with it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxq.graph.ir import Graph, tensor_names, unused_name
@@ -77,3 +77,33 @@ def add_switches(graph: Graph, plan: Plan) -> Switches:
     whole = frozenset(name for name in outputs if name in plan.activations)
     tensors.update((name, name) for name in sorted(whole))
     return Switches(read_copies(graph, edges, copies), tensors, at, whole)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Nodes that are treated alike, because they share a weight; mostly one."""
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    weights: tuple[str, ...]
+    inputs: frozenset[str]  # quantizer groups of the plan that its nodes read
+
+
+def layers_of(plan: Plan) -> Iterator[Layer]:
+    """The layers of a plan, in the order of the graph."""
+    nodes = {node.name: node for _, node in plan.graph.walk()}
+    quantized = {weight.name for weight in plan.weights}
+    leader: dict[str, str] = {}  # weight -> first node that reads it
+    members: dict[str, list[str]] = {}
+    for name in plan.nodes:
+        weights = [tensor for tensor in nodes[name].inputs if tensor in quantized]
+        first = next((leader[weight] for weight in weights if weight in leader), name)
+        leader.update(dict.fromkeys(weights, first))
+        members.setdefault(first, []).append(name)
+    groups = plan.activations
+    for first, names in members.items():
+        reads = [tensor for name in names for tensor in nodes[name].inputs]
+        weights = [tensor for tensor in reads if tensor in quantized]
+        inputs = frozenset(groups[tensor] for tensor in reads if tensor in groups)
+        yield Layer(first, nodes[first].op, tuple(names), tuple(dict.fromkeys(weights)), inputs)

@@ -7,9 +7,9 @@ from accuracy_models import images, picking
 from models import Network, written
 
 import jaxq
-from jaxq.accuracy import by_metric
-from jaxq.accuracy.open_validation import open_validation
-from jaxq.accuracy.validation import EXACT, QUANTIZED
+from jaxq.analysis import by_metric
+from jaxq.analysis.by_metric import open_validation
+from jaxq.analysis.validation import EXACT, QUANTIZED
 from jaxq.engine.model import Model
 from jaxq.errors import CalibrationError, ConfigError
 
