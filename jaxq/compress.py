@@ -124,7 +124,7 @@ def compress_weights(
     model = plain_products(model.replace(graph=graph, params=params))
     sites = compression_sites(model.graph, model.params, ignored)
     refuse_empty(model, sites, ignored)
-    samples = () if dataset is None else Samples(model, dataset, subset_size)
+    samples = () if dataset is None else Samples(model, dataset, subset_size, argument="dataset")
     primary = sites if all_layers or chosen not in FOUR_BITS else inner_sites(model.graph, sites)
     wanted = {site.param: scheme_of(model, site, chosen, group, fallback) for site in primary}
     narrow = insensitive(model, primary, wanted, ratio, samples, batch_size)

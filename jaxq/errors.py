@@ -198,9 +198,14 @@ def worded(words: Callable[[Option], Option]) -> Iterator[None]:
         raise
 
 
-def inside(*outer: str | int) -> contextlib.AbstractContextManager[None]:
-    """What errors in this `with` are about stands at the path `outer`: their paths begin with it."""
-    return worded(lambda option: option.inside(*outer))
+@contextlib.contextmanager
+def inside(*outer: str | int) -> Iterator[None]:
+    """The options in this `with` stand at the path `outer`, with which the paths of errors about options then begin."""
+    try:
+        yield
+    except ConfigError as error:
+        error.say(lambda option: option.inside(*outer))
+        raise
 
 
 @contextlib.contextmanager

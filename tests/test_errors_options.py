@@ -4,7 +4,19 @@ import copy
 
 import pytest
 
-from jaxq.errors import CalibrationError, ConfigError, Option, Words, about, inside, show_path, told, worded
+from jaxq.errors import (
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    Option,
+    RuntimeMissingError,
+    Words,
+    about,
+    inside,
+    show_path,
+    told,
+    worded,
+)
 
 LEVELS = (Option(("level_low",), 9), " is not below ", Option(("level_high",), -9))
 
@@ -68,6 +80,14 @@ def test_only_errors_of_a_kind_that_have_no_path_get_the_one_that_is_usual():
         (ConfigError("x"), ()),
     ):
         with pytest.raises(type(error)), about("data", kinds=(CalibrationError,)):
+            raise error
+        assert error.path == path
+
+
+def test_what_is_wrong_with_a_model_or_the_data_is_not_laid_to_an_option():
+    for error in (ModelError("x"), CalibrationError("x", path=("calibration_dataset",)), RuntimeMissingError("x")):
+        path = error.path
+        with pytest.raises(type(error)), inside("advanced_parameters"):
             raise error
         assert error.path == path
 

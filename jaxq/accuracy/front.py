@@ -20,7 +20,7 @@ from jaxq.accuracy.treatments import AS_PLANNED, RANGES, UNCORRECTED, Treatment
 from jaxq.accuracy.trials import Listener, Trials
 from jaxq.analysis.by_metric import open_validation
 from jaxq.analysis.validation import EXACT, DropType, Goal, check_drop
-from jaxq.checks import member
+from jaxq.checks import check_kind, member
 from jaxq.data import Dataset
 from jaxq.data.fingerprint import ReadOnce, digest_of
 from jaxq.engine.model import Model
@@ -82,8 +82,7 @@ def quantize_with_accuracy_control(
     kind = member(DropType, "drop_type", drop_type)
     allowed = check_drop(max_drop, kind)
     advanced = advanced_accuracy_restorer_parameters or AdvancedAccuracyRestorerParameters()
-    if not isinstance(advanced, AdvancedAccuracyRestorerParameters):
-        raise ConfigError(f"{advanced!r} is not an AdvancedAccuracyRestorerParameters")
+    check_kind("advanced_accuracy_restorer_parameters", advanced, AdvancedAccuracyRestorerParameters)
     options = QuantizeOptions(
         preset=preset,
         target_device=target_device,

@@ -16,6 +16,7 @@ from jaxq.analysis.validation import (
     EMPTY,
     EXACT,
     MOST_BYTES,
+    OF_VALIDATION,
     QUANTIZED,
     Pool,
     Runnable,
@@ -29,7 +30,7 @@ from jaxq.data.labelled import labelled_items
 from jaxq.engine.collect import Batch, batches
 from jaxq.engine.model import Model
 from jaxq.engine.stages import run_samples, single_feeds
-from jaxq.errors import CalibrationError, ConfigError, InputError
+from jaxq.errors import CalibrationError, ConfigError, InputError, about
 from jaxq.graph.indices import refuse_out_of_range
 from jaxq.graph.ir import FrozenDict, Literal
 from jaxq.numerics.distance import output_distances
@@ -161,9 +162,12 @@ class MetricValidation:
 
         def feeds() -> Iterator[dict[str, Any]]:
             for number, (feed, target) in enumerate(self.items()):
-                for name, value in feed.items():
-                    refuse_not_finite(name, np.asarray(value), number, "validation", mask=name in self.model.masks)
-                refuse_out_of_range(self.model.index_bounds, feed, f" of validation sample {number} (counted from 0)")
+                with about(*OF_VALIDATION, kinds=(CalibrationError, InputError)):
+                    for name, value in feed.items():
+                        refuse_not_finite(name, np.asarray(value), number, "validation", mask=name in self.model.masks)
+                    refuse_out_of_range(
+                        self.model.index_bounds, feed, f" of validation sample {number} (counted from 0)"
+                    )
                 targets.append(target)
                 yield feed
 
@@ -195,7 +199,8 @@ def _measured(metric: Metric, outputs: Mapping[str, np.ndarray], target: Any, nu
     try:
         return metric.measure(outputs, target)
     except InputError as error:
-        raise InputError(f"{metric.name} of sample {number} of the validation data: {error}") from error
+        message = f"{metric.name} of sample {number} of the validation data: {error}"
+        raise InputError(message, path=OF_VALIDATION) from error
 
 
 def _stacked(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -271,11 +276,11 @@ def likeness(model: Model, items: Iterator[tuple[dict[str, Any], Any]]) -> Metri
             return METRICS["cosine"]
         scores = np.asarray(model(feed)[name])
         return METRICS["top1" if scores.size == max(scores.shape) else "cosine"]
-    raise CalibrationError(EMPTY)
+    raise CalibrationError(EMPTY, path=OF_VALIDATION)
 
 
 def look_at_first(items: Iterator[Any]) -> None:
     """Raises what making the first item raises, and CalibrationError if there is none."""
     for _ in items:
         return
-    raise CalibrationError(EMPTY)
+    raise CalibrationError(EMPTY, path=OF_VALIDATION)

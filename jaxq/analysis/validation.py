@@ -23,6 +23,7 @@ from jaxq.onnx_io.save import save
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
 
+OF_VALIDATION = ("validation_dataset",)  # the argument that errors in the data are about
 EMPTY = "the validation data is empty; at least one sample is needed"
 
 EXACT, QUANTIZED = "exact", "quantized"  # roles of models whose outputs are compared
@@ -66,11 +67,12 @@ def check_count(first: int | None, count: int, what: str) -> int:
       CalibrationError: it is another one, or zero.
     """
     if count == 0 and not first:
-        raise CalibrationError(EMPTY)
+        raise CalibrationError(EMPTY, path=OF_VALIDATION)
     if first is not None and count != first:
         raise CalibrationError(
             f"the validation data gave {first} {what} the first time and {count or 'none'} now; a metric of other data cannot be "
-            "compared. Give a list, or an object whose iter() starts anew and gives the same each time"
+            "compared. Give a list, or an object whose iter() starts anew and gives the same each time",
+            path=OF_VALIDATION,
         )
     return count
 

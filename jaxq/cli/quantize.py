@@ -38,7 +38,7 @@ from jaxq.cli.options import (
     reading,
 )
 from jaxq.cli.session import TARGET_MISSED, bytes_of, check_outputs, session, write_json, written_files
-from jaxq.errors import inside, told
+from jaxq.errors import OptionPath, Words, inside, told, worded
 
 if TYPE_CHECKING:
     from jaxq.accuracy.options import AccuracySection
@@ -238,9 +238,10 @@ def quantized_model(
     if section is None:
         return quantize(model, samples, **options.arguments()), None
     label = None if section.metric is None else "label"
-    place = ("calibration_dataset",) if section.validation is None else ("validation_dataset",)
+    place: OptionPath = ("calibration_dataset",) if section.validation is None else ("validation_dataset",)
     validation = open_data(section.validation or data, model, label=label, place=place, **how)
-    return accuracy.quantize_within(section, model, samples, validation, output, reports, options, quiet=quiet)
+    with worded(Words({("validation_dataset",): place})):
+        return accuracy.quantize_within(section, model, samples, validation, output, reports, options, quiet=quiet)
 
 
 def described(

@@ -40,7 +40,10 @@ def labelled_items(dataset: Dataset, model: Model, labels: bool) -> Iterator[tup
         elif len(feeds) == 1:
             yield feeds[0], values
         else:
-            raise InputError(f"item {number} of the validation data holds {len(feeds)} samples and {count or 1} labels")
+            raise InputError(
+                f"item {number} of the validation data holds {len(feeds)} samples and {count or 1} labels",
+                path=("validation_dataset",),
+            )
 
 
 def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any, Any]:
@@ -58,7 +61,8 @@ def _split_item(item: Any, model: Model, number: int, labels: bool) -> tuple[Any
     if labels:
         raise ConfigError(
             f"item {number} of the validation data has no label ({found}); give (inputs, label) or a mapping with the key "
-            "'label', or set annotation_free (or leave the metric away) to compare with the float model's outputs"
+            "'label', or set annotation_free (or leave the metric away) to compare with the float model's outputs",
+            path=("validation_dataset",),
         )
     return None, item
 

@@ -11,7 +11,7 @@ from jaxq.data.check import DataCheck
 from jaxq.data.dataset import Dataset
 from jaxq.data.hashed import Hashed
 from jaxq.engine.model import Model
-from jaxq.errors import CalibrationError, JaxqWarning
+from jaxq.errors import CalibrationError, InputError, JaxqWarning, about
 from jaxq.numerics.outliers import Outliers, may_be_left_out
 from jaxq.progress import track
 
@@ -30,6 +30,7 @@ class Samples:
       limit: at most so many samples are used; None: all.
       whole_items: each item is one sample, whatever the batch axis of the data set.
       keep_all: outlying samples are named, and stay.
+      argument: of the call that was given the items, which errors in them are about.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Samples:
         *,
         whole_items: bool = False,
         keep_all: bool = False,
+        argument: str = "calibration_dataset",
     ):
-        self.model, self.limit, self.keep_all = model, limit, keep_all
+        self.model, self.limit, self.keep_all, self.argument = model, limit, keep_all, argument
         items = items if isinstance(items, Dataset) else Dataset(items)
         self.items = Dataset(items, batch_axis=None) if whole_items else items
         self.hashed: Hashed | None = None
@@ -50,7 +52,11 @@ class Samples:
         self._outlying: dict[str, tuple[frozenset[int], str]] = {}  # tensor -> samples, and what to say of them
 
     def _samples(self) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(self.items.feeds(self.model), self.limit)
+        return self._read(itertools.islice(self.items.feeds(self.model), self.limit))
+
+    def _read(self, feeds: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        with about(self.argument, kinds=(CalibrationError, InputError)):
+            yield from feeds
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         if self.hashed is None:
@@ -63,7 +69,7 @@ class Samples:
     def _first_pass(self) -> Iterator[Mapping[str, Any]]:
         self.check = DataCheck(self._samples(), self.model.masks)
         hashed = Hashed(self.check)
-        yield from self._kept(hashed)
+        yield from self._kept(self._read(hashed))
         self.hashed = hashed  # a pass that was broken off has not seen them all
 
     def leave_out(self, made: Mapping[str, Outliers]) -> bool:

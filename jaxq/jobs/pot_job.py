@@ -97,6 +97,7 @@ PARAMS_PATH = ("compression", "algorithms", 0, "params")
 WORDS = Words(
     {
         ("model",): ("model", "model"),
+        ("cascade",): ("model", "cascade"),
         ("data", "source"): ("engine", "data_source"),
         ("data", "images"): ("engine",),
         ("quantize",): PARAMS_PATH,
@@ -177,8 +178,8 @@ def _params(file: PotFile) -> DefaultParams:
 def _job(file: PotFile) -> Job:
     if len(file.compression.algorithms) != 1:
         raise ConfigError(
-            f"compression.algorithms has {len(file.compression.algorithms)} entries; expected one: DefaultQuantization or "
-            "AccuracyAwareQuantization"
+            Option(PARAMS_PATH[:2]),
+            f" has {len(file.compression.algorithms)} entries; expected one: DefaultQuantization or AccuracyAwareQuantization",
         )
     params = _params(file)
     tuning = params.model_dump(include=set(TuningParams.model_fields), exclude_none=True)
@@ -200,13 +201,14 @@ def _job(file: PotFile) -> Job:
 
 def _model(file: PotFile) -> str:
     if file.model.cascade is not None:
-        raise ConfigError("model.cascade: jaxq quantizes one model at a time; write a configuration for each")
+        raise ConfigError(Option(("cascade",)), ": jaxq quantizes one model at a time; write a configuration for each")
     if file.model.model is None:
-        raise ConfigError("model.model is missing; give the path of an ONNX file")
+        raise ConfigError(Option(("model",)), " is missing; give the path of an ONNX file")
     if file.model.model.lower().endswith((".xml", ".bin")):
         raise ConfigError(
-            f"model.model = {file.model.model!r} is in OpenVINO's own format; jaxq reads ONNX: give the ONNX file that it was "
-            "converted from (OpenVINO converts the quantized ONNX file in turn)"
+            Option(("model",), file.model.model),
+            " is in OpenVINO's own format; jaxq reads ONNX: give the ONNX file that it was converted from (OpenVINO converts the "
+            "quantized ONNX file in turn)",
         )
     if file.model.weights is not None:
         warnings.warn("model.weights is not read: an ONNX file names its weights itself", JaxqWarning, stacklevel=2)
@@ -217,16 +219,18 @@ def _data(engine: Engine, params: DefaultParams) -> DataOptions:
     checker = [key for key in ("config", "launchers", "datasets") if getattr(engine, key) is not None]
     if engine.type == "simplified" and engine.data_source is None and not checker:
         raise ConfigError(
-            "engine.data_source is missing; give a folder or pattern of images, an .npz file, or package.module:function"
+            Option(("data", "source")),
+            " is missing; give a folder or pattern of images, an .npz file, or package.module:function",
         )
     if engine.type == "accuracy_checker" or checker or engine.data_source is None:
         if engine.type == "data_free":
-            raise ConfigError("engine.type = 'data_free': jaxq never makes data up; give data_source")
-        reason = f"engine.{checker[0]}" if checker else "engine.type" if engine.type else "engine"
+            raise ConfigError(Option(("engine", "type"), engine.type), ": jaxq never makes data up; give data_source")
+        key = (checker[0],) if checker else ("type",) if engine.type else ()
         raise ConfigError(
-            f"{reason}: the accuracy checker of OpenVINO is no part of jaxq; write "
+            Option(("engine", *key)),
+            ": the accuracy checker of OpenVINO is no part of jaxq; write "
             '"engine": {"type": "simplified", "data_source": ...} with a folder or pattern of images, an .npz file, or '
-            "package.module:function"
+            "package.module:function",
         )
     return DataOptions(source=engine.data_source, images=_images(engine), shuffle=params.shuffle_data)
 
@@ -237,14 +241,16 @@ def _images(engine: Engine) -> ImageOptions | None:
     if last.lower().endswith((".npz", ".npy")) or (":" in last and "/" not in last):
         if engine.central_fraction is not None or engine.layout is not None:
             raise ConfigError(
-                "engine.central_fraction and engine.layout are for images, and engine.data_source names none"
+                "engine.central_fraction and engine.layout are for images, and engine.data_source names none",
+                path=("engine", "central_fraction" if engine.layout is None else "layout"),
             )
         return None
     layouts = {"CHW": "NCHW", "HWC": "NHWC", "NCHW": "NCHW", "NHWC": "NHWC"}
     layout = None if engine.layout is None else layouts.get(engine.layout.upper())
     if engine.layout is not None and layout is None:
         raise ConfigError(
-            f"engine.layout = {engine.layout!r}; expected one of {', '.join(layouts)}{did_you_mean(engine.layout, layouts)}"
+            Option(("engine", "layout"), engine.layout),
+            f"; expected one of {', '.join(layouts)}{did_you_mean(engine.layout, layouts)}",
         )
 
     def numbers(value: list[float] | float | None) -> tuple[float, ...] | None:
@@ -266,9 +272,9 @@ def _options(file: PotFile, params: DefaultParams) -> QuantizeOptions:
     with inside("compression", *([] if params.target_device is None else PARAMS_PATH[1:])):
         check_target("target_device", device)
     if model_type is not None and model_type.lower() not in ("none", "transformer"):
-        place = "compression" if params.model_type is None else PARAMS
+        place: OptionPath = ("compression",) if params.model_type is None else PARAMS_PATH
         hint = did_you_mean(model_type, ("transformer", "None"))
-        raise ConfigError(f"{place}.model_type = {model_type!r}; expected 'transformer' or 'None'{hint}")
+        raise ConfigError(Option((*place, "model_type"), model_type), f"; expected 'transformer' or 'None'{hint}")
     preset = PRESETS.get(params.preset, params.preset)
     with_paths: dict[str, Any] = {}
     for role in ("weights", "activations"):
@@ -306,7 +312,8 @@ def _device(name: str) -> str:
     known = ("ANY", "CPU", "GPU", "NPU", "VPU", "CPU_SPR")
     if name in UNKNOWN_DEVICES:
         raise ConfigError(
-            f"compression.target_device = {name!r}: the GNA has no runtime for ONNX files; known: {', '.join(known)}"
+            Option(("compression", "target_device"), name),
+            f": the GNA has no runtime for ONNX files; known: {', '.join(known)}",
         )
     return DEVICES.get(name, name)
 

@@ -112,7 +112,7 @@ def run_file(
             copy_best(folder, file, file.with_suffix(".json"))
         raise
     except JaxqError as error:
-        error.say(lambda option: written.words(CALL(option)))
+        error.say(lambda option: written.words(call_words(job)(option)))
         if error.path or isinstance(error, ConfigError):
             error.args = (f"{path}: {error.placed()}",)
         raise
@@ -167,6 +167,13 @@ CALL = Words(
     | {(each,): ("accuracy", each) for each in ("max_drop", "drop_type", "metric")}
     | {("validation_dataset",): ("accuracy", "validation"), ("advanced_accuracy_restorer_parameters",): ("accuracy",)}
 )  # fmt: skip
+
+
+def call_words(job: Job) -> Words:
+    """`CALL`, where the data of validation are those of calibration if the job names no others."""
+    if job.accuracy is None or job.accuracy.validation is not None:
+        return CALL
+    return replace(CALL, starts={**CALL.starts, ("validation_dataset",): ("data", "source")})
 
 
 class Written(NamedTuple):

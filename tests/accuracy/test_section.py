@@ -53,7 +53,7 @@ BAD = {
         {"metric": "top1", "metrics": ["top5"]}, "accuracy.metric and metrics are two ways to say what is measured; give one"
     ),
     "one key under two names": (
-        {"maximal_drop": 0.01, "max_drop": 0.02}, "accuracy.maximal_drop and accuracy.max_drop are the same; give one of them"
+        {"maximal_drop": 0.01, "max_drop": 0.02}, "accuracy.maximal_drop and max_drop are the same; give one of them"
     ),
     "unknown key": ({"max_dorp": 0.1}, "accuracy.max_dorp: unknown key; did you mean 'max_drop'?"),
     "type": ({"confirm": "all"}, 'accuracy.confirm = "all"; expected an integer'),

@@ -492,6 +492,7 @@ def test_wrong_parameters_are_refused_with_their_path(folder, params, message):
     with pytest.raises(ConfigError, match=escaped(message)) as error:
         run(folder, **params)
     assert str(error.value).startswith(str(folder / "pot.json"))
+    assert error.value.path[:4] == ("compression", "algorithms", 0, "params")
 
 
 def change(*path: str, **values: Any) -> Callable[[Any], Any]:
@@ -540,8 +541,9 @@ def test_a_metric_is_named_where_it_stands(folder, where, place):
 
 @pytest.mark.parametrize("edit, message", BAD_FILES.values(), ids=BAD_FILES)
 def test_wrong_files_are_refused_with_what_to_do(folder, edit, message):
-    with pytest.raises(ConfigError, match=escaped(message)):
+    with pytest.raises(ConfigError, match=escaped(message)) as error:
         read_any(written(folder, {}, edit))
+    assert error.value.path[0] in ("model", "engine", "compression")
 
 
 @pytest.mark.parametrize(

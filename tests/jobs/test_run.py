@@ -198,6 +198,19 @@ def test_a_sample_that_is_no_number_is_said_with_the_place_of_the_data(folder, c
         run_config(written(folder, content))
 
 
+@pytest.mark.parametrize("key, place", [("validation", "accuracy.validation"), (None, "data.source")])
+def test_a_validation_sample_that_is_no_number_is_said_with_the_place_of_its_data(folder, key, place):
+    images = np.load(folder / "samples.npz")["image"]
+    np.savez(folder / "labelled.npz", image=images, label=np.zeros(12, np.int64))
+    images[3] = np.inf
+    np.savez(folder / "spoilt.npz", image=images, label=np.zeros(12, np.int64))
+    accuracy = {"metric": "top1", **({key: "spoilt.npz"} if key else {})}
+    data = "labelled.npz" if key else "spoilt.npz"
+    what = "validation" if key else "calibration"
+    with pytest.raises(CalibrationError, match=rf"job\.json: {re.escape(place)}: {what} sample 3 .*holds infinity"):
+        run_config(written(folder, JOB | {"data": data, "accuracy": accuracy}))
+
+
 def test_data_without_samples_are_said_with_their_place(folder):
     (folder / "no_samples.py").write_text("def load():\n    return []\n")
     with pytest.raises(CalibrationError, match=r"job\.json: data\.source: the calibration data is empty"):
