@@ -27,7 +27,18 @@ def planted(monkeypatch):
     monkeypatch.setattr(space, "quantized", lambda *given: ruined(quantized(*given), BAD))
 
 
-def search(work, function=accuracy, *, model=None, data=None, calibration=None, max_drop=0.1, on_step=None, **options):
+def search(
+    work,
+    function=accuracy,
+    *,
+    model=None,
+    data=None,
+    calibration=None,
+    quantization=MINMAX,
+    max_drop=0.1,
+    on_step=None,
+    **options,
+):
     """The last report of a search in a folder, and its model."""
     reports = []
 
@@ -45,7 +56,7 @@ def search(work, function=accuracy, *, model=None, data=None, calibration=None, 
                 list(labelled()) if data is None else data,
                 function,
                 max_drop=max_drop,
-                advanced_quantization_parameters=MINMAX,
+                advanced_quantization_parameters=quantization,
                 advanced_accuracy_restorer_parameters=Parameters(intermediate_model_dir=work, **options),
                 on_step=listen,
             )
@@ -141,6 +152,21 @@ def test_a_search_that_goes_on_says_what_of_the_function_was_not_compared(tmp_pa
     (note,) = search(tmp_path, above(0.8)).notes
     assert note.endswith("not compared: 'limit' in test_a_search_that_goes_on_says_what_of_the_function_was_not_compared."
                          "<locals>.above.<locals>.<lambda> (name another folder if that has changed)")  # fmt: skip
+
+
+def estimator(part):
+    """What the user may write in place of a range estimator: a part of what was seen."""
+    return jaxq.AdvancedQuantizationParameters(
+        activations_range_estimator_params=(lambda seen, grid, symmetric: (seen.low / 2, seen.high / 2))
+        if part == 2
+        else (lambda seen, grid, symmetric: (seen.low / 3, seen.high / 3))
+    )
+
+
+def test_a_range_estimator_of_the_users_own_is_known_by_its_code(tmp_path):
+    search(tmp_path, quantization=estimator(2))
+    assert "going on" in search(tmp_path, quantization=estimator(2)).notes[0]
+    assert "other options" in search(tmp_path, quantization=estimator(3)).notes[0]
 
 
 def test_a_metric_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
