@@ -1,4 +1,4 @@
-"""What `jaxq.quantize` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
+"""What `jaxq.pipeline` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxq.algorithms.smooth_quant import OFF, SmoothQuant
 from jaxq.data.samples import Samples
 from jaxq.engine.model import Model
 from jaxq.engine.programs import holding
-from jaxq.engine.traces import Traces, Variant, traces, untaken_nodes, variants
+from jaxq.engine.traced import Signature, Traces, signatures, untaken_nodes
 from jaxq.errors import CalibrationError, InputError, JaxqWarning, ModelError, about, inside, worded
 from jaxq.graph.fusion import add_missing_biases, fuse
 from jaxq.graph.ir import Graph, Node, in_loops
@@ -225,7 +225,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     on_host = found.on_host
     model = run_pipeline(rewriting(model.graph, options, ignored | on_host), model, samples, options.batch_size)
     with as_declared(model):
-        found = traces(model, kinds)
+        found = Traces.over(map(model.traced, kinds))
     untaken = untaken_nodes(model.graph, found)
     on_host |= {node.name for node in untaken}
     plan = place(model.graph, model.params, found.dtypes, options, ignored | on_host)
@@ -254,11 +254,11 @@ def float32_inside(model: Model) -> Model:
     return done.replace(metadata=done.metadata | {IN_FLOAT32: types})
 
 
-def traced(model: Model, samples: Samples) -> tuple[tuple[Variant, ...], Traces]:
-    """In which variants the samples come, and what the model makes in these, with the types of the file."""
+def traced(model: Model, samples: Samples) -> tuple[tuple[Signature, ...], Traces]:
+    """The signatures of the samples, and what the model makes of these, with the types of the file."""
     with as_declared(model):
-        kinds = variants(model, samples.unseen())
-        return kinds, traces(model, kinds)
+        kinds = signatures(model.graph, samples.unseen())
+        return kinds, Traces.over(map(model.traced, kinds))
 
 
 def warn_of_double(plan: Plan) -> None:

@@ -21,7 +21,8 @@ from models import branching_network, old_network, residual_network, shuffle_net
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from jaxq.engine.execute import execute, traced_params
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.model import Model
+from jaxq.engine.traced import signed
 from jaxq.errors import JaxqError
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.save import to_proto
@@ -427,8 +428,8 @@ def attempt(content: bytes, *, run: bool) -> str:
         if feed is not None and run:
             model(feed)
         elif feed is not None:
-            static, traced = split_static(model.graph, model.feed(feed))
-            fixed = {name: literal.array for name, literal in static.items()}
+            signature, traced = signed(model.graph, model.feed(feed))
+            fixed = {name: literal.array for name, literal in signature.static.items()}
             params = traced_params(model.params)
             jax.eval_shape(lambda p, x: execute(model.graph, p, {**x, **fixed})[0], params, traced)
         to_proto(model)

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 from idioms import LARGEST, assert_alike, idiom, ints, normal
 
-from jaxq.engine.model import split_static
-from jaxq.engine.partition import split
-
 IDIOMS = {
     "SAM: the original size comes as floats": idiom(
         """
@@ -522,4 +519,4 @@ IDIOMS = {
 def test_runs_compiled_as_in_the_runtime(title):
     model = assert_alike(IDIOMS[title])
     for feed in IDIOMS[title].feeds:
-        assert split(model.graph, model.params, *split_static(model.graph, model.feed(feed))).tail is None
+        assert model.traced(model.feed(feed)).parts.tail is None

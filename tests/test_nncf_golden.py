@@ -14,8 +14,7 @@ import models
 import numpy as np
 import pytest
 
-from jaxq.engine.collect import tensor_shapes
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.model import Model
 from jaxq.graph.fusion import fuse
 from jaxq.numerics.estimators import RangeEstimatorParametersSet
 from jaxq.numerics.quantizer import PerAxis, QuantParams, Scheme
@@ -48,8 +47,7 @@ DIFFERENCES = {
 
 
 def plan_for(model: Model, feed: Mapping[str, Any], *, symmetric: bool, **options: Any) -> Plan:
-    static, inputs = split_static(model.graph, feed)
-    dtypes = {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+    dtypes = {name: shape.dtype.name for name, shape in model.traced(feed).tensors.items()}
     return place_quantizers(model.graph, model.params, dtypes, OPENVINO, symmetric=symmetric, **options)
 
 

@@ -1,4 +1,4 @@
-"""How long `jaxq.quantize` takes where compiling is nearly all of it: each model in a process of its own, on a few samples.
+"""How long `jaxq.pipeline` takes where compiling is nearly all of it: each model in a process of its own, on a few samples.
 
     python tools/bench_compile.py MODEL.onnx ... [--skeleton skeleton.py] [-n 4] [--before FOLDER]
 
@@ -68,7 +68,7 @@ def measure(path: str, count: int) -> dict[str, float]:
 
     import jaxq
     from jaxq.accuracy.space import Space, quantized
-    from jaxq.engine.collect import batches
+    from jaxq.engine.batching import batches
     from jaxq.engine.stages import run_batch
     from jaxq.options import QuantizeOptions
     from jaxq.pipeline import prepare
@@ -82,8 +82,8 @@ def measure(path: str, count: int) -> dict[str, float]:
     space = Space(quantized(prepare(model, samples, QuantizeOptions())))
     candidate = space.candidate({})
     used = time.process_time()
-    for static, batch in batches(candidate, samples[:1], 1):
-        jax.block_until_ready(run_batch(candidate, static, batch))
+    for signature, batch in batches(candidate, samples[:1], 1):
+        jax.block_until_ready(run_batch(candidate, signature, batch))
     found["candidate"] = time.process_time() - used
     return found | {"GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)}
 

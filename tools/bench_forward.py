@@ -116,10 +116,10 @@ def gradient_of(model: Any, feed: dict[str, np.ndarray]) -> Callable[[], Any]:
     import jax.numpy as jnp
 
     from jaxq.engine.execute import execute
-    from jaxq.engine.model import split_static
+    from jaxq.engine.traced import signed
 
-    static, traced = split_static(model.graph, feed)
-    fixed = {key: literal.array for key, literal in static.items()}
+    signature, traced = signed(model.graph, feed)
+    fixed = {key: literal.array for key, literal in signature.static.items()}
     graph, params, _ = model.program
     values = {**params, **{key: jnp.asarray(value) for key, value in traced.items()}}
     floats = {key: value for key, value in values.items() if jnp.issubdtype(value.dtype, jnp.floating)}

@@ -25,12 +25,15 @@ from jaxq.data import Dataset
 from jaxq.data.fingerprint import ReadOnce, digest_of
 from jaxq.engine.model import Model
 from jaxq.engine.programs import holding
-from jaxq.errors import AccuracyError, ConfigError
+from jaxq.errors import AccuracyError, ConfigError, Words, worded
 from jaxq.graph.select import IgnoredScope
 from jaxq.numerics.quantizer import to_arrays
 from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
 from jaxq.pipeline import Prepared, prepare
+
+# What an option of `quantize` is called here.
+ARGUMENTS = Words({("advanced_parameters",): ("advanced_quantization_parameters",)})
 
 
 def quantize_with_accuracy_control(
@@ -83,21 +86,23 @@ def quantize_with_accuracy_control(
     allowed = check_drop(max_drop, kind)
     advanced = advanced_accuracy_restorer_parameters or AdvancedAccuracyRestorerParameters()
     check_kind("advanced_accuracy_restorer_parameters", advanced, AdvancedAccuracyRestorerParameters)
-    options = QuantizeOptions(
-        preset=preset,
-        target_device=target_device,
-        subset_size=subset_size,
-        fast_bias_correction=fast_bias_correction,
-        model_type=model_type,
-        ignored_scope=IgnoredScope() if ignored_scope is None else ignored_scope,
-        advanced_parameters=advanced_quantization_parameters or AdvancedQuantizationParameters(),
-        seed=seed,
-        batch_size=batch_size,
-    )
+    with worded(ARGUMENTS):
+        options = QuantizeOptions(
+            preset=preset,
+            target_device=target_device,
+            subset_size=subset_size,
+            fast_bias_correction=fast_bias_correction,
+            model_type=model_type,
+            ignored_scope=IgnoredScope() if ignored_scope is None else ignored_scope,
+            advanced_parameters=advanced_quantization_parameters or AdvancedQuantizationParameters(),
+            seed=seed,
+            batch_size=batch_size,
+        )
     started = time.monotonic()
     folder = None if advanced.intermediate_model_dir is None else open_folder(advanced.intermediate_model_dir)
     with holding():
-        prepared = prepare(model, calibration_dataset, options)
+        with worded(ARGUMENTS):
+            prepared = prepare(model, calibration_dataset, options)
         data = validation_dataset if isinstance(validation_dataset, Dataset) else Dataset(validation_dataset)
         names, free = [metric.name for metric in advanced.metrics], advanced.annotation_free
         store = Store()

@@ -22,11 +22,11 @@ from jaxq.accuracy.treatments import Setting, Treatment, named
 from jaxq.accuracy.trials import Trials
 from jaxq.analysis.sensitivity import Batches, slopes, smaller_batches
 from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
-from jaxq.engine.collect import batches, tensor_shapes
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.batching import batches
+from jaxq.engine.model import Model
 from jaxq.engine.runner import Batch
 from jaxq.engine.stages import Walk, run_batch, walk
-from jaxq.graph.ir import FrozenDict, Literal
+from jaxq.engine.traced import Signature
 from jaxq.numerics.distance import difference, output_distances
 from jaxq.progress import track
 
@@ -138,8 +138,8 @@ class Ranker:
         model = self.space.candidate(setting, corrected=corrected)
         total, count, room = 0.0, 0, MOST_BYTES if remember else 0
         before, self._walks = self._walks, [] if remember else self._walks
-        for number, (static, batch, reference) in enumerate(self.batches):
-            done = walk(model, static, batch, before[number] if number < len(before) else None)
+        for number, (signature, batch, reference) in enumerate(self.batches):
+            done = walk(model, signature, batch, before[number] if number < len(before) else None)
             room -= done.nbytes
             if room > 0:
                 self._walks.append(done)
@@ -149,10 +149,10 @@ class Ranker:
         return total / count
 
     @functools.cached_property
-    def batches(self) -> list[tuple[FrozenDict[str, Literal], Batch, dict[str, Any]]]:
+    def batches(self) -> list[tuple[Signature, Batch, dict[str, Any]]]:
         """The samples in batches, with the outputs of the float model."""
         made = batches(self.float_model, self.feeds, self.batch_size)
-        return [(static, batch, run_batch(self.float_model, static, batch)) for static, batch in made]
+        return [(signature, batch, run_batch(self.float_model, signature, batch)) for signature, batch in made]
 
     def _slopes(self, setting: Setting) -> dict[str, float]:
         """d divergence / d alpha of every quantizer that is on; the same program for every setting."""
@@ -245,7 +245,7 @@ class Rankings:
         if self.advanced.ranking is not Ranking.ALONE:
             return pool.worst(size or SUBSET[Ranking(self.advanced.ranking)])
         if size is None:
-            shapes = tensor_shapes(model, *split_static(model.graph, pool.feeds[0]))
+            shapes = model.traced(pool.feeds[0]).tensors
             numbers = sum(shapes[name].size for name in model.graph.outputs if name in shapes)
             size = min(SUBSET[Ranking.ALONE], max(2, ENOUGH_NUMBERS // max(numbers, 1)))
         return pool.worst(min(size, MOST_ALONE))

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.algorithms.biases import moved_biases, record
-from jaxq.engine.collect import batches, compiled_part
+from jaxq.engine.batching import batches
 from jaxq.engine.execute import shared
 from jaxq.engine.model import Model
 from jaxq.engine.runner import SAMPLES, Batch, Network, PerSample, run, share
-from jaxq.graph.ir import FrozenDict, Graph, Literal
+from jaxq.engine.traced import Signature
+from jaxq.graph.ir import Graph
 from jaxq.graph.linear import own_bias
 from jaxq.numerics.distance import distance, is_float
 from jaxq.numerics.observers import Observer, positions_by_channels
@@ -81,9 +82,9 @@ class BiasCorrection:
         apart = min(self.checks, max(len(first) - self.samples, len(first) // 4))
         walks = Walks(self, model, known or FloatNetwork())
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
-        for static, batch in batches(model, first[: len(first) - apart], self.batch):
-            wanted = walks.exact(static, batch)
-            found = walks.moved(static, batch, wanted, missing)
+        for signature, batch in batches(model, first[: len(first) - apart], self.batch):
+            wanted = walks.exact(signature, batch)
+            found = walks.moved(signature, batch, wanted, missing)
             exact, missing = exact.plus(wanted), missing.plus(wanted.minus(found))
         moved = moved_biases(model.params, self.by_bias(missing), self.by_bias(exact), self.threshold)
         names = [site.bias for site in self.sites if moved[site.bias] is not model.params[site.bias]]
@@ -162,8 +163,8 @@ class Sums:
         return {name: each / max(self.count, 1) for name, each in self.total.items()}
 
 
-# Static inputs, the samples' numbers, and which of them are real.
-BatchKey = tuple[FrozenDict[str, Literal], bytes, bytes]
+# What the samples are, their numbers, and which of them are real.
+BatchKey = tuple[Signature, bytes, bytes]
 Outputs = dict[str, np.ndarray]  # name -> [B, ...]
 
 
@@ -187,28 +188,28 @@ class Walks:
 
     def __init__(self, step: BiasCorrection, model: Model, known: FloatNetwork):
         self.known = known
-        self.graph, self.params, encodings = model.program
+        self.model, (_, self.params, encodings) = model, model.program
         self.weights, self.encodings = rounded_params(self.params, encodings, known.rounded)
         self.off = {name: switched_off(encodings[name]) for name in self.encodings}
         self.sites = step.sites
         # Targets that move nothing.
         self.still = {site.output: np.zeros(np.size(model.params[site.bias]), np.float32) for site in step.sites}
 
-    def exact(self, static: FrozenDict[str, Literal], batch: Batch) -> Sums:
+    def exact(self, signature: Signature, batch: Batch) -> Sums:
         """What the float network gives at the sites."""
-        key = batch_key(static, batch)
+        key = batch_key(signature, batch)
         if key not in self.known.sums:
-            self.known.sums[key] = self._float(static, batch)[0]
+            self.known.sums[key] = self._float(signature, batch)[0]
         return self.known.sums[key]
 
-    def exact_outputs(self, static: FrozenDict[str, Literal], batch: Batch) -> Outputs:
+    def exact_outputs(self, signature: Signature, batch: Batch) -> Outputs:
         """The outputs of the float network."""
-        key = batch_key(static, batch)
+        key = batch_key(signature, batch)
         if key not in self.known.outputs:
-            self.known.outputs[key] = self._float(static, batch)[1]
+            self.known.outputs[key] = self._float(signature, batch)[1]
         return self.known.outputs[key]
 
-    def moved(self, static: FrozenDict[str, Literal], batch: Batch, wanted: Sums, missing: Sums) -> Sums:
+    def moved(self, signature: Signature, batch: Batch, wanted: Sums, missing: Sums) -> Sums:
         """What the quantized network gives at the sites, where each is then moved by the mean of what is missing by now.
 
         That is (missing + wanted - found) / samples, of which only `found` is not known before.
@@ -217,25 +218,25 @@ class Walks:
         targets = {
             name: ((each + wanted.total[name]) / count).astype(np.float32) for name, each in missing.total.items()
         }
-        return self._walk(static, batch, self.weights, self.encodings, targets, wanted.count / count)[0]
+        return self._walk(signature, batch, self.weights, self.encodings, targets, wanted.count / count)[0]
 
-    def outputs(self, static: FrozenDict[str, Literal], batch: Batch, biases: Mapping[str, Any]) -> Outputs:
+    def outputs(self, signature: Signature, batch: Batch, biases: Mapping[str, Any]) -> Outputs:
         """The outputs of the quantized network with these biases."""
-        return self._walk(static, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
+        return self._walk(signature, batch, {**self.weights, **biases}, self.encodings, self.still, 0.0)[1]
 
-    def noise(self, data: Sequence[tuple[FrozenDict[str, Literal], Batch]], biases: Mapping[str, Any]) -> float:
+    def noise(self, data: Sequence[tuple[Signature, Batch]], biases: Mapping[str, Any]) -> float:
         """How far the outputs of the quantized network with these biases are from those of the float network."""
         return sum(
-            relative_noise(self.exact_outputs(static, batch), self.outputs(static, batch, biases), batch.real)
-            for static, batch in data
+            relative_noise(self.exact_outputs(signature, batch), self.outputs(signature, batch, biases), batch.real)
+            for signature, batch in data
         )
 
-    def _float(self, static: FrozenDict[str, Literal], batch: Batch) -> tuple[Sums, Outputs]:
-        return self._walk(static, batch, self.params, self.off, self.still, 0.0)
+    def _float(self, signature: Signature, batch: Batch) -> tuple[Sums, Outputs]:
+        return self._walk(signature, batch, self.params, self.off, self.still, 0.0)
 
     def _walk(
         self,
-        static: FrozenDict[str, Literal],
+        signature: Signature,
         batch: Batch,
         params: Mapping[str, Any],
         encodings: Mapping[str, QuantParams],
@@ -243,16 +244,18 @@ class Walks:
         part: float,
     ) -> tuple[Sums, Outputs]:
         """The sums at the sites before anything is moved there (see `Means`), and the outputs."""
-        graph = compiled_part(self.graph, self.params, static, batch)
+        head = self.model.laid_out(self.model.traced(signature).head)
         numbers = (params, encodings, targets, np.float32(part))
-        means, outputs = jax.device_get(run(Means(self.sites), PerSample((None, 0)), (graph,), static, batch, numbers))
+        means, outputs = jax.device_get(
+            run(Means(self.sites), PerSample((None, 0)), (head,), signature.static, batch, numbers)
+        )
         count = int(batch.real.sum())
         return Sums({name: np.asarray(each, np.float64) * count for name, each in means.items()}, count), outputs
 
 
-def batch_key(static: FrozenDict[str, Literal], batch: Batch) -> BatchKey:
+def batch_key(signature: Signature, batch: Batch) -> BatchKey:
     """What tells a batch from others of the same data."""
-    return static, batch.number.tobytes(), batch.real.tobytes()
+    return signature, batch.number.tobytes(), batch.real.tobytes()
 
 
 def relative_noise(wanted: Mapping[str, Any], found: Mapping[str, Any], real: np.ndarray) -> float:

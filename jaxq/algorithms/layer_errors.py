@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.engine.collect import collect, tensor_shapes
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.collect import collect
+from jaxq.engine.model import Model
 from jaxq.graph.ir import FrozenDict, Graph, Node, tensor_names, unused_name
 from jaxq.numerics.distance import worst_if_nan
 from jaxq.numerics.observers import SampleStatistic, sample_statistics
@@ -45,8 +45,7 @@ class LayerErrors:
         A node from one tensor of a group to another moves values: it is no layer. Left out are layers whose output is not
         float, and all that is inside of subgraphs.
         """
-        static, inputs = split_static(model.graph, sample)
-        shapes = tensor_shapes(model, static, {name: np.asarray(value) for name, value in inputs.items()})
+        shapes = model.traced(sample).tensors
         work = _Doubling(model.graph, {*tensor_names(model.graph), *model.params}, shapes)
         there = shapes.keys() & {*model.graph.inputs, *model.graph.producers}
         for tensor, group in groups.items():

@@ -11,7 +11,7 @@ from jaxq.analysis.metrics import Score, as_score
 from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool, Runnable, Scores, check_count
 from jaxq.data import Dataset
 from jaxq.data.fingerprint import digest_of
-from jaxq.engine.collect import split_samples
+from jaxq.data.splitting import split_samples
 from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, JaxqError
 from jaxq.numerics.distance import output_distances

@@ -27,12 +27,13 @@ from jaxq.analysis.validation import (
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.data.labelled import labelled_items
-from jaxq.engine.collect import Batch, batches
+from jaxq.engine.batching import batches
 from jaxq.engine.model import Model
+from jaxq.engine.runner import Batch
 from jaxq.engine.stages import run_samples, single_feeds
+from jaxq.engine.traced import Signature
 from jaxq.errors import CalibrationError, ConfigError, InputError, about
 from jaxq.graph.indices import refuse_out_of_range
-from jaxq.graph.ir import FrozenDict, Literal
 from jaxq.numerics.distance import output_distances
 
 
@@ -40,7 +41,7 @@ from jaxq.numerics.distance import output_distances
 class Labelled:
     """Samples of one shape with their targets."""
 
-    static: FrozenDict[str, Literal]
+    static: Signature
     batch: Batch
     numbers: list[int]  # which samples of the data they are
     targets: list[Any]

@@ -14,9 +14,8 @@ import numpy as np
 
 from jaxq.algorithms.float_types import as_declared, in_float32, to_replace, without_needless_casts
 from jaxq.analysis.lint import Finding, lint
-from jaxq.engine.collect import tensor_shapes
 from jaxq.engine.model import Model
-from jaxq.engine.partition import split
+from jaxq.engine.traced import Signature
 from jaxq.errors import JaxqError
 from jaxq.graph.fusion import fuse
 from jaxq.graph.ir import FrozenDict, Literal
@@ -162,8 +161,8 @@ def guess_run(model: Model) -> tuple[dict[str, str], frozenset[str], dict[str, t
     for known, size in itertools.product((False, True), TRIED_SIZES):
         static, inputs = _guess_inputs(model, size, known=known)
         try:
-            shapes = tensor_shapes(model, static, inputs)
-            on_host = split(model.graph, model.params, static, inputs).host_nodes
+            traced = model.traced(Signature.of(inputs, static))
+            shapes, on_host = traced.tensors, traced.parts.host_nodes
             if on_host and not known:
                 continue  # perhaps only since a value is not known
             dtypes = {name: each.dtype.name for name, each in shapes.items()}

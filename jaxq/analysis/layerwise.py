@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.analysis.outputs import as_array, count_rows, step_of
-from jaxq.engine.collect import tensor_shapes
 from jaxq.engine.execute import execute
-from jaxq.engine.model import Model, split_static
-from jaxq.engine.partition import Split, split
+from jaxq.engine.model import Model
+from jaxq.engine.partition import Split
 from jaxq.engine.programs import Held, holding
 from jaxq.engine.runner import Batch, Network, run, whole
+from jaxq.engine.traced import Signature, Traced, signed
 from jaxq.graph.cut import between
 from jaxq.graph.ir import FrozenDict, Graph, Literal, Node, captures
 from jaxq.graph.linear import LINEAR
@@ -144,18 +144,16 @@ class Layers:
         self.layers: dict[str, Layer] = {}
         self.differences: dict[str, Difference] = {}
         self.rows: dict[str, tuple[int, int]] = {}
-        self._plans: dict[Any, tuple[list[_Chunk], _Tail | None]] = {}
+        self._plans: dict[Signature, tuple[list[_Chunk], _Tail | None]] = {}
 
     def add(self, feed: Mapping[str, Any]) -> None:
         """Compares on one more sample."""
-        graph, params, _ = self.model.program
-        static, inputs = split_static(graph, feed)
-        key = (static, tuple((name, np.shape(value)) for name, value in inputs.items()))
-        if key not in self._plans:
-            parts = split(graph, params, static, inputs)
-            tail = None if parts.tail is None else _Tail(parts, params, self.shown, self.open)
-            self._plans[key] = list(self._plan(parts.head, params, static, inputs)), tail
-        chunks, tail = self._plans[key]
+        signature, inputs = signed(self.model.graph, feed)
+        if signature not in self._plans:
+            traced = self.model.traced(signature)
+            tail = None if traced.parts.tail is None else _Tail(traced.parts, self.model.params, self.shown, self.open)
+            self._plans[signature] = list(self._plan(traced)), tail
+        chunks, tail = self._plans[signature]
         with holding(self.compiled):
             for chunk in chunks:
                 for name, (found, count, unit) in chunk.compare(feed, inputs).items():
@@ -167,11 +165,9 @@ class Layers:
             before = self.rows.get(name, (0, 0))
             self.rows[name] = (before[0] + matched, before[1] + total)
 
-    def _plan(
-        self, head: Graph, params: Mapping[str, Any], static: FrozenDict[str, Literal], inputs: Mapping[str, Any]
-    ) -> Iterator[_Chunk]:
+    def _plan(self, traced: Traced) -> Iterator[_Chunk]:
         """The layers for samples like this one, in chunks of which the runtime's tensors fit into memory."""
-        shapes = tensor_shapes(self.model, static, {name: np.asarray(value) for name, value in inputs.items()})
+        head, params, shapes = self.model.laid_out(traced.head), self.model.program.params, traced.tensors
         cuts = [name for node in head.nodes for name in node.outputs if self._is_cut(node, name, shapes)]
         for name in cuts:
             if name not in self.layers:
@@ -184,7 +180,7 @@ class Layers:
             used = {name for node in graph.nodes for name in (*node.inputs, *captures(node))}
             yield _Chunk(
                 graph,
-                static,
+                traced.static,
                 {name: params[name] for name in used if name in params},
                 self.open((*part, *reads)),
                 {name: GRID.get(shapes[name].dtype.name) for name in part},

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.engine.collect import batches, compiled_part, fitting_batch, largest_tensor
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.batching import batches, fitting_batch
+from jaxq.engine.model import Model
 from jaxq.engine.runner import Batch, Network, Slopes, run
+from jaxq.engine.traced import Signature
 from jaxq.errors import ConfigError
-from jaxq.graph.ir import FrozenDict, Literal
 from jaxq.numerics.distance import TINY
 from jaxq.numerics.quantizer import QuantParams, fake_quantize
 from jaxq.progress import track
@@ -23,7 +23,7 @@ from jaxq.progress import track
 BACKWARD_BYTES = {"cpu": 256 << 20, "gpu": 8 << 30, "tpu": 4 << 30}
 LARGEST_BATCH = 16
 
-Batches = Sequence[tuple[FrozenDict[str, Literal], Batch]]
+Batches = Sequence[tuple[Signature, Batch]]
 
 
 def smaller_batches(
@@ -35,8 +35,7 @@ def smaller_batches(
       size: of a batch; None: estimated by the largest tensor.
     """
     if size is None:
-        largest = largest_tensor(exact, *split_static(exact.graph, feeds[0]))
-        size = fitting_batch(largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(feeds)))
+        size = fitting_batch(exact.traced(feeds[0]).largest * 16, BACKWARD_BYTES, min(LARGEST_BATCH, len(feeds)))
     return list(batches(exact, feeds, size, outputs))
 
 
@@ -50,16 +49,16 @@ def slopes(exact: Model, model: Model, names: Collection[str], on: Collection[st
       on: those at alpha = 1; the others are at 0.
       made: see `smaller_batches`.
     """
-    graph, params, encodings = model.program
+    _, params, encodings = model.program
     rounded = {name: params[name] for name in names if name in params}
     alpha = {name: np.float32(name in on) for name in names}
     numbers = (alpha, exact.program.params, rounded, encodings)
     total: dict[str, float] = dict.fromkeys(names, 0.0)
     count = 0
-    for static, batch in track(made, "ranking"):
-        head = compiled_part(graph, params, static, batch)
+    for signature, batch in track(made, "ranking"):
+        head = model.laid_out(model.traced(signature).head)
         try:
-            _, found = run(_blended, Slopes(), (head,), static, batch, numbers)
+            _, found = run(_blended, Slopes(), (head,), signature.static, batch, numbers)
         except ValueError as error:
             if "Reverse-mode" not in str(error):
                 raise

@@ -17,8 +17,9 @@ from jaxq.checks import check_number
 from jaxq.engine.model import Model, check_feed
 from jaxq.engine.runner import Batch
 from jaxq.engine.stages import single_feeds
+from jaxq.engine.traced import Signature
 from jaxq.errors import CalibrationError, ConfigError, Option
-from jaxq.graph.ir import FrozenDict, Literal, TensorType
+from jaxq.graph.ir import TensorType
 from jaxq.onnx_io.save import save
 
 MOST_BYTES = 1 << 30  # of samples that are kept in memory; more are read again for each evaluation
@@ -117,9 +118,9 @@ class File:
     def __call__(self, inputs: Any) -> dict[str, Any]:
         return self._run(self.feed(inputs))
 
-    def each(self, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+    def each(self, signature: Signature, batch: Batch) -> list[dict[str, Any]]:
         """The outputs of each sample of a batch."""
-        return [self(feed) for feed in single_feeds(self, static, batch)]
+        return [self(feed) for feed in single_feeds(self, signature, batch)]
 
 
 def in_runtime(validation: Validation, model: Model) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.engine.collect import split_samples
+from jaxq.data.splitting import split_samples
 from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, InputError, JaxqError, Option, OptionPath, about
 from jaxq.graph.indices import refuse_out_of_range

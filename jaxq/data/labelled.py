@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.data.dataset import Dataset
-from jaxq.engine.collect import split_samples
+from jaxq.data.splitting import split_samples
 from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, InputError
 

@@ -11,6 +11,7 @@ reads them so. Names stay; the caller permutes the params, and the axes of their
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,8 +38,14 @@ def lay_out(graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, Mapping[str
             wanted = {weight_order(node, params[name].ndim) if index == 1 else None for node, index in places}
             if len(wanted) == 1 and (axes := wanted.pop()) is not None:
                 order[name] = axes
+    return arranged(graph, FrozenDict(order)), order
+
+
+@functools.lru_cache(maxsize=64)
+def arranged(graph: Graph, order: FrozenDict[str, Axes]) -> Graph:
+    """A graph that reads the weights in `order` with their axes in that order."""
     nodes = tuple(with_weight_in_order(node) if order.keys() & node.inputs[1:2] else node for node in graph.nodes)
-    return replace(graph, nodes=nodes) if order else graph, order
+    return replace(graph, nodes=nodes) if order else graph
 
 
 def weight_order(node: Node, rank: int) -> Axes | None:

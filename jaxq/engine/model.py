@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxq.engine.execute import narrowed, runs_in_32_bit
-from jaxq.engine.layout import lay_out
-from jaxq.engine.partition import run_tail, split
-from jaxq.engine.placed import Placed
+from jaxq.engine.devices import Placed, mesh
+from jaxq.engine.execute import runs_in_32_bit
+from jaxq.engine.layout import Axes, arranged, lay_out
+from jaxq.engine.partition import run_tail
 from jaxq.engine.programs import Held, holding
 from jaxq.engine.runner import Batch, outputs, run, whole
+from jaxq.engine.traced import Signature, Traced, signed
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
 from jaxq.graph.indices import Bound, index_bounds, refuse_out_of_range
-from jaxq.graph.ir import FrozenDict, Graph, Literal, TensorType
+from jaxq.graph.ir import FrozenDict, Graph, TensorType
 from jaxq.graph.masks import mask_inputs
 from jaxq.numerics.quantizer import QuantParams, transposed
 
+MOST_TRACED = 64  # signatures of which a model remembers what follows from them
 MANY_SHAPES = 9  # distinct ones, from which on the user hears that each is compiled anew
 
 
@@ -75,24 +77,34 @@ class Model:
 
     @property
     def program(self) -> Program:
-        """What runs when the model is called, made on first use, with 64-bit numbers and without."""
-        narrow = runs_in_32_bit()
-        if narrow not in self._programs:
-            self._programs[narrow] = self._make_program()
-        return self._programs[narrow]
+        """What runs when the model is called, made on first use, with 64-bit numbers and without, for each set of devices."""
+        key = (runs_in_32_bit(), mesh())
+        if key not in self._programs:
+            self._programs[key] = self._make_program()
+        return self._programs[key]
 
     @functools.cached_property
-    def _programs(self) -> dict[bool, Program]:
+    def _programs(self) -> dict[Any, Program]:
         return {}
 
     def _make_program(self) -> Program:
-        graph, order = lay_out(self.graph, self.params)
+        graph, order = self._layout
         encodings = {
             name: transposed(each, order[name]) if name in order else each for name, each in self.encodings.items()
         }
         with jax.ensure_compile_time_eval():  # first used inside of someone's jit, they must outlive its trace
             params = {name: self._placed.put(name, value, order.get(name)) for name, value in self.params.items()}
         return Program(graph, params, encodings)
+
+    @functools.cached_property
+    def _layout(self) -> tuple[Graph, FrozenDict[str, Axes]]:
+        graph, order = lay_out(self.graph, self.params)
+        return graph, FrozenDict(order)
+
+    def laid_out(self, part: Graph) -> Graph:
+        """A part of the graph, or the whole of it, that reads weights in the order in which the program has them."""
+        graph, order = self._layout
+        return graph if part is self.graph else arranged(part, order)
 
     @functools.cached_property
     def _placed(self) -> Placed:
@@ -109,14 +121,15 @@ class Model:
           InputError: names, ranks, shapes or dtypes do not fit.
         """
         feed = self.feed(inputs)
-        static, traced = split_static(self.graph, feed)
-        self._note_shapes((static, *map(np.shape, jax.tree.leaves(traced))))
-        graph, params, encodings = self.program
-        parts = split(graph, params, static, traced)
+        signature, arrays = signed(self.graph, feed)
+        self._note(signature)
+        traced = self.traced(signature)
+        _, params, encodings = self.program
+        head = self.laid_out(traced.head)
         with holding(self._compiled):
-            found = run_once(parts.head, static, params, encodings, traced)
-        if parts.tail is not None:
-            found = run_tail(parts, params, encodings, feed, found)
+            found = run(outputs, whole, (head,), traced.static, Batch(arrays), (params, encodings))
+        if traced.parts.tail is not None:
+            found = run_tail(traced.parts, self.params, self.encodings, feed, found)
         return {name: self._declared(name, found[name]) for name in self.graph.outputs}  # jit sorts the keys
 
     @functools.cached_property
@@ -124,14 +137,28 @@ class Model:
         """The programs that its calls need, which go with it."""
         return Held()
 
+    def traced(self, inputs: Signature | Mapping[str, Any]) -> Traced:
+        """What follows from the shapes of a feed, or of all with a signature; found once."""
+        signature = inputs if isinstance(inputs, Signature) else signed(self.graph, inputs)[0]
+        narrow = runs_in_32_bit()
+        if (signature, narrow) not in self._traced:
+            if len(self._traced) == MOST_TRACED:
+                del self._traced[next(iter(self._traced))]
+            self._traced[signature, narrow] = Traced(self.graph, self.params, signature)
+        return self._traced[signature, narrow]
+
     @functools.cached_property
-    def _seen_shapes(self) -> set[Any]:
+    def _traced(self) -> dict[tuple[Signature, bool], Traced]:
+        return {}
+
+    @functools.cached_property
+    def _seen(self) -> set[Signature]:
         return set()
 
-    def _note_shapes(self, key: tuple[Any, ...]) -> None:
-        if key not in self._seen_shapes:
-            self._seen_shapes.add(key)
-            warn_of_many_shapes(len(self._seen_shapes), "this model")
+    def _note(self, signature: Signature) -> None:
+        if signature not in self._seen:
+            self._seen.add(signature)
+            warn_of_many_shapes(len(self._seen), "this model")
 
     def _declared(self, name: str, value: Any) -> Any:
         wanted = self.graph.types.get(name)
@@ -146,15 +173,11 @@ class Model:
 
         Its outputs are the outputs of the model that it makes and the tensors that the rest of the model reads.
         """
-        static, traced = split_static(self.graph, self.feed(inputs))
-        return self.replace(graph=split(self.graph, self.params, static, traced).head)
+        return self.replace(graph=self.traced(self.feed(inputs)).head)
 
     def made_on_host(self, inputs: Any) -> frozenset[str]:
         """The outputs whose shapes depend on values, for inputs like these: made behind the compiled part."""
-        static, traced = split_static(self.graph, self.feed(inputs))
-        parts = split(self.graph, self.params, static, traced)
-        late = set() if parts.tail is None else {name for node in parts.tail.nodes for name in node.outputs}
-        return frozenset(late.intersection(self.graph.outputs))
+        return self.traced(self.feed(inputs)).on_host
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """One batch as {input name: array}, checked against the declared inputs.
@@ -176,28 +199,6 @@ class Model:
         changed = replace(self, **changes)
         vars(changed)["_placed"] = self._placed
         return changed
-
-
-def run_once(
-    graph: Graph,
-    static: FrozenDict[str, Literal],
-    params: Mapping[str, Any],
-    encodings: Mapping[str, QuantParams],
-    inputs: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The compiled forward pass of one feed; `static` holds the inputs whose values decide shapes or branches."""
-    found: dict[str, Any] = run(outputs, whole, (graph,), static, Batch(dict(inputs)), (params, encodings))
-    return found
-
-
-def split_static(graph: Graph, feed: Mapping[str, Any]) -> tuple[FrozenDict[str, Literal], dict[str, Any]]:
-    """The feed as (static inputs, traced inputs); traced 64-bit integers are narrowed after a range check."""
-    static = FrozenDict({name: Literal.of(np.asarray(feed[name])) for name in graph.static_inputs if name in feed})
-    traced = {name: value for name, value in feed.items() if name not in static}
-    if runs_in_32_bit():
-        for name, value in traced.items():
-            traced[name] = jax.tree.map(functools.partial(narrowed, what=f"input {name!r}", error=InputError), value)
-    return static, traced
 
 
 def warn_of_many_shapes(count: int, where: str) -> None:

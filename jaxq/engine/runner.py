@@ -5,7 +5,8 @@
 `each(networks, numbers, sample)` says what is computed of one sample: it calls one network or several side by side, with any tap
 and carry, and returns arrays. A reduction says what becomes of that over the samples. Both are structure (functions of a module,
 or frozen dataclasses that are called), as are the graphs; `numbers` are data, whose change compiles nothing: params, encodings,
-scales, switches, and whatever else the tap needs.
+scales, switches, and whatever else the tap needs. Where several devices share the work (`jaxq.engine.devices.over`), each gets
+the same number of samples of every batch; XLA adds up what they find.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxq.engine.devices import divided, everywhere
 from jaxq.engine.execute import execute, fit_for_jax, quantizing
 from jaxq.engine.programs import compiled
 from jaxq.graph.ir import FrozenDict, Graph, Literal
@@ -78,7 +80,9 @@ def run(
       numbers: pytree of arrays.
       state: what a `Folded` has found so far; its memory is taken for the new one.
     """
-    return _run(each, reduction, tuple(graphs), static, numbers, batch, state)
+    if batch.real is not None:  # else it is one feed, which nobody can divide
+        batch = divided(batch)
+    return _run(each, reduction, tuple(graphs), static, everywhere(numbers), batch, everywhere(state))
 
 
 @compiled(static=4, donated=[2])

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.engine.collect import compiled_part, split_batch, tensor_shapes
+from jaxq.engine.batching import single_feeds as single_feeds
 from jaxq.engine.execute import quantizing
 from jaxq.engine.model import Model
 from jaxq.engine.partition import run_tail
 from jaxq.engine.runner import Batch, Network, per_sample, run
+from jaxq.engine.traced import Signature, Traced
 from jaxq.graph.cut import Stage
 from jaxq.graph.cut import stages as cut_in_stages
-from jaxq.graph.ir import FrozenDict, Literal, TensorType
 from jaxq.ops.cpu_memory import is_image
 
 # With four, five eighths of the work are left where layers are measured one by one; however many, it is never less than half.
@@ -51,19 +51,19 @@ class Walk:
         return sum(value.nbytes for value in jax.tree.leaves([dict(self.outputs), dict(self.between)]))
 
 
-def walk(model: Model, static: FrozenDict[str, Literal], batch: Batch, before: Walk | None = None) -> Walk:
+def walk(model: Model, signature: Signature, batch: Batch, before: Walk | None = None) -> Walk:
     """Runs the compiled part of a model (`jaxq.engine.partition`; mostly all of it) on a batch.
 
     Args:
       model: the same program as that of `before`.
-      static: inputs whose values are known.
-      batch: the others.
+      signature: of each sample.
+      batch: the samples.
       before: the way of another model with this batch; what the two have in common is taken from it.
     """
     _, params, encodings = model.program
     outputs: dict[str, Any] = {}
     between: dict[str, Any] = {}
-    for stage in stages(model, static, batch):
+    for stage in stages(model, model.traced(signature)):
         if before is not None and all(_same(model, before.model, name) for name in stage.names):
             outputs |= {name: before.outputs[name] for name in stage.outputs}
             between |= {name: before.between[name] for name in stage.handed_on}
@@ -72,7 +72,7 @@ def walk(model: Model, static: FrozenDict[str, Literal], batch: Batch, before: W
         numbers = {name: value for name, value in params.items() if name in stage.names}
         rounded = {name: value for name, value in encodings.items() if name in stage.names and name not in between}
         read = {name: between[name] for name in stage.graph.inputs if name in between}
-        found, handed_on = run_stage(stage, static, (numbers, rounded), batch._replace(beside=read))
+        found, handed_on = run_stage(stage, signature, (numbers, rounded), batch._replace(beside=read))
         outputs |= found
         between |= handed_on
     return Walk(model, outputs, between)
@@ -112,53 +112,34 @@ class HandingOn:
         return {name: found[name] for name in self.outputs}, turned
 
 
-def run_stage(
-    stage: Stage, static: FrozenDict[str, Literal], numbers: Any, batch: Batch
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_stage(stage: Stage, signature: Signature, numbers: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
     """({output: [B, ...]}, {what is handed on: [B, ...]}) of the samples, each by itself; what the stage reads is beside them."""
     each = HandingOn(stage.outputs, stage.handed_on)
-    found: tuple[dict[str, Any], dict[str, Any]] = run(each, per_sample, (stage.graph,), static, batch, numbers)
+    found: tuple[dict[str, Any], dict[str, Any]] = run(
+        each, per_sample, (stage.graph,), signature.static, batch, numbers
+    )
     return found
 
 
-def stages(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> tuple[Stage, ...]:
-    """The stages of the compiled part of a model, for such a batch."""
-    graph, params, _ = model.program
-    one = {name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for name, value in batch.inputs.items()}
-    shapes = tensor_shapes(model, static, one)
-    made = {name: each for name, each in shapes.items() if name not in params}
-    large = sum(each.size * each.dtype.itemsize for each in made.values()) >= LARGE
-    head = compiled_part(graph, params, static, batch)
-    return cut_in_stages(head, frozenset(made), frozenset(params), STAGES if large else 1)
+def stages(model: Model, traced: Traced) -> tuple[Stage, ...]:
+    """The stages of the compiled part of a model."""
+    large = sum(each.size * each.dtype.itemsize for each in traced.activations.values()) >= LARGE
+    head = model.laid_out(traced.head)
+    return cut_in_stages(head, frozenset(traced.activations), frozenset(model.params), STAGES if large else 1)
 
 
-class Declared(Protocol):
-    """What says which types its inputs have: a `Model`, or a file in a runtime."""
-
-    @property
-    def inputs(self) -> Mapping[str, TensorType]: ...
-
-
-def run_batch(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> dict[str, np.ndarray]:
+def run_batch(model: Model, signature: Signature, batch: Batch) -> dict[str, np.ndarray]:
     """What the compiled part of a model (`jaxq.engine.partition`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
-    found: dict[str, np.ndarray] = jax.device_get(walk(model, static, batch).outputs)
+    found: dict[str, np.ndarray] = jax.device_get(walk(model, signature, batch).outputs)
     return found
 
 
-def run_samples(model: Model, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
+def run_samples(model: Model, signature: Signature, batch: Batch) -> list[dict[str, Any]]:
     """The outputs of a model for each sample of a batch; what the host does behind the compiled part, it does one by one."""
-    found = run_batch(model, static, batch)
+    found = run_batch(model, signature, batch)
     rows = [jax.tree.map(lambda value, row=row: value[row], found) for row in np.flatnonzero(batch.real)]
-    graph, params, encodings = model.program
-    parts = split_batch(graph, params, static, batch)
+    parts = model.traced(signature).parts
     if parts.tail is None:
         return rows
-    feeds = single_feeds(model, static, batch)
-    return [run_tail(parts, params, encodings, feed, row) for feed, row in zip(feeds, rows, strict=True)]
-
-
-def single_feeds(model: Declared, static: FrozenDict[str, Literal], batch: Batch) -> list[dict[str, Any]]:
-    """The samples of a batch as the model takes them: its 64-bit integers are held in 32 bits."""
-    fixed = {name: literal.array for name, literal in static.items()}
-    wide = {name: value.astype(model.inputs[name].dtype, copy=False) for name, value in batch.inputs.items()}
-    return [{name: value[row] for name, value in wide.items()} | fixed for row in np.flatnonzero(batch.real)]
+    feeds = single_feeds(model, signature, batch)
+    return [run_tail(parts, model.params, model.encodings, feed, row) for feed, row in zip(feeds, rows, strict=True)]

@@ -18,9 +18,11 @@ import onnx
 from onnx.backend.base import Backend, BackendRep
 
 from jaxq.engine.execute import execute
-from jaxq.engine.model import Model, run_once
-from jaxq.engine.partition import run_tail, split
+from jaxq.engine.model import Model
+from jaxq.engine.partition import run_tail
 from jaxq.engine.programs import Held, holding
+from jaxq.engine.runner import Batch, outputs, run, whole
+from jaxq.engine.traced import Signature, Traced
 from jaxq.errors import DeviceError, InputError, JaxqError
 from jaxq.graph.ir import FrozenDict, Literal
 from jaxq.onnx_io.check import NEWEST_OPSET
@@ -46,15 +48,15 @@ class JaxqRep(BackendRep):
         static = {name: value for name, value in feed.items() if name not in traced}
         with jax.enable_x64(True), jax.default_device(self.device), jax.default_matmul_precision("float32"):
             if not traced or not all(isinstance(value, np.ndarray) for value in static.values()):
-                outputs = execute(graph, self.params, {**jax.device_put(traced), **static})[0]
+                found = execute(graph, self.params, {**jax.device_put(traced), **static})[0]
             else:
-                key = FrozenDict({name: Literal.of(value) for name, value in static.items()})
-                parts = split(graph, self.params, key, traced)
+                known = FrozenDict({name: Literal.of(value) for name, value in static.items()})
+                parts = Traced(graph, self.params, Signature.of(traced, known)).parts
                 with holding(self.compiled):
-                    outputs = run_once(parts.head, key, self.params, {}, traced)
+                    found = run(outputs, whole, (parts.head,), known, Batch(traced), (self.params, {}))
                 if parts.tail is not None:
-                    outputs = run_tail(parts, self.params, {}, feed, outputs)
-            return tuple(jax.tree.map(np.asarray, outputs[name]) for name in self.model.graph.outputs)
+                    found = run_tail(parts, self.params, {}, feed, found)
+            return tuple(jax.tree.map(np.asarray, found[name]) for name in self.model.graph.outputs)
 
     def _feed(self, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, np.ndarray]:
         named = by_name(inputs, self.model.graph.inputs, "model")

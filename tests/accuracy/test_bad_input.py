@@ -177,6 +177,23 @@ def test_a_wrong_argument_is_refused_before_or_with_the_baseline(options, messag
         run(**options)
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ({"names": "Conv_conv0", "activations": {"per_channel": True}}, "activations.per_channel = True; target"),
+        ({"names": "nowhere"}, "names: 'nowhere' matches no node"),
+    ],
+)
+def test_options_of_the_quantization_have_the_names_of_the_arguments_here(override, message):
+    parameters = jaxq.QuantizationParameters(**override.pop("activations", {"num_bits": 8}))
+    advanced = jaxq.AdvancedQuantizationParameters(overrides=[jaxq.Override(**override, activations=parameters)])
+    with pytest.raises(ConfigError) as raised:
+        jaxq.quantize_with_accuracy_control(
+            chain(), images(12), list(labelled()), accuracy, advanced_quantization_parameters=advanced
+        )
+    assert str(raised.value).startswith(f"advanced_quantization_parameters.overrides[0].{message}")
+
+
 def test_empty_validation_data_are_refused():
     for function in (accuracy, "top1", None):
         with pytest.raises(CalibrationError, match="validation data is empty"):

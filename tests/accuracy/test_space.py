@@ -12,7 +12,7 @@ from models import NETWORKS, samples
 import jaxq
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT, RANGES, UNCORRECTED, WEIGHTS, WIDE, Treatment
-from jaxq.engine import placed
+from jaxq.engine import devices
 from jaxq.numerics.quantizer import fake_quantize, fake_quantize_array
 
 (MSE,) = (each for each in RANGES if each.estimator == "mse")
@@ -117,8 +117,8 @@ def test_settings_do_not_compile_again():
 
 
 def test_candidates_upload_what_differs_from_those_before(monkeypatch):
-    found, put = [], placed.traced_param
-    monkeypatch.setattr(placed, "traced_param", lambda name, value: found.append(name) or put(name, value))
+    found, put = [], devices.traced_param
+    monkeypatch.setattr(devices, "traced_param", lambda name, value: found.append(name) or put(name, value))
     space = Space(base_of(chain(), images(24)))
 
     def uploads(setting, **options):

@@ -12,22 +12,16 @@ from models import (
     transformer_block,
 )
 
-import jaxq.engine.collect
-from jaxq.engine.collect import (
-    LARGEST_BATCH,
-    Batch,
-    _step,
-    batches,
-    collect,
-    fitting_batch,
-    largest_tensor,
-    split_samples,
-    tensor_shapes,
-)
+import jaxq.engine.batching
+import jaxq.engine.runner
+from jaxq.engine.batching import LARGEST_BATCH, batches, fitting_batch
+from jaxq.engine.collect import Updating, Watching, collect
 from jaxq.engine.execute import execute
 from jaxq.engine.model import Model
-from jaxq.errors import CalibrationError, InputError, JaxqWarning
-from jaxq.graph.ir import FrozenDict, TensorType
+from jaxq.engine.runner import Batch, Folded, run
+from jaxq.engine.traced import Signature
+from jaxq.errors import CalibrationError, JaxqWarning
+from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.observers import both, channel_extremes, extremes, histogram
 from jaxq.numerics.quantizer import IntType, QuantParams
 from jaxq.onnx_io.load import load
@@ -56,7 +50,7 @@ def traces(monkeypatch) -> list[str]:
         found.append(graph.name)
         return execute(graph, *arguments, **options)
 
-    monkeypatch.setattr(jaxq.engine.collect, "execute", counted)
+    monkeypatch.setattr(jaxq.engine.runner, "execute", counted)
     return found
 
 
@@ -152,10 +146,11 @@ def test_only_the_states_leave_the_device(model, monkeypatch):
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(WATCHED.init(len(needs))))
     assert [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sent] == [state_bytes]
 
-    static, batch = next(iter(batches(model, FEEDS, 2)))
-    requests, program = FrozenDict({WATCHED: tuple(needs)}), model.program
+    signature, batch = next(iter(batches(model, FEEDS, 2)))
+    graph, params, _ = model.program
+    each, into = Watching(frozenset(needs)), Folded(Updating(FrozenDict({WATCHED: tuple(needs)})))
     results = jax.eval_shape(
-        lambda states, batch: _step(program.graph, static, requests, states, program.params, {}, batch),
+        lambda states, batch: run(each, into, (graph,), signature.static, batch, (params, {}), states),
         [WATCHED.init(len(needs))], batch,
     )  # fmt: skip
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) == state_bytes
@@ -265,42 +260,6 @@ def test_no_samples_are_an_error(model):
         collect(model, [needs_of(model)], [])
 
 
-def declared(*shapes) -> dict[str, TensorType]:
-    return {f"x{i}": TensorType("float32", shape) for i, shape in enumerate(shapes)}
-
-
-def test_an_item_with_a_free_first_axis_is_as_many_samples():
-    items = [np.zeros((3, 2), np.float32), np.zeros((1, 2), np.float32)]
-    found = list(split_samples(declared(("N", 2)), items))
-    assert [feed["x0"].shape for feed in found] == [(1, 2)] * 4
-
-
-def test_an_item_of_a_model_with_a_fixed_batch_is_one_sample():
-    assert len(list(split_samples(declared((4, 2)), [np.zeros((4, 2), np.float32)]))) == 1
-
-
-def test_inputs_that_disagree_on_the_first_axis_are_one_sample():
-    item = (np.zeros((3, 2), np.float32), np.zeros((5, 2), np.float32))
-    assert len(list(split_samples(declared(("N", 2), ("M", 2)), [item]))) == 1
-
-
-def test_a_static_input_is_given_to_each_sample():
-    types = {"x": TensorType("float32", ("N", 2)), "rate": TensorType("int64", ())}
-    found = list(split_samples(types, [{"x": np.zeros((2, 2), np.float32), "rate": np.array(8)}], static=("rate",)))
-    assert [int(feed["rate"]) for feed in found] == [8, 8]
-
-
-def test_an_item_with_a_sequence_is_one_sample():
-    types = {"x": TensorType("float32", ("N", 2)), "list": TensorType("float32", ("N", 2), ("sequence",))}
-    item = {"x": np.zeros((3, 2), np.float32), "list": [np.zeros((3, 2), np.float32)]}
-    assert len(list(split_samples(types, [item]))) == 1
-
-
-def test_an_item_that_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="axis 1 must be 2, not 3"):
-        list(split_samples(declared(("N", 2)), [np.zeros((3, 3), np.float32)]))
-
-
 @pytest.mark.parametrize("largest", [0, 1, 1000, 1 << 20, 3 << 20, 1 << 40])
 def test_a_fitting_batch_is_a_power_of_two_within_bounds(largest):
     size = fitting_batch(largest)
@@ -309,10 +268,10 @@ def test_a_fitting_batch_is_a_power_of_two_within_bounds(largest):
 
 
 def test_shapes_are_found_without_running(model):
-    shapes = tensor_shapes(model, FrozenDict(), {"image": FEEDS[0]["image"]})
+    shapes = model.traced(Signature.of(FEEDS[0])).tensors
     assert shapes["stem.relu"].shape == (1, 8, 8, 8)
     assert shapes["scores"].shape == (1, 5)
-    assert largest_tensor(model, FrozenDict(), {"image": FEEDS[0]["image"]}) == 4 * 8 * 8 * 8
+    assert model.traced(Signature.of(FEEDS[0])).largest == 4 * 8 * 8 * 8
 
 
 def test_a_large_batch_is_full(model):

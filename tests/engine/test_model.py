@@ -8,7 +8,8 @@ from models import branching_network, free_size_network, residual_network, run_o
 
 import jaxq.engine.model
 from jaxq.engine.execute import execute
-from jaxq.engine.model import Model, check_feed, split_static
+from jaxq.engine.model import Model, check_feed
+from jaxq.engine.traced import signed
 from jaxq.errors import InputError, ModelError
 from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.quantizer import IntType, QuantParams
@@ -134,9 +135,9 @@ def test_a_feed_comes_in_the_order_of_the_file():
 
 def test_static_inputs_are_literals_and_the_others_are_left():
     graph = load(branching_network()).graph
-    static, traced = split_static(graph, {"sound": smooth(1, 1, 16), "rate": np.array(8000)})
-    assert isinstance(static, FrozenDict)
-    assert static["rate"].array == 8000
+    signature, traced = signed(graph, {"sound": smooth(1, 1, 16), "rate": np.array(8000)})
+    assert isinstance(signature.static, FrozenDict)
+    assert signature.static["rate"].array == 8000
     assert list(traced) == ["sound"]
 
 

@@ -11,8 +11,7 @@ import jaxq
 from jaxq.analysis.inspect import ON_HOST, summarize
 from jaxq.analysis.outputs import compare_rows
 from jaxq.analysis.verdict import SAME_ROWS
-from jaxq.engine.model import split_static
-from jaxq.engine.partition import may_have_tail, split
+from jaxq.engine.partition import may_have_tail
 from jaxq.errors import DynamicShapeError, JaxqWarning
 from jaxq.onnx_io.runtime import session
 from jaxq.placement.place import IgnoredScope
@@ -356,7 +355,7 @@ def quantized(model, pictures) -> jaxq.Model:
 
 
 def parts_of(model, inputs):
-    return split(model.graph, model.params, *split_static(model.graph, model.feed(inputs)))
+    return model.traced(model.feed(inputs)).parts
 
 
 @pytest.mark.parametrize("title", IDIOMS)

@@ -9,15 +9,15 @@ import pytest
 from models import residual_network, smooth
 
 import jaxq
-from jaxq.engine import placed
-from jaxq.engine.placed import Placed
+from jaxq.engine import devices
+from jaxq.engine.devices import Placed
 
 
 @pytest.fixture
 def uploads(monkeypatch):
     """The names of the params that were laid out and uploaded."""
-    found, put = [], placed.traced_param
-    monkeypatch.setattr(placed, "traced_param", lambda name, value: found.append(name) or put(name, value))
+    found, put = [], devices.traced_param
+    monkeypatch.setattr(devices, "traced_param", lambda name, value: found.append(name) or put(name, value))
     return found
 
 

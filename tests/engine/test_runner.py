@@ -9,7 +9,7 @@ import pytest
 from compilations import compilations
 from models import residual_network, smooth
 
-from jaxq.engine.collect import batches
+from jaxq.engine.batching import batches
 from jaxq.engine.execute import quantizing
 from jaxq.engine.runner import SAMPLES, Batch, Folded, PerSample, Slopes, outputs, per_sample, run, share, summed, whole
 from jaxq.graph.cut import between
@@ -134,8 +134,8 @@ def count(state, found, batch):
 def test_a_state_is_folded_over_batches_and_gives_its_memory(model):
     graph, params, _ = model.program
     first = state = jax.device_put(np.float32(0))
-    for static, batch in batches(model, FEEDS, 2):
-        state = run(energy, Folded(count), (graph,), static, batch, (params,), state)
+    for signature, batch in batches(model, FEEDS, 2):
+        state = run(energy, Folded(count), (graph,), signature.static, batch, (params,), state)
     assert first.is_deleted()
     close(state, sum((value**2).sum() for value in wanted(model).values()))
 
@@ -158,11 +158,11 @@ def test_batches_and_numbers_compile_nothing_and_structure_does(model):
     with compilations() as seen:
         for steps in (1, 2, 3):
             _, params, rounding = model.replace(encodings=encodings(model, steps)).program
-            for static, batch in batches(model, FEEDS, 2):
-                run(Apart(graph.outputs[0]), per_sample, (graph, graph), static, batch, (params, rounding))
+            for signature, batch in batches(model, FEEDS, 2):
+                run(Apart(graph.outputs[0]), per_sample, (graph, graph), signature.static, batch, (params, rounding))
         assert len(seen) == 1
-        run(Apart(graph.outputs[0]), summed, (graph, graph), static, batch, (params, rounding))
-        run(energy, summed, (graph,), static, batch, (params,))
+        run(Apart(graph.outputs[0]), summed, (graph, graph), signature.static, batch, (params, rounding))
+        run(energy, summed, (graph,), signature.static, batch, (params,))
     assert len(seen) == 3
 
 

@@ -10,7 +10,7 @@ from jaxq.accuracy.ranking import Ranker
 from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT
 from jaxq.engine import stages
-from jaxq.engine.collect import batches
+from jaxq.engine.batching import batches
 from jaxq.engine.stages import walk
 
 
@@ -28,13 +28,13 @@ def staged(monkeypatch):
 def test_stages_compute_what_the_whole_computes(name, count, staged, monkeypatch):
     space = Space(base_of(NETWORKS[name][0](), samples(name, 6)))
     for model in (space.float_model(), space.candidate({}), space.candidate({next(iter(space.layers)): FLOAT})):
-        for static, batch in batches(model, samples(name, 3, first=50), 2):
+        for signature, batch in batches(model, samples(name, 3, first=50), 2):
             monkeypatch.setattr(stages, "STAGES", 1)
-            whole = walk(model, static, batch)
+            whole = walk(model, signature, batch)
             monkeypatch.setattr(stages, "STAGES", 2)
-            parts = walk(model, static, batch)
+            parts = walk(model, signature, batch)
             assert parts.outputs.keys() == whole.outputs.keys()
-            assert len(stages.stages(model, static, batch)) == count
+            assert len(stages.stages(model, model.traced(signature))) == count
             for key, value in whole.outputs.items():
                 np.testing.assert_allclose(np.asarray(parts.outputs[key]), np.asarray(value), rtol=2e-5, atol=2e-5)
 
@@ -43,20 +43,20 @@ def test_what_two_models_have_in_common_runs_once(staged):
     space = Space(base_of(chain(), images(12)))
     first, *_, last = space.layers
     model = space.candidate({}, corrected=False)
-    ((static, batch),) = batches(model, [{"image": each} for each in images(4, 50)], None)
-    whole = walk(model, static, batch)
+    ((signature, batch),) = batches(model, [{"image": each} for each in images(4, 50)], None)
+    whole = walk(model, signature, batch)
     every = list(staged)
-    assert len(every) == len(stages.stages(model, static, batch)) > 2
+    assert len(every) == len(stages.stages(model, model.traced(signature))) > 2
     for changed, expected in ((last, every[-1:]), (first, every)):
         staged.clear()
         other = space.candidate({changed: FLOAT}, corrected=False)
-        found = walk(other, static, batch, whole)
+        found = walk(other, signature, batch, whole)
         assert staged == expected
-        alone = walk(other, static, batch)
+        alone = walk(other, signature, batch)
         for name, value in alone.outputs.items():
             np.testing.assert_array_equal(np.asarray(found.outputs[name]), np.asarray(value))
     staged.clear()
-    assert walk(model, static, batch, whole).outputs == whole.outputs
+    assert walk(model, signature, batch, whole).outputs == whole.outputs
     assert not staged
 
 

@@ -17,8 +17,7 @@ from models import (
     written,
 )
 
-from jaxq.engine.collect import tensor_shapes
-from jaxq.engine.model import Model, split_static
+from jaxq.engine.model import Model
 from jaxq.errors import ConfigError
 from jaxq.graph.fusion import fuse
 from jaxq.numerics.quantizer import IntType, PerAxis, PerTensor
@@ -44,8 +43,7 @@ def plan_of(
     for name, declared in model.inputs.items():
         shape = [size if isinstance(size, int) else 8 for size in declared.shape]
         feed[name] = np.full(shape, 8000 if declared.dtype == "int64" else 0, declared.dtype)
-    static, inputs = split_static(model.graph, feed)
-    dtypes = {name: shape.dtype.name for name, shape in tensor_shapes(model, static, inputs).items()}
+    dtypes = {name: shape.dtype.name for name, shape in model.traced(feed).tensors.items()}
     names = (ignored or IgnoredScope()).select(model.graph)
     return place_quantizers(model.graph, model.params, dtypes, target, ignored=names, **options)
 

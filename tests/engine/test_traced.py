@@ -2,6 +2,8 @@
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,10 @@ from models import run_onnx, written
 
 import jaxq
 from jaxq.data.samples import Samples
-from jaxq.engine.traces import traces, untaken_nodes, variants
+from jaxq.engine import model as module
+from jaxq.engine import traced
+from jaxq.engine.execute import execute
+from jaxq.engine.traced import Traces, signatures, untaken_nodes
 from jaxq.errors import CalibrationError, JaxqWarning
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.save import to_proto
@@ -132,25 +137,75 @@ def test_accuracy_control_calibrates_all_branches():
     assert {"r1", "r2", "v1", "v2"} <= set(made.encodings)
 
 
-def test_variants_hold_shapes_and_switches_once():
+def test_signatures_hold_shapes_and_switches_once():
     proto, data = BOTH["by a switch"]
     model = load(proto)
-    found = variants(model, data * 5)
-    assert [(bool(static["c"].array), inputs["x"].shape) for static, inputs in found] == [
+    found = signatures(model.graph, data * 5)
+    assert [(bool(each.static["c"].array), each.inputs["x"].shape) for each in found] == [
         (True, (2, 8)),
         (False, (2, 8)),
     ]
-    assert {"r1", "r2"} <= traces(model, found).dtypes.keys()
-    assert [node.name for node in untaken_nodes(model.graph, traces(model, found[:1]))][-1] == "two"
+    assert {"r1", "r2"} <= Traces.over(map(model.traced, found)).dtypes.keys()
+    assert [node.name for node in untaken_nodes(model.graph, Traces.over([model.traced(found[0])]))][-1] == "two"
 
 
 def test_only_the_first_sample_is_looked_at_where_there_are_no_branches():
     model = load(written("(float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
     seen = []
-    variants(model, (seen.append(i) or {"x": sample(i)} for i in range(5)))
+    signatures(model.graph, (seen.append(i) or {"x": sample(i)} for i in range(5)))
     assert seen == [0]
 
 
 def test_data_without_samples_is_an_error():
     with pytest.raises(CalibrationError, match="at least one sample"):
-        variants(load(BY_SWITCH), Samples(load(BY_SWITCH), [], None).unseen())
+        signatures(load(BY_SWITCH).graph, Samples(load(BY_SWITCH), [], None).unseen())
+
+
+# ------------------------------------------------------------------------------------------------ one value of a model
+
+
+def test_what_follows_from_shapes_is_found_once(monkeypatch):
+    """Also by models that differ in numbers alone, and whatever arrays have the shapes."""
+    walks = []
+    monkeypatch.setattr(
+        traced, "execute", lambda graph, *rest, **how: walks.append(graph) or execute(graph, *rest, **how)
+    )
+    model = load(written("(float[N, 8] x) => (float[N, 8] once) { once = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
+    first = model.traced({"x": sample(0)})
+    assert model.traced({"x": jnp.asarray(sample(1))}) is first
+    assert walks == []  # it is found when it is asked
+    assert {name: each.shape for name, each in first.tensors.items()} == {"w1": (8, 8), "x": (2, 8), "once": (2, 8)}
+    assert first.activations.keys() == {"x", "once"}
+    other = model.replace(params={"w1": WEIGHTS["w1"] * 2})
+    assert (first.largest, first.head, other.traced(first.signature).largest) == (64, model.graph, 64)
+    assert len(walks) == 1
+    assert model.traced({"x": sample(0, 3)}).largest == 96
+    assert len(walks) == 2
+
+
+def test_what_is_made_with_64_bits_is_another_thing():
+    model = load(written("(int64[N] x) => (int64[N] y) { y = Neg (x) }"))
+
+    def kinds():
+        return {each.dtype.name for each in model.traced({"x": np.arange(3)}).tensors.values()}
+
+    assert kinds() == {"int32"}
+    with jax.enable_x64(True):
+        assert kinds() == {"int64"}
+    assert kinds() == {"int32"}
+
+
+def test_outputs_of_the_host_are_known_and_the_head_is_without_them():
+    model = load(written("(float[N, 8] x) => (float[N, 8] y, int64[2, K] z) { y = Relu (x) z = NonZero (y) }"))
+    found = model.traced({"x": sample(0)})
+    assert found.on_host == {"z"}
+    assert found.head.outputs == ("y",)
+    assert found.tensors.keys() == {"x", "y"}
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "MOST_TRACED", 3)
+    model = load(written("(float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, w1) }", w1=WEIGHTS["w1"]))
+    for rows in range(1, 9):
+        assert model.traced({"x": sample(0, rows)}).largest == rows * 32
+        assert len(model._traced) <= 3
