@@ -19,12 +19,6 @@ from .compress import (
     compress_weights as compress_weights,
 )
 from .data import Dataset as Dataset
-from .engine.flax import (
-    from_flax as from_flax,
-)
-from .engine.flax import (
-    to_flax as to_flax,
-)
 from .engine.model import Model as Model
 from .errors import (
     AccuracyError as AccuracyError,
@@ -90,6 +84,12 @@ from .numerics.estimators import (
     StatisticsType as StatisticsType,
 )
 from .numerics.quantizer import QuantParams as QuantParams
+from .onnx_io.flax import (
+    from_flax as from_flax,
+)
+from .onnx_io.flax import (
+    to_flax as to_flax,
+)
 from .onnx_io.load import load as load
 from .onnx_io.save import save as save
 from .options import (

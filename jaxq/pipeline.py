@@ -232,7 +232,7 @@ def prepare(source: Source, data: Iterable[Any], options: QuantizeOptions) -> Pr
     refuse_empty(plan, model.graph, options, ignored)
     warn_of_double(plan)
     warn_of_limits(plan, options.target)
-    prepared = plan.prepare(model)
+    prepared = planned(model, plan)
     for weight in plan.weights:  # before the pass over the data, in which it would look like bad samples
         refuse_not_finite(weight.name, np.asarray(prepared.params[weight.name]))
     layers = tuple(node.name for node in untaken if has_weights(node, options) and node.name not in ignored)
@@ -409,3 +409,9 @@ def quantize(
         prepared = prepare(model, calibration_dataset, options)
         quantized = prepared.run()
     return quantized.replace(metadata=quantized.metadata | prepared.record(quantized, stacklevel=2))
+
+
+def planned(model: Model, plan: Plan) -> Model:
+    """The model in the form that a plan gives it, for the algorithms to work on."""
+    graph, params = plan.prepare(model.graph, model.params)
+    return model.replace(graph=graph, params=params)

@@ -21,6 +21,7 @@ from jaxq.numerics.quantizer import PerAxis, QuantParams, Scheme
 from jaxq.numerics.ranges import Range, activation_params
 from jaxq.numerics.weights import weight_params
 from jaxq.onnx_io.load import load
+from jaxq.pipeline import planned
 from jaxq.placement.place import QUANTIZED_SUFFIX, Plan, place_quantizers
 from jaxq.placement.schemes import QuantizationParameters
 from jaxq.placement.targets import OPENVINO
@@ -100,7 +101,7 @@ def nncf_golden(shared_data) -> Path:
 
 def check(model: Model, plan: Plan, feeds: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]) -> None:
     """The plan has the quantizers of a golden file and no others, with the same scales."""
-    params = activation_params_of(plan.prepare(fused(model)), plan, feeds)
+    params = activation_params_of(planned(fused(model), plan), plan, feeds)
     groups = {name.removesuffix(QUANTIZED_SUFFIX): group for name, group in plan.activations.items()}
     found = {each["tensor"]: each for each in wanted["activations"]}
     assert found.keys() <= groups.keys()

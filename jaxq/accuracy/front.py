@@ -30,7 +30,7 @@ from jaxq.graph.select import IgnoredScope
 from jaxq.numerics.quantizer import to_arrays
 from jaxq.onnx_io.load import Source
 from jaxq.options import AdvancedQuantizationParameters, ModelType, Preset, QuantizeOptions, TargetDevice
-from jaxq.pipeline import Prepared, prepare
+from jaxq.pipeline import Prepared, planned, prepare
 
 # What an option of `quantize` is called here.
 ARGUMENTS = Words({("advanced_parameters",): ("advanced_quantization_parameters",)})
@@ -170,7 +170,7 @@ def asymmetric(prepared: Prepared) -> Prepared:
     mixed = replace(prepared, options=replace(prepared.options, preset=Preset.MIXED))
     plan, copies = mixed.place(), prepared.plan.copies
     params = {name: value for name, value in prepared.model.params.items() if name not in copies}
-    return replace(mixed, plan=plan, model=plan.prepare(prepared.model.replace(graph=prepared.graph, params=params)))
+    return replace(mixed, plan=plan, model=planned(prepared.model.replace(graph=prepared.graph, params=params), plan))
 
 
 def settings_alike(space: Space) -> list[Proposal]:

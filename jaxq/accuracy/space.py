@@ -23,7 +23,7 @@ from jaxq.engine.stages import same_numbers
 from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.quantizer import QuantParams, fake_quantize_array
 from jaxq.numerics.ranges import on_grid
-from jaxq.pipeline import Prepared
+from jaxq.pipeline import Prepared, planned
 from jaxq.placement.plan import Bias, BiasForm, Plan
 from jaxq.placement.switches import Switches, add_switches, layers_of
 
@@ -175,7 +175,7 @@ class Space:
         params = {**base.exact, **parts.biases}
         given = {name: value for name, value in params.items() if name not in self.plan.copies}
         plain = Model(base.prepared.graph, given, metadata=FrozenDict({**base.metadata, **(metadata or {})}))
-        model = parts.plan.prepare(plain)
+        model = planned(plain, parts.plan)
         copies = {name: params[name] for name in parts.plan.copies if name in params}
         return model.replace(params={**model.params, **copies}, encodings=encodings)
 

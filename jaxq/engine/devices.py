@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxq.engine.execute import runs_in_32_bit, traced_param
+from jaxq.engine.execute import traced_param
 from jaxq.errors import ConfigError, DeviceError, did_you_mean
+from jaxq.ops.evaluate import runs_in_32_bit
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 EXTRAS = {

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.ir import LAID_OUT, FrozenDict, Graph, Node
-from jaxq.ops import platform
+from jaxq.graph.ir import FrozenDict, Graph, Node
+from jaxq.ops import LAID_OUT, platform
 
 Axes = tuple[int, ...]
 

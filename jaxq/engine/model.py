@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from jaxq.engine.devices import Placed, mesh
-from jaxq.engine.execute import runs_in_32_bit
 from jaxq.engine.layout import Axes, arranged, lay_out
 from jaxq.engine.partition import run_tail
 from jaxq.engine.programs import Held, holding
@@ -23,6 +22,7 @@ from jaxq.graph.indices import Bound, index_bounds, refuse_out_of_range
 from jaxq.graph.ir import FrozenDict, Graph, TensorType
 from jaxq.graph.masks import mask_inputs
 from jaxq.numerics.quantizer import QuantParams, transposed
+from jaxq.ops.evaluate import runs_in_32_bit
 
 MOST_TRACED = 64  # signatures of which a model remembers what follows from them
 MANY_SHAPES = 9  # distinct ones, from which on the user hears that each is compiled anew

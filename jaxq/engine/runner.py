@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxq.engine.devices import divided, everywhere
-from jaxq.engine.execute import execute, fit_for_jax, quantizing
+from jaxq.engine.execute import execute, quantizing
 from jaxq.engine.programs import compiled
 from jaxq.graph.ir import FrozenDict, Graph, Literal
+from jaxq.ops.evaluate import fit_for_jax
 
 SAMPLES = "samples"  # the axis over which `each` may sum what it finds (`jax.lax.psum`)
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxq.engine.execute import execute, narrowed, runs_in_32_bit
+from jaxq.engine.execute import execute
 from jaxq.engine.partition import Split, split
 from jaxq.errors import InputError
 from jaxq.graph.ir import FrozenDict, Graph, Literal, Node
+from jaxq.ops.evaluate import narrowed, runs_in_32_bit
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxq.ops import LAID_OUT
+
 K = TypeVar("K")
 V = TypeVar("V")
 LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
@@ -74,10 +76,6 @@ def _dtype(name: str) -> np.dtype:
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))
-
-
-# The domain of operators that read their weight in another order (`jaxq.engine.layout`): no file has it, no message says it.
-LAID_OUT = "jaxq"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.engine.execute import run_static
 from jaxq.errors import JaxqError
 from jaxq.graph.ir import (
     FrozenDict,
@@ -29,6 +28,7 @@ from jaxq.graph.ir import (
 from jaxq.ops import MOST_BYTES, TooLarge, find
 from jaxq.ops.budget import Budget
 from jaxq.ops.carriers import MOVING
+from jaxq.ops.evaluate import run_static
 
 Params = Mapping[str, Any]
 Pass = Callable[[Graph, Params], tuple[Graph, Params]]

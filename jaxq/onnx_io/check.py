@@ -17,9 +17,9 @@ import onnx
 import onnx_ir as ir
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph.ir import LAID_OUT, Graph, Literal, Node
+from jaxq.graph.ir import Graph, Literal, Node
 from jaxq.graph.linear import Linear
-from jaxq.ops import find
+from jaxq.ops import LAID_OUT, find
 
 NEWEST_OPSET = 28  # of the standard domain, as reviewed in jaxq.ops
 MOST_NODES = 1 << 20  # of a model with its functions inlined: calls of calls can ask for any number in a few bytes

@@ -31,6 +31,9 @@ from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError, did_y
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# The domain of operators that read their weight in another order (`jaxq.engine.layout`): no file has it, no message says it.
+LAID_OUT = "jaxq"
+
 MODULES = (
     "cast", "elementwise", "activations", "tensor", "indexing", "reduction", "convolution", "pooling", "normalization",
     "neural", "losses", "recurrent", "attention", "image", "sampling", "signal", "contrib", "contrib_attention",

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from jaxq.graph.ir import TensorType
 from jaxq.numerics.turns import Seen
+
+
+class Declared(Protocol):
+    """What a file declares of a tensor: dtype name, and per axis a size, a symbol, or None; shape None: unknown rank."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int | str | None, ...] | None: ...
 
 
 class Subgraph(NamedTuple):
@@ -23,7 +32,7 @@ class Subgraph(NamedTuple):
     refuse: Callable[[set[str]], None]  # the names of what was seen, and cannot be made one tensor
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    types: tuple[TensorType | None, ...]  # what the file declares of the outputs
+    types: tuple[Declared | None, ...]  # what the file declares of the outputs
     concrete: bool = False
     tapped: bool = False
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq.errors import ModelError, UnsupportedOpError
-from jaxq.graph.ir import LAID_OUT
-from jaxq.ops import op, platform, wider
+from jaxq.ops import LAID_OUT, op, platform, wider
 from jaxq.ops.spatial import Window, check_axes, per_channel, resolve_pads, sliding_window
 
 Variant = Callable[[jax.Array, jax.Array, Window, int], jax.Array]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from jaxq.engine.model import Model
 from jaxq.graph.ir import FrozenDict, Graph, Node, constants, node_names, unused_name
 from jaxq.graph.masks import LEAST, Axes
 from jaxq.numerics.quantizer import Scheme
@@ -78,14 +78,14 @@ class Plan:
     copies: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
 
-    def prepare(self, model: Model) -> Model:
-        """The model with the plan's graph and copies, for the algorithms to work on."""
-        values = {**model.params, **constants(model.graph)}
-        params = {**model.params, **{new: values[old] for new, old in self.copies.items()}}
+    def prepare(self, graph: Graph, params: Mapping[str, Any]) -> tuple[Graph, dict[str, Any]]:
+        """The graph and params that the algorithms work on: a pass, from those of the float model to the plan's own."""
+        values = {**params, **constants(graph)}
+        params = {**params, **{new: values[old] for new, old in self.copies.items()}}
         for weight in self.weights:
             if weight.name in self.masked:
                 params[weight.name] = np.maximum(params[weight.name], np.float32(LEAST))
-        return model.replace(graph=self.graph, params=params)
+        return self.graph, params
 
     def unseen(self, encodings: Mapping[str, object]) -> frozenset[str]:
         """Names of the nodes that stay in float, because no sample made a tensor that they were to read quantized."""

@@ -9,12 +9,13 @@ from models import Network, branching_network, residual_network, run_onnx, smoot
 from onnx import TensorProto
 
 from jaxq.algorithms.bias_correction import rounded
-from jaxq.engine.execute import as_int32, chain, describe, execute, observing, quantizing, traced_params
+from jaxq.engine.execute import chain, execute, observing, quantizing, traced_params
 from jaxq.engine.model import Model
 from jaxq.errors import DynamicShapeError, InputError, ModelError
 from jaxq.graph.ir import FrozenDict, Graph, Literal, Node
 from jaxq.numerics.quantizer import IntType, QuantParams, fake_quantize
 from jaxq.onnx_io.load import load
+from jaxq.ops.evaluate import as_int32, describe
 
 
 def graph_of(*nodes: Node, outputs: tuple[str, ...], inputs: tuple[str, ...] = ("x",), **constants) -> Graph:

@@ -14,13 +14,13 @@ from mutations import feed_for, seeds
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
-from jaxq.engine.flax import from_flax, to_flax
 from jaxq.engine.model import Model
 from jaxq.errors import ConfigError, ModelError
 from jaxq.graph.fusion import fuse
 from jaxq.graph.ir import FrozenDict, Graph, Literal
 from jaxq.numerics.quantizer import E4M3, E5M2, IntType, QuantParams
 from jaxq.onnx_io import save as onnx_export
+from jaxq.onnx_io.flax import from_flax, to_flax
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.qdq import storage
 from jaxq.onnx_io.save import ir_version, save, to_proto

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxq.engine.execute import run_static
 from jaxq.ops import find
 from jaxq.ops.budget import Budget
+from jaxq.ops.evaluate import run_static
 
 OPSET = 28
 

@@ -22,6 +22,7 @@ from jaxq.errors import ConfigError
 from jaxq.graph.fusion import fuse
 from jaxq.numerics.quantizer import IntType, PerAxis, PerTensor
 from jaxq.onnx_io.load import load
+from jaxq.pipeline import planned
 from jaxq.placement.place import IgnoredScope, Plan, is_transformer, place_quantizers
 from jaxq.placement.plan import BiasForm
 from jaxq.placement.schemes import FP8QuantizationParameters, Override, QuantizationParameters
@@ -640,7 +641,7 @@ def test_a_weight_shared_with_an_ignored_node_stays_exact_for_that_one():
     plan = plan_of(model, IgnoredScope(names="two"))
     assert dict(plan.copies) == {"w1@float": "w1"}
     assert [node.inputs[1] for node in plan.graph.nodes if node.op == "Conv"] == ["w1", "w1@float"]
-    prepared = plan.prepare(fused(model))
+    prepared = planned(fused(model), plan)
     np.testing.assert_array_equal(prepared.params["w1@float"], prepared.params["w1"])
 
 

@@ -6,6 +6,7 @@ from placement.test_place import fused, plan_of
 
 from jaxq.graph.ir import Graph, Node
 from jaxq.graph.select import IgnoredScope
+from jaxq.pipeline import planned
 from jaxq.placement.plan import read_copies
 
 
@@ -25,7 +26,7 @@ def test_a_prepared_model_computes_the_same():
     random = np.random.default_rng(0)
     proto = written(SHARED, w=random.normal(size=(4, 4)).astype(np.float32))
     model = fused(proto)
-    prepared = plan_of(proto, IgnoredScope(names="two")).prepare(model)
+    prepared = planned(model, plan_of(proto, IgnoredScope(names="two")))
     assert prepared.params.keys() == {"w", "w@float"}
     x = random.normal(size=(3, 4)).astype(np.float32)
     np.testing.assert_array_equal(np.asarray(prepared(x)["y"]), np.asarray(model(x)["y"]))

@@ -13,11 +13,11 @@ from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
 import jaxq
-from jaxq.engine.flax import Constant, Encoding, OnnxModule, from_flax, to_flax
 from jaxq.engine.model import Model
 from jaxq.errors import InputError, ModelError
 from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.quantizer import IntType, QuantParams
+from jaxq.onnx_io.flax import Constant, Encoding, OnnxModule, from_flax, to_flax
 from jaxq.onnx_io.load import load
 from jaxq.onnx_io.save import save
 
