@@ -25,7 +25,7 @@ from jaxq.analysis.validation import EXACT, MOST_BYTES, QUANTIZED, Pool
 from jaxq.engine.batching import batches
 from jaxq.engine.model import Model
 from jaxq.engine.runner import Batch
-from jaxq.engine.stages import Walk, run_batch, walk
+from jaxq.engine.stages import StagesRun, run_batch, run_stages
 from jaxq.engine.traced import Signature
 from jaxq.numerics.distance import difference, output_distances
 from jaxq.progress import track
@@ -64,7 +64,7 @@ class Ranker:
         self.space, self.feeds, self.revert, self.batch_size, self.tick = space, feeds, revert, batch_size, tick
         self.float_model = space.float_model()
         self._alone: dict[frozenset[tuple[str, Treatment]], list[Ranked]] = {}
-        self._walks: list[Walk] = []  # of the first batches
+        self._walks: list[StagesRun] = []  # of the first batches
 
     def alone(self, setting: Setting) -> list[Ranked]:
         """The layers that a setting leaves quantized, the one first that moves the outputs furthest when it alone is quantized.
@@ -139,7 +139,7 @@ class Ranker:
         total, count, room = 0.0, 0, MOST_BYTES if remember else 0
         before, self._walks = self._walks, [] if remember else self._walks
         for number, (signature, batch, reference) in enumerate(self.batches):
-            done = walk(model, signature, batch, before[number] if number < len(before) else None)
+            done = run_stages(model, signature, batch, before[number] if number < len(before) else None)
             room -= done.nbytes
             if room > 0:
                 self._walks.append(done)

@@ -80,7 +80,7 @@ class BiasCorrection:
         taken = itertools.islice(samples, self.samples + self.checks)
         first = [jax.tree.map(np.array, dict(feed)) for feed in taken]  # copies: a loader may refill its buffer
         apart = min(self.checks, max(len(first) - self.samples, len(first) // 4))
-        walks = Walks(self, model, known or FloatNetwork())
+        walks = TwoNetworks(self, model, known or FloatNetwork())
         exact = missing = Sums({site.output: np.zeros(np.size(model.params[site.bias])) for site in self.sites})
         for signature, batch in batches(model, first[: len(first) - apart], self.batch):
             wanted = walks.exact(signature, batch)
@@ -183,7 +183,7 @@ class FloatNetwork:
     rounded: dict[str, tuple[bytes, jax.Array]] = field(default_factory=dict)
 
 
-class Walks:
+class TwoNetworks:
     """The float and the quantized network, as calls of one compiled program."""
 
     def __init__(self, step: BiasCorrection, model: Model, known: FloatNetwork):

@@ -57,7 +57,7 @@ class ChannelAlignment:
 
 
 @dataclass(frozen=True)
-class Pair:
+class AlignedPair:
     """A convolution and those that read it, without padding, and nothing else does."""
 
     before: Linear
@@ -69,7 +69,7 @@ class Pair:
         return self.before.node.outputs[0]
 
 
-def pairs(graph: Graph, params: Mapping[str, Any]) -> Iterator[Pair]:
+def pairs(graph: Graph, params: Mapping[str, Any]) -> Iterator[AlignedPair]:
     """Every convolution whose output only convolutions without padding read; all with weights and biases of their own."""
     for node in graph.nodes:
         before = _convolution(graph, params, node)
@@ -79,7 +79,7 @@ def pairs(graph: Graph, params: Mapping[str, Any]) -> Iterator[Pair]:
         after = [_convolution(graph, params, each) for each, index in readers if index == 0 and _takes_shifts(each)]
         found = tuple(each for each in after if each is not None)
         if len(found) == len(readers):
-            yield Pair(before, found)
+            yield AlignedPair(before, found)
 
 
 def _convolution(graph: Graph, params: Mapping[str, Any], node: Node) -> Linear | None:
@@ -98,7 +98,7 @@ def _takes_shifts(node: Node) -> bool:
     return unpadded and node.attributes.get("group", 1) == 1
 
 
-def align(pair: Pair, low: np.ndarray, high: np.ndarray, params: dict[str, Any]) -> None:
+def align(pair: AlignedPair, low: np.ndarray, high: np.ndarray, params: dict[str, Any]) -> None:
     """Writes the weights and biases of the pair for channels that reach from low to high [C]."""
     middle, factor = (low + high) / 2, alignment_factor(high - low)
     _add(params, pair.before.bias, -middle)

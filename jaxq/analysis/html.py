@@ -115,7 +115,7 @@ def render(figure: Drawing) -> str:
 # ------------------------------------------------------------------------------------------------ of a quantized model
 
 
-class Quantizer(NamedTuple):
+class QuantizerRow(NamedTuple):
     """One row of the page's table; the numbers are rounded for reading."""
 
     tensor: str
@@ -136,12 +136,12 @@ def quantized_page(model: Model, title: str, facts: Mapping[str, Any]) -> str:
     if activations:
         parts.append(range_figure(activations))
     caption = f"The first {LARGEST_TABLE} of {len(rows)}." if len(rows) > LARGEST_TABLE else ""
-    columns = [name.replace("_", " ") for name in Quantizer._fields]
+    columns = [name.replace("_", " ") for name in QuantizerRow._fields]
     parts.append(Table("Quantizers", columns, rows[:LARGEST_TABLE], caption))
     return page(title, [], parts, footer=" · ".join(f"{key}: {value}" for key, value in model.metadata.items()))
 
 
-def quantizers(model: Model) -> list[Quantizer]:
+def quantizers(model: Model) -> list[QuantizerRow]:
     """Every quantizer that is on, in the order in which the graph comes to its tensors."""
     met = [*model.graph.inputs, *(name for _, node in model.graph.walk() for name in (*node.inputs, *node.outputs))]
     order = {name: place for place, name in reversed(list(enumerate(met)))}
@@ -154,7 +154,7 @@ def quantizers(model: Model) -> list[Quantizer]:
         kind = "activation" if name not in model.params else "weight" if qmax < 2**16 else "bias"
         smallest, largest = _readable(scale.min()), _readable(scale.max())
         low, high = _readable(((qmin - zero_point) * scale).min()), _readable(((qmax - zero_point) * scale).max())
-        rows.append(Quantizer(name, kind, f"{qmin}..{qmax}", scale.size, smallest, largest, low, high))
+        rows.append(QuantizerRow(name, kind, f"{qmin}..{qmax}", scale.size, smallest, largest, low, high))
     return rows
 
 
@@ -162,7 +162,7 @@ def _readable(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def range_figure(rows: Sequence[Quantizer], most: int = 60) -> Figure:
+def range_figure(rows: Sequence[QuantizerRow], most: int = 60) -> Figure:
     """The ranges of activations as bars; the widest ones, if there are too many to draw."""
     widest = set(sorted(rows, key=lambda row: row.low - row.high)[:most])
     shown = [row for row in rows if row in widest]

@@ -84,14 +84,14 @@ def for_devices(size: int) -> int:
     return -(-size // count) * count
 
 
-class Declared(Protocol):
+class HasInputs(Protocol):
     """What says which types its inputs have: a `Model`, or a file in a runtime."""
 
     @property
     def inputs(self) -> Mapping[str, TensorType]: ...
 
 
-def single_feeds(model: Declared, signature: Signature, batch: Batch) -> list[dict[str, Any]]:
+def single_feeds(model: HasInputs, signature: Signature, batch: Batch) -> list[dict[str, Any]]:
     """The samples of a batch as the model takes them: its 64-bit integers are held in 32 bits."""
     fixed = {name: literal.array for name, literal in signature.static.items()}
     wide = {name: value.astype(model.inputs[name].dtype, copy=False) for name, value in batch.inputs.items()}

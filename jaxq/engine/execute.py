@@ -21,7 +21,7 @@ from jaxq.graph.ir import Graph, Node, captures
 from jaxq.numerics.quantizer import QuantParams, fake_quantize, transposed
 from jaxq.numerics.turns import Seen
 from jaxq.ops import Op, find, is_static
-from jaxq.ops.bodies import Subgraph
+from jaxq.ops.bodies import Body
 from jaxq.ops.budget import Budget, check_traced
 from jaxq.ops.cpu_memory import channels_last, is_image, materialized
 from jaxq.ops.evaluate import (
@@ -236,7 +236,7 @@ class _Walk:
             )
         return results
 
-    def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Subgraph:
+    def subgraph(self, graph: Graph, values: Mapping[str, Any]) -> Body:
         def given(arguments: tuple[Any, ...]) -> dict[str, Any]:
             if len(arguments) != len(graph.inputs):
                 raise ModelError(
@@ -273,7 +273,7 @@ class _Walk:
 
         types = tuple(map(graph.types.get, graph.outputs))
         tapped = self.tap is not None
-        return Subgraph(run, turn, self.leave, refuse, graph.inputs, graph.outputs, types, self.concrete, tapped)
+        return Body(run, turn, self.leave, refuse, graph.inputs, graph.outputs, types, self.concrete, tapped)
 
     def within(self, tap: Tap | None) -> _Walk:
         """A walk over a body that lax.cond, scan or while_loop runs, out of which nothing may leave but as a result of theirs."""

@@ -18,7 +18,7 @@ from jaxq.engine.programs import Held, holding
 from jaxq.engine.runner import Batch, outputs, run, whole
 from jaxq.engine.traced import Signature, Traced, signed
 from jaxq.errors import InputError, JaxqWarning, did_you_mean
-from jaxq.graph.indices import Bound, index_bounds, refuse_out_of_range
+from jaxq.graph.indices import IndexBound, index_bounds, refuse_out_of_range
 from jaxq.graph.ir import FrozenDict, Graph, TensorType
 from jaxq.graph.masks import mask_inputs
 from jaxq.numerics.quantizer import QuantParams, transposed
@@ -190,7 +190,7 @@ class Model:
         return feed
 
     @functools.cached_property
-    def index_bounds(self) -> dict[str, tuple[Bound, ...]]:
+    def index_bounds(self) -> dict[str, tuple[IndexBound, ...]]:
         """Input -> the values that it may have, because it picks rows of tables."""
         return index_bounds(self.graph, self.params)
 

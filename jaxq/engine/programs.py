@@ -27,7 +27,7 @@ LATEST = 32  # where it is not set
 Key = tuple[Callable[..., Any], tuple[Hashable, ...]]
 
 
-class Program:
+class CompiledProgram:
     """A function with its structure given, compiled for each set of shapes that it is called with.
 
     Args:
@@ -56,7 +56,7 @@ class Program:
         return len(self._traces)
 
 
-class Held(dict[Key, Program]):
+class Held(dict[Key, CompiledProgram]):
     """The programs that somebody holds. A copy, here or in another process, holds none."""
 
     def __reduce__(self) -> Any:
@@ -72,8 +72,8 @@ class Programs:
 
     def __init__(self, most: int | None = None):
         self.most = most
-        self._alive: MutableMapping[Key, Program] = weakref.WeakValueDictionary()
-        self._latest: OrderedDict[Key, Program] = OrderedDict()
+        self._alive: MutableMapping[Key, CompiledProgram] = weakref.WeakValueDictionary()
+        self._latest: OrderedDict[Key, CompiledProgram] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -81,12 +81,12 @@ class Programs:
         with self._lock:
             return sum(map(len, self._latest.values()))
 
-    def get(self, key: Key, donated: Sequence[int] = ()) -> Program:
+    def get(self, key: Key, donated: Sequence[int] = ()) -> CompiledProgram:
         """The program under a key, which becomes the latest; made if there is none."""
         with self._lock:
             found = self._alive.get(key)
             if found is None:
-                found = self._alive[key] = Program(*key, donated)
+                found = self._alive[key] = CompiledProgram(*key, donated)
             self._latest[key] = found
             self._latest.move_to_end(key)
         return found

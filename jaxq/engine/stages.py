@@ -33,7 +33,7 @@ LARGE = 40 << 20
 
 
 @dataclass(frozen=True)
-class Walk:
+class StagesRun:
     """A model's way through the stages with one batch.
 
     Attributes:
@@ -51,7 +51,7 @@ class Walk:
         return sum(value.nbytes for value in jax.tree.leaves([dict(self.outputs), dict(self.between)]))
 
 
-def walk(model: Model, signature: Signature, batch: Batch, before: Walk | None = None) -> Walk:
+def run_stages(model: Model, signature: Signature, batch: Batch, before: StagesRun | None = None) -> StagesRun:
     """Runs the compiled part of a model (`jaxq.engine.partition`; mostly all of it) on a batch.
 
     Args:
@@ -75,7 +75,7 @@ def walk(model: Model, signature: Signature, batch: Batch, before: Walk | None =
         found, handed_on = run_stage(stage, signature, (numbers, rounded), batch._replace(beside=read))
         outputs |= found
         between |= handed_on
-    return Walk(model, outputs, between)
+    return StagesRun(model, outputs, between)
 
 
 def _same(model: Model, other: Model, name: str) -> bool:
@@ -130,7 +130,7 @@ def stages(model: Model, traced: Traced) -> tuple[Stage, ...]:
 
 def run_batch(model: Model, signature: Signature, batch: Batch) -> dict[str, np.ndarray]:
     """What the compiled part of a model (`jaxq.engine.partition`; mostly all of it) gives for each sample: {tensor: [B, ...]}."""
-    found: dict[str, np.ndarray] = jax.device_get(walk(model, signature, batch).outputs)
+    found: dict[str, np.ndarray] = jax.device_get(run_stages(model, signature, batch).outputs)
     return found
 
 

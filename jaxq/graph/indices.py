@@ -22,7 +22,7 @@ STORED = KEEPING | QUANTIZERS  # between a table and what it is stored as
 INTEGERS = tuple(ELEMENT_NUMBERS[name] for name in ("int32", "int64"))
 
 
-class Bound(NamedTuple):
+class IndexBound(NamedTuple):
     """The values that an input may have, low to high, because `node` picks with them from `length` places of `table`."""
 
     low: int
@@ -32,11 +32,11 @@ class Bound(NamedTuple):
     length: int
 
 
-def index_bounds(graph: Graph, params: Mapping[str, Any]) -> dict[str, tuple[Bound, ...]]:
+def index_bounds(graph: Graph, params: Mapping[str, Any]) -> dict[str, tuple[IndexBound, ...]]:
     """Input -> what bounds it. Nodes in branches and loops, which may not run, bound nothing."""
     shapes = {name: np.shape(value) for name, value in params.items()}
     shapes |= {name: literal.array.shape for name, literal in graph.constants.items()}
-    found: dict[str, list[Bound]] = {}
+    found: dict[str, list[IndexBound]] = {}
     for node in graph.nodes:
         for index, table, least, axes in _picks(node, graph):
             source = _stored(graph, table, shapes)
@@ -47,7 +47,7 @@ def index_bounds(graph: Graph, params: Mapping[str, Any]) -> dict[str, tuple[Bou
                 length = max(sizes)
                 low = -length if least is None else least
                 found.setdefault(name, []).append(
-                    Bound(low - offset, length - 1 - offset, str(node.name or node.op), source, length)
+                    IndexBound(low - offset, length - 1 - offset, str(node.name or node.op), source, length)
                 )
     return {name: tuple(bounds) for name, bounds in found.items()}
 
@@ -100,7 +100,9 @@ def _integer(graph: Graph, name: str) -> int | None:
     return int(literal.array.reshape(()))
 
 
-def refuse_out_of_range(bounds: Mapping[str, tuple[Bound, ...]], feed: Mapping[str, Any], sample: str = "") -> None:
+def refuse_out_of_range(
+    bounds: Mapping[str, tuple[IndexBound, ...]], feed: Mapping[str, Any], sample: str = ""
+) -> None:
     """Raises InputError if an input holds an index that the table does not have; `sample` says of which sample, in words."""
     for name, each in bounds.items():
         value = feed.get(name)

@@ -18,7 +18,7 @@ class Declared(Protocol):
     def shape(self) -> tuple[int | str | None, ...] | None: ...
 
 
-class Subgraph(NamedTuple):
+class Body(NamedTuple):
     """What an operator with a body (If, Loop, Scan) gets: `body(*values)` runs it and returns the outputs as a tuple.
 
     A loop runs it by `turn(*values)`, which returns the outputs and what a tap has seen, and gives what was seen in all turns to
@@ -43,6 +43,6 @@ class Subgraph(NamedTuple):
         """
         return self.run(values, inlined, condition)
 
-    def unwatched(self) -> Subgraph:
+    def unwatched(self) -> Body:
         """The same body, whose turns no tap sees."""
         return self._replace(turn=lambda *values: (self.run(values, False, None), Seen({}, {})), tapped=False)

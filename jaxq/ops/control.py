@@ -16,7 +16,7 @@ import numpy as np
 from jaxq.errors import DynamicShapeError, ModelError, UnsupportedOpError
 from jaxq.numerics.turns import Keeper, Seen, joined
 from jaxq.ops import array_namespace, is_static, op
-from jaxq.ops.bodies import Subgraph
+from jaxq.ops.bodies import Body
 
 # Loops with more turns are compiled once, if they can be: the program and its compile time would grow with every turn.
 MOST_UNROLLED = 16
@@ -91,7 +91,7 @@ class _Unsuitable(Exception):
     """This way of running a loop does not fit its body."""
 
 
-def _unrolled(body: Subgraph, turns: int | None, initial: tuple[Any, ...], conditional: bool) -> tuple[Any, ...]:
+def _unrolled(body: Body, turns: int | None, initial: tuple[Any, ...], conditional: bool) -> tuple[Any, ...]:
     """One turn after the other, while the condition is known.
 
     Raises:
@@ -122,7 +122,7 @@ def _unrolled(body: Subgraph, turns: int | None, initial: tuple[Any, ...], condi
     return *state, *(array_namespace(*column).stack(column) for column in zip(*rows, strict=True))
 
 
-def _no_rows(body: Subgraph, first: int, *arguments: Any) -> tuple[np.ndarray, ...]:
+def _no_rows(body: Body, first: int, *arguments: Any) -> tuple[np.ndarray, ...]:
     """The stacked rows of a loop that makes no turn: of the shapes that a turn on such arguments would make.
 
     They are the body's outputs from `first` on. A body that cannot run without a turn to
@@ -140,7 +140,7 @@ def _no_rows(body: Subgraph, first: int, *arguments: Any) -> tuple[np.ndarray, .
     return tuple(np.zeros((0, *shape), dtype) for shape, dtype in rows)
 
 
-def _scanned(body: Subgraph, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
+def _scanned(body: Body, turns: int, initial: tuple[Any, ...], conditional: bool) -> tuple[jax.Array, ...]:
     """All turns as one `lax.scan`.
 
     Raises:
@@ -161,7 +161,7 @@ def _scanned(body: Subgraph, turns: int, initial: tuple[Any, ...], conditional: 
     return *state, *rows
 
 
-def _keeper(body: Subgraph, turns: int | None, arguments: Callable[[], tuple[Any, ...]]) -> Keeper:
+def _keeper(body: Body, turns: int | None, arguments: Callable[[], tuple[Any, ...]]) -> Keeper:
     """Keeps what is seen in a loop's turns, each of which gets such arguments."""
     shapes = jax.eval_shape(lambda: body.turn(*arguments())[1]) if body.tapped else Seen({}, {})
     return Keeper(shapes, turns)
@@ -183,7 +183,7 @@ def _types(state: tuple[Any, ...]) -> Any:
     return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
-def _while(body: Subgraph, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+def _while(body: Body, max_trip_count: Any, cond: Any, initial: tuple[Any, ...]) -> tuple[jax.Array, ...]:
     """As many turns as the data asks for."""
 
     def goes_on(carry: tuple[Any, ...]) -> jax.Array:
@@ -270,7 +270,7 @@ def scan(
     return *final, *stacked(rows)
 
 
-def _scanned_now(body: Subgraph, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
+def _scanned_now(body: Body, state: Any, sequences: Any, stacked: Any) -> tuple[Any, ...]:
     """Turn by turn, on values that are there, so that the body may do what cannot be compiled."""
     rows = []
     for turn in range(len(sequences[0])):

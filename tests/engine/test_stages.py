@@ -11,7 +11,7 @@ from jaxq.accuracy.space import Space
 from jaxq.accuracy.treatments import FLOAT
 from jaxq.engine import stages
 from jaxq.engine.batching import batches
-from jaxq.engine.stages import walk
+from jaxq.engine.stages import run_stages
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def test_stages_compute_what_the_whole_computes(name, count, staged, monkeypatch
     for model in (space.float_model(), space.candidate({}), space.candidate({next(iter(space.layers)): FLOAT})):
         for signature, batch in batches(model, samples(name, 3, first=50), 2):
             monkeypatch.setattr(stages, "STAGES", 1)
-            whole = walk(model, signature, batch)
+            whole = run_stages(model, signature, batch)
             monkeypatch.setattr(stages, "STAGES", 2)
-            parts = walk(model, signature, batch)
+            parts = run_stages(model, signature, batch)
             assert parts.outputs.keys() == whole.outputs.keys()
             assert len(stages.stages(model, model.traced(signature))) == count
             for key, value in whole.outputs.items():
@@ -44,19 +44,19 @@ def test_what_two_models_have_in_common_runs_once(staged):
     first, *_, last = space.layers
     model = space.candidate({}, corrected=False)
     ((signature, batch),) = batches(model, [{"image": each} for each in images(4, 50)], None)
-    whole = walk(model, signature, batch)
+    whole = run_stages(model, signature, batch)
     every = list(staged)
     assert len(every) == len(stages.stages(model, model.traced(signature))) > 2
     for changed, expected in ((last, every[-1:]), (first, every)):
         staged.clear()
         other = space.candidate({changed: FLOAT}, corrected=False)
-        found = walk(other, signature, batch, whole)
+        found = run_stages(other, signature, batch, whole)
         assert staged == expected
-        alone = walk(other, signature, batch)
+        alone = run_stages(other, signature, batch)
         for name, value in alone.outputs.items():
             np.testing.assert_array_equal(np.asarray(found.outputs[name]), np.asarray(value))
     staged.clear()
-    assert walk(model, signature, batch, whole).outputs == whole.outputs
+    assert run_stages(model, signature, batch, whole).outputs == whole.outputs
     assert not staged
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxq.analysis.lint.findings import Finding, Severity, describe, finding
-from jaxq.analysis.lint.network import Network
+from jaxq.analysis.lint.network import QuantizedNetwork
 from jaxq.analysis.lint.operators import ends, operator
 from jaxq.analysis.lint.quantizers import INTEGER_OPERATORS, quantizer
 from jaxq.analysis.lint.unpacked import unpacked
@@ -20,10 +20,10 @@ __all__ = ["Finding", "Severity", "describe", "lint"]
 
 def lint(model: Model, target: Target) -> tuple[Finding, ...]:
     """All findings, in the order of the graph; those about a quantizer before those about its readers."""
-    return tuple(_findings(Network(model, target)))
+    return tuple(_findings(QuantizedNetwork(model, target)))
 
 
-def _findings(network: Network) -> Iterator[Finding]:
+def _findings(network: QuantizedNetwork) -> Iterator[Finding]:
     for node in network.nodes:
         if node.op in ("QuantizeLinear", "DequantizeLinear"):
             yield from quantizer(network, node)

@@ -42,7 +42,7 @@ class Quantizer:
         return int(self.node.attributes.get("axis", 1))
 
 
-class Network:
+class QuantizedNetwork:
     """The graph with what is known of its quantizers, for a target."""
 
     def __init__(self, model: Model, target: Target):

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxq.analysis.lint.findings import Finding, Severity, finding
 from jaxq.analysis.lint.kernels import why_float
-from jaxq.analysis.lint.network import Network, Quantizer, same_numbers
+from jaxq.analysis.lint.network import QuantizedNetwork, Quantizer, same_numbers
 from jaxq.graph.clamps import clip_bounds
 from jaxq.graph.ir import Node
 from jaxq.graph.linear import BIASED
@@ -19,7 +19,7 @@ BOUND_TOLERANCE = 1e-3  # steps
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
-def operator(network: Network, node: Node) -> Iterator[Finding]:
+def operator(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Everything about one node that is no quantizer."""
     if node.op in network.target.same_scale and not node.domain:
         yield from mover(network, node)
@@ -30,7 +30,7 @@ def operator(network: Network, node: Node) -> Iterator[Finding]:
         yield from activation_function(network, node)
 
 
-def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
+def kernel(network: QuantizedNetwork, node: Node, rule: Rule) -> Iterator[Finding]:
     """Whether an operator that has a kernel in integers is quantized on all sides."""
     places = sorted({*(rule.activations or ()), *rule.weights[:1]})
     if rule.activations is None:
@@ -54,7 +54,7 @@ def kernel(network: Network, node: Node, rule: Rule) -> Iterator[Finding]:
         yield finding(Severity.SLOW, node, f"{reason[0]}: it runs in float", reason[1])
 
 
-def limits(network: Network, node: Node) -> Iterator[Finding]:
+def limits(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Whether the version of the runtime that is installed takes these types as they are."""
     version = installed_version(network.target)
     seen = [network.seen[name] for name in node.inputs if network.is_quantized(name)]
@@ -64,7 +64,7 @@ def limits(network: Network, node: Node) -> Iterator[Finding]:
             yield finding(Severity.WRONG, node, f"its inputs are {kinds[0]}: {limit.effect}", limit.remedy)
 
 
-def float_bias(network: Network, node: Node) -> Iterator[Finding]:
+def float_bias(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Whether a bias that was left in float fits into the int32 that the runtime makes of it."""
     if not network.target.rounds_biases or node.op not in BIASED or len(node.inputs) < 3:
         return
@@ -85,7 +85,7 @@ def float_bias(network: Network, node: Node) -> Iterator[Finding]:
         yield finding(Severity.WRONG, node, problem, "raise the scale of the weight until the bias fits")
 
 
-def activation_function(network: Network, node: Node) -> Iterator[Finding]:
+def activation_function(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Whether the function is merged into the kernel before it, if that is one in integers."""
     before = network.producer.get(node.inputs[0]) if node.inputs else None
     if before is not None and before.op == "DequantizeLinear":
@@ -124,7 +124,7 @@ def activation_function(network: Network, node: Node) -> Iterator[Finding]:
                 yield finding(Severity.SLOW, node, problem, advice)
 
 
-def mover(network: Network, node: Node) -> Iterator[Finding]:
+def mover(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Whether an operator that moves values has the same numbers on both sides."""
     sources = node.inputs if node.op == "Concat" else node.inputs[:1]
     after = [
@@ -144,7 +144,7 @@ def mover(network: Network, node: Node) -> Iterator[Finding]:
                 return
 
 
-def ends(network: Network) -> Iterator[Finding]:
+def ends(network: QuantizedNetwork) -> Iterator[Finding]:
     """Inputs and outputs of the model, where the runtime wants them quantized."""
     if not network.target.outputs:
         return
@@ -158,7 +158,7 @@ def ends(network: Network) -> Iterator[Finding]:
             yield Finding(Severity.SLOW, name, node.op, problem, advice)
 
 
-def clips(network: Network, node: Node, each: Quantizer) -> bool:
+def clips(network: QuantizedNetwork, node: Node, each: Quantizer) -> bool:
     """Whether a Clip changes anything on the grid of the quantizer behind it, or may do so."""
     if each.scale is None or each.type not in LIMITS or np.size(each.scale) != 1:
         return False

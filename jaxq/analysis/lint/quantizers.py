@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxq.analysis.lint.findings import Finding, Severity, finding
-from jaxq.analysis.lint.network import Network, Quantizer, same_numbers
+from jaxq.analysis.lint.network import QuantizedNetwork, Quantizer, same_numbers
 from jaxq.graph.ir import Node
 from jaxq.placement.schemes import type_name, weight_axis
 from jaxq.placement.targets import Rule
@@ -19,7 +19,7 @@ INTEGER_OPERATORS = ("QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAtten
 PLURAL = {"activation": "activations", "weight": "weights", "bias": "biases"}
 
 
-def quantizer(network: Network, node: Node) -> Iterator[Finding]:
+def quantizer(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Everything about one QuantizeLinear or DequantizeLinear."""
     each = network.seen[node.outputs[0]]
     first = network.seen.get(node.inputs[0])
@@ -36,7 +36,7 @@ def quantizer(network: Network, node: Node) -> Iterator[Finding]:
     yield from pairing(network, each)
 
 
-def scales(network: Network, each: Quantizer) -> Iterator[Finding]:
+def scales(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether the scales are positive numbers."""
     if each.scale is None:
         return
@@ -51,7 +51,7 @@ def scales(network: Network, each: Quantizer) -> Iterator[Finding]:
         yield finding(Severity.WRONG, each.node, problem, "raise it to 1e-30; the tensor is empty in any case")
 
 
-def number_type(network: Network, each: Quantizer) -> Iterator[Finding]:
+def number_type(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether the runtime reads the type, and the file's opset has it."""
     node, kind = each.node, each.type
     if node.domain not in network.target.domains:
@@ -80,7 +80,7 @@ def number_type(network: Network, each: Quantizer) -> Iterator[Finding]:
         yield finding(Severity.REFUSED, node, problem, f"raise the model's opset to {needed}")
 
 
-def zero_points(network: Network, each: Quantizer) -> Iterator[Finding]:
+def zero_points(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether the zero points are where the runtime wants them."""
     if each.zero_point is None or each.type is None or each.role == "bias":
         return
@@ -98,12 +98,12 @@ def zero_points(network: Network, each: Quantizer) -> Iterator[Finding]:
         yield finding(Severity.REFUSED, each.node, problem, "quantize the weights symmetrically")
 
 
-def takes_zero_points(network: Network) -> bool:
+def takes_zero_points(network: QuantizedNetwork) -> bool:
     """Whether the channels of a weight may differ in zero point; where floats are made of it, any runtime takes that."""
     return network.target.asymmetric_per_channel or not network.quantizes_activations
 
 
-def biases(network: Network, each: Quantizer) -> Iterator[Finding]:
+def biases(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether a bias is in units of the products that it is added to."""
     for reader, index in network.readers.get(each.node.outputs[0], []):
         rule = network.rule(reader)
@@ -125,7 +125,7 @@ def biases(network: Network, each: Quantizer) -> Iterator[Finding]:
             yield finding(Severity.WRONG, reader, "the zero point of the bias is not 0", "make it 0")
 
 
-def axes(network: Network, each: Quantizer) -> Iterator[Finding]:
+def axes(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether there is one scale for each channel along the axis that the kernel takes."""
     if each.axis is None:
         return
@@ -155,7 +155,7 @@ def data_inputs(node: Node, rule: Rule) -> Iterator[int]:
     return (index for index in data if index < len(node.inputs) and index not in rule.weights)
 
 
-def saturation(network: Network, each: Quantizer) -> Iterator[Finding]:
+def saturation(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether sums of two products of bytes fit into 16 bits, where the processor adds them there."""
     if network.target.overflow_fix != "enable" or each.integers is None or each.type != "int8":
         return
@@ -167,7 +167,7 @@ def saturation(network: Network, each: Quantizer) -> Iterator[Finding]:
         yield finding(Severity.WRONG, products[0], problem, "hold the weights to 7 bits (overflow_fix='enable')")
 
 
-def pairing(network: Network, each: Quantizer) -> Iterator[Finding]:
+def pairing(network: QuantizedNetwork, each: Quantizer) -> Iterator[Finding]:
     """Whether quantizers stand in pairs of the same numbers, and no pair for nothing."""
     node = each.node
     readers = [reader for reader, _ in network.readers.get(node.outputs[0], [])]
@@ -195,7 +195,7 @@ def pairing(network: Network, each: Quantizer) -> Iterator[Finding]:
             yield finding(Severity.WRONG, node, f"its numbers are not those of {before.name!r} before it", advice)
 
 
-def reads_integers(network: Network, node: Node) -> bool:
+def reads_integers(network: QuantizedNetwork, node: Node) -> bool:
     """Whether a node may read integers as they are."""
     moves = node.op in network.target.same_scale or node.op in ("Identity", "Shape", "Cast")
     return node.op == "DequantizeLinear" or node.op.startswith(INTEGER_OPERATORS) or moves or bool(node.subgraphs)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxq.analysis.lint.findings import Finding, Severity, finding
-from jaxq.analysis.lint.network import Network
+from jaxq.analysis.lint.network import QuantizedNetwork
 from jaxq.graph.ir import Node
 from jaxq.graph.linear import Linear, is_product
 from jaxq.onnx_io.matmul_nbits import SMALLEST_BLOCK, takes_block, takes_product
@@ -16,7 +16,7 @@ ADVICE = "save the model with jaxq, which gives each product one of its own"
 CLAMPS = "save the model with jaxq, which writes Max and Min instead"
 
 
-def unpacked(network: Network, node: Node) -> Iterator[Finding]:
+def unpacked(network: QuantizedNetwork, node: Node) -> Iterator[Finding]:
     """Whether a DequantizeLinear of a weight alone is merged with the product that reads it."""
     if node.op != "DequantizeLinear" or not network.target.merges_weights or network.quantizes_activations:
         return
@@ -28,7 +28,7 @@ def unpacked(network: Network, node: Node) -> Iterator[Finding]:
         yield finding(Severity.SLOW, node, f"{problem}: {value.size:,} weights are unpacked at every run", advice)
 
 
-def why_unpacked(network: Network, node: Node) -> tuple[str, str] | None:
+def why_unpacked(network: QuantizedNetwork, node: Node) -> tuple[str, str] | None:
     """What keeps the runtime from merging it, and what to do; None if it does merge."""
     readers = network.readers.get(node.outputs[0], ())
     if not any(is_product(reader) or reader.op == "Gather" for reader, _ in readers):
@@ -50,7 +50,7 @@ def why_unpacked(network: Network, node: Node) -> tuple[str, str] | None:
     return why_no_kernel(network, node, linear)
 
 
-def why_no_kernel(network: Network, node: Node, linear: Linear) -> tuple[str, str] | None:
+def why_no_kernel(network: QuantizedNetwork, node: Node, linear: Linear) -> tuple[str, str] | None:
     """The same for the only product that reads the weight as its second factor."""
     reader = linear.node
     axis, size = node.attributes.get("axis", 1), int(node.attributes.get("block_size", 0))
