@@ -68,12 +68,14 @@ def identity_of(prepared: Prepared, measures: Sequence[Any], transform: Any, rea
     """
     named = [each for each in measures if isinstance(each, str) and find_metric(each).name not in METRICS]
     measured = [named_function(each) if each in named else each for each in measures]
-    options = replace(prepared.options, batch_size=None).to_dict()
+    options, advanced = replace(prepared.options, batch_size=None), prepared.options.advanced_parameters
+    estimators = (advanced.activations_range_estimator_params, advanced.weights_range_estimator_params)
     fixed = {
         "version of jaxq": __version__,
         "model": model_digest(prepared.graph, prepared.model.params),
-        "options": digest_of(options, sorted(prepared.ignored)),
+        "options": digest_of(options, options.target, sorted(prepared.ignored)),
         "validation function": digest_of(measured, transform, free),
     }
-    hidden = [words for each in (*measured, transform) if callable(each) for words in hidden_in(each)]
+    functions = (*measured, transform, *(getattr(each, "distribution", None) for each in estimators))
+    hidden = [words for each in functions if callable(each) for words in hidden_in(each)]
     return Identity(fixed, prepared.data, read, hidden)

@@ -72,11 +72,9 @@ class Candidate:
     def order(self) -> tuple[float, ...]:
         """The less the better: few layers in float and cheap treatments, where the goals are reached; else what is nearest."""
         layers, cost = self.step.float_layers, sum(each.cost for each in self.setting.values())
-        return (
-            (0, layers, cost, excess(self.goals, self.step.values))
-            if self.reached
-            else (1, self.worst[0], layers, cost)
-        )
+        if self.reached:
+            return (0, layers, cost, excess(self.goals, self.step.values))
+        return (1, self.worst[0], layers, cost)
 
     def model(self) -> Model:
         """The model, traced anew, with what the file says of the search."""

@@ -27,10 +27,10 @@ from jaxq.analysis.validation import (
 from jaxq.data import Dataset
 from jaxq.data.check import refuse_not_finite
 from jaxq.data.labelled import labelled_items
-from jaxq.engine.batching import batches
+from jaxq.engine.batching import batches, single_feeds
 from jaxq.engine.model import Model
 from jaxq.engine.runner import Batch
-from jaxq.engine.stages import run_samples, single_feeds
+from jaxq.engine.stages import run_samples
 from jaxq.engine.traced import Signature
 from jaxq.errors import CalibrationError, ConfigError, InputError, about
 from jaxq.graph.indices import refuse_out_of_range

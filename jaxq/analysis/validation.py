@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxq.analysis.metrics import Score
 from jaxq.checks import check_number
+from jaxq.engine.batching import single_feeds
 from jaxq.engine.model import Model, check_feed
 from jaxq.engine.runner import Batch
-from jaxq.engine.stages import single_feeds
 from jaxq.engine.traced import Signature
 from jaxq.errors import CalibrationError, ConfigError, Option
 from jaxq.graph.ir import TensorType

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.engine.batching import single_feeds as single_feeds
+from jaxq.engine.batching import single_feeds
 from jaxq.engine.execute import quantizing
 from jaxq.engine.model import Model
 from jaxq.engine.partition import run_tail

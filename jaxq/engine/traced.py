@@ -101,7 +101,7 @@ class Traced:
         """Shape and dtype of each tensor that a tap sees in the head, inputs and params too; of one in a loop, that of a turn."""
         return self._made.tensors
 
-    @property
+    @functools.cached_property
     def activations(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The same without params."""
         return {name: each for name, each in self.tensors.items() if name not in self.params}

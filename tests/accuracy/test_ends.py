@@ -8,7 +8,6 @@ from accuracy_models import accuracy, ruined, run
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
 from jaxq.accuracy import trials
-from jaxq.analysis.by_function import FunctionValidation
 from jaxq.errors import AccuracyError
 
 
@@ -45,30 +44,27 @@ def test_a_time_budget_that_ends_a_search_within_the_limit_says_what_was_found(p
     assert "intermediate_model_dir" in note
 
 
-def test_a_search_that_was_killed_goes_on_and_says_so(planted, monkeypatch, tmp_path):
+def test_a_search_that_was_killed_goes_on_and_says_so(planted, tmp_path):
     calls = []
-    evaluate = FunctionValidation.evaluate
 
     class Killed(BaseException):
         """As good as SIGKILL for what is on disk."""
 
-    def failing(self, *arguments):
+    def counted(model, items):
         calls.append(1)
         if len(calls) == 5:  # float, quantized, float again, and one candidate are done
             raise Killed
-        return evaluate(self, *arguments)
+        return accuracy(model, items)
 
     advanced = Parameters(intermediate_model_dir=tmp_path / "work", prune=False)
-    monkeypatch.setattr(FunctionValidation, "evaluate", failing)
     with pytest.raises(Killed):
-        run(max_drop=0.0, advanced_accuracy_restorer_parameters=advanced)
-    monkeypatch.setattr(FunctionValidation, "evaluate", evaluate)
+        run(function=counted, max_drop=0.0, advanced_accuracy_restorer_parameters=advanced)
     assert (tmp_path / "work" / "best.onnx").is_file()
     jaxq.load(tmp_path / "work" / "best.onnx")
     known = len(json.loads((tmp_path / "work" / "state.json").read_text())["trials"])
     assert known == 2
     reports = []
-    run(max_drop=0.0, reports=reports, advanced_accuracy_restorer_parameters=advanced)
+    run(function=counted, max_drop=0.0, reports=reports, advanced_accuracy_restorer_parameters=advanced)
     assert any(f"{known} candidates are known already" in note for note in reports[-1].notes)
     assert [step.resumed for step in reports[-1].steps][: known + 1] == [True] * known + [False] * (
         len(reports[-1].steps) > known

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import BAD, MINMAX, accuracy, chain, images, labelled, ruined
-from kills import every_kill
+from kills import Killed, every_kill, killed_at
 
 import jaxq
 from jaxq import AdvancedAccuracyRestorerParameters as Parameters
@@ -27,9 +27,26 @@ def planted(monkeypatch):
     monkeypatch.setattr(space, "quantized", lambda *given: ruined(quantized(*given), BAD))
 
 
-def search(work, function=accuracy, *, model=None, data=None, calibration=None, max_drop=0.1, **options):
+def search(
+    work,
+    function=accuracy,
+    *,
+    model=None,
+    data=None,
+    calibration=None,
+    quantization=MINMAX,
+    max_drop=0.1,
+    on_step=None,
+    **options,
+):
     """The last report of a search in a folder, and its model."""
     reports = []
+
+    def listen(report):
+        reports.append(report)
+        if on_step is not None:
+            on_step(report)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", JaxqWarning)
         try:
@@ -39,9 +56,9 @@ def search(work, function=accuracy, *, model=None, data=None, calibration=None, 
                 list(labelled()) if data is None else data,
                 function,
                 max_drop=max_drop,
-                advanced_quantization_parameters=MINMAX,
+                advanced_quantization_parameters=quantization,
                 advanced_accuracy_restorer_parameters=Parameters(intermediate_model_dir=work, **options),
-                on_step=reports.append,
+                on_step=listen,
             )
         except AccuracyError as error:
             model = error.best
@@ -137,6 +154,21 @@ def test_a_search_that_goes_on_says_what_of_the_function_was_not_compared(tmp_pa
                          "<locals>.above.<locals>.<lambda> (name another folder if that has changed)")  # fmt: skip
 
 
+def estimator(part):
+    """What the user may write in place of a range estimator: a part of what was seen."""
+    return jaxq.AdvancedQuantizationParameters(
+        activations_range_estimator_params=(lambda seen, grid, symmetric: (seen.low / 2, seen.high / 2))
+        if part == 2
+        else (lambda seen, grid, symmetric: (seen.low / 3, seen.high / 3))
+    )
+
+
+def test_a_range_estimator_of_the_users_own_is_known_by_its_code(tmp_path):
+    search(tmp_path, quantization=estimator(2))
+    assert "going on" in search(tmp_path, quantization=estimator(2)).notes[0]
+    assert "other options" in search(tmp_path, quantization=estimator(3)).notes[0]
+
+
 def test_a_metric_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -207,34 +239,33 @@ def test_a_state_of_another_version_is_said_to_be_one(tmp_path):
     assert "other version of jaxq" in search(tmp_path).notes[0]
 
 
-def interrupted(work, monkeypatch, **options):
-    """A search that is interrupted when all candidates are known."""
+def interrupted(work, after, **options):
+    """A search that is interrupted when so many candidates are known."""
 
-    def interrupt(self):
-        raise KeyboardInterrupt
+    def interrupt(report):
+        if report.status == "running" and len(report.steps) == after:
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trials.Trials, "_finish", interrupt)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            search(work, **options)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        search(work, on_step=interrupt, **options)
     return caught.value
 
 
-def test_what_is_said_of_an_earlier_search_is_true(tmp_path, monkeypatch):
-    interrupted(tmp_path, monkeypatch)
+def test_what_is_said_of_an_earlier_search_is_true(tmp_path):
+    interrupted(tmp_path, 2)
     assert search(tmp_path).notes[0].startswith("going on with a search that was broken off: 2 candidates")
     assert search(tmp_path).notes[0].startswith("going on with a search that was finished: 2 candidates")
 
 
-def test_a_finished_search_that_is_broken_off_with_another_limit_is_broken_off(tmp_path, monkeypatch):
+def test_a_finished_search_that_is_broken_off_with_another_limit_is_broken_off(tmp_path):
     assert len(search(tmp_path, max_drop=0.5).report.steps) == 1  # one candidate is enough
-    interrupted(tmp_path, monkeypatch, max_drop=0.0)
+    interrupted(tmp_path, 2, max_drop=0.0)
     assert search(tmp_path, max_drop=0.0).notes[0].startswith("going on with a search that was broken off")
 
 
-def test_an_interrupted_search_leaves_its_best_though_it_was_known_before(tmp_path, monkeypatch):
+def test_an_interrupted_search_leaves_its_best_though_it_was_known_before(tmp_path):
     search(tmp_path, max_drop=0.0)
-    caught = interrupted(tmp_path, monkeypatch, max_drop=0.9)
+    caught = interrupted(tmp_path, 1, max_drop=0.9)
     assert on_disk(tmp_path) == {}
     assert "best.onnx" in caught.__notes__[0]
 
@@ -376,6 +407,20 @@ def test_a_state_that_was_cut_short_names_no_other_model_as_the_best(tmp_path, m
 
     every_kill(monkeypatch, action, check)
     assert set(found) == {"first", "", "second"}
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 5, 8, 13])
+def test_a_search_that_is_killed_at_any_change_of_its_folder_goes_on_to_the_same_end(tmp_path, monkeypatch, number):
+    expected = search(None)
+    with pytest.raises(Killed), killed_at(number, monkeypatch):
+        search(tmp_path)
+    if (tmp_path / "state.json").exists() and (best := stored(tmp_path)["best"]):
+        assert dict(json.loads(best)[1]) == on_disk(tmp_path)
+    found = search(tmp_path)
+    assert [(step.what, step.values) for step in found.report.steps] == [
+        (step.what, step.values) for step in expected.report.steps
+    ]
+    assert kept(found.model) == kept(expected.model) == on_disk(tmp_path)
 
 
 @pytest.mark.parametrize("external", [False, True])

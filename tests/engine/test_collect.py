@@ -14,13 +14,13 @@ from models import (
 
 import jaxq.engine.batching
 import jaxq.engine.runner
-from jaxq.engine.batching import LARGEST_BATCH, batches, fitting_batch
+from jaxq.engine.batching import batches
 from jaxq.engine.collect import Updating, Watching, collect
 from jaxq.engine.execute import execute
 from jaxq.engine.model import Model
-from jaxq.engine.runner import Batch, Folded, run
+from jaxq.engine.runner import Folded, run
 from jaxq.engine.traced import Signature
-from jaxq.errors import CalibrationError, JaxqWarning
+from jaxq.errors import CalibrationError
 from jaxq.graph.ir import FrozenDict
 from jaxq.numerics.observers import both, channel_extremes, extremes, histogram
 from jaxq.numerics.quantizer import IntType, QuantParams
@@ -156,42 +156,6 @@ def test_only_the_states_leave_the_device(model, monkeypatch):
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) == state_bytes
 
 
-def test_samples_are_taken_one_batch_at_a_time(model):
-    """So that the data need not fit into memory."""
-    taken = []
-
-    def feeds():
-        for number in range(20):
-            taken.append(number)
-            yield FEEDS[number % COUNT]
-
-    for seen, (_, batch) in enumerate(batches(model, feeds(), 4), start=1):
-        assert len(taken) == 4 * seen
-        assert batch.number.tolist() == list(range(4 * seen - 4, 4 * seen))
-
-
-def test_what_is_held_back_is_bounded_with_many_shapes():
-    model = load(free_size_network())
-    taken = 0
-
-    def feeds():
-        nonlocal taken
-        for number in range(600):
-            taken += 1
-            yield {"image": np.zeros((1, 1, 2 + 2 * (number % 150), 2), np.float32)}
-
-    def consume() -> int:
-        given = 0
-        for _, batch in batches(model, feeds(), LARGEST_BATCH):
-            given += int(batch.real.sum())
-            assert taken - given <= 4 * LARGEST_BATCH
-        return given
-
-    with pytest.warns(JaxqWarning, match="the calibration has now seen 9 distinct input shapes") as warned:
-        assert consume() == 600
-    assert len(warned) == 1
-
-
 def test_a_loader_may_refill_its_buffer(model):
     buffer = np.empty_like(FEEDS[0]["image"])
 
@@ -260,27 +224,11 @@ def test_no_samples_are_an_error(model):
         collect(model, [needs_of(model)], [])
 
 
-@pytest.mark.parametrize("largest", [0, 1, 1000, 1 << 20, 3 << 20, 1 << 40])
-def test_a_fitting_batch_is_a_power_of_two_within_bounds(largest):
-    size = fitting_batch(largest)
-    assert 1 <= size <= LARGEST_BATCH
-    assert size & (size - 1) == 0
-
-
 def test_shapes_are_found_without_running(model):
     shapes = model.traced(Signature.of(FEEDS[0])).tensors
     assert shapes["stem.relu"].shape == (1, 8, 8, 8)
     assert shapes["scores"].shape == (1, 5)
     assert model.traced(Signature.of(FEEDS[0])).largest == 4 * 8 * 8 * 8
-
-
-def test_a_large_batch_is_full(model):
-    found = [batch.real for _, batch in batches(model, FEEDS * 50, 300)]
-    assert [(len(real), int(real.sum())) for real in found] == [(300, 300), (300, 50 * len(FEEDS) - 300)]
-
-
-def test_a_batch_is_data_to_jax():
-    assert len(jax.tree.leaves(Batch({"x": np.zeros(1)}, np.zeros(1), np.zeros(1)))) == 3
 
 
 def test_the_chosen_batch_gives_what_single_samples_give(model):
