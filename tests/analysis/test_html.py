@@ -79,7 +79,7 @@ def test_the_same_model_gives_the_same_page(page):
 
 def test_many_activations_are_drawn_down_to_the_widest():
     pytest.importorskip("matplotlib")
-    rows = [report.Quantizer(f"t{n}", "activation", "0..255", 1, 1.0, 1.0, 0.0, float(n)) for n in range(100)]
+    rows = [report.QuantizerRow(f"t{n}", "activation", "0..255", 1, 1.0, 1.0, 0.0, float(n)) for n in range(100)]
     figure = report.range_figure(rows, most=3)
     assert "The 3 widest of 100" in figure.caption
     assert all(f"t{n}" in figure.svg for n in (97, 98, 99))
