@@ -1,4 +1,4 @@
-"""What `jaxq.pipeline` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
+"""What `jaxq.quantize` does, step by step: load, fuse, place, then the list of algorithms, each a switch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every algorithm is: a frozen dataclass (its fields are its options) with two methods, and lists of them are methods.
+"""What changes a model's numbers, one algorithm a file: a frozen dataclass (its fields are its options) with two methods.
 
 No algorithm imports another one, reads files, or changes a model in place.
 """

@@ -46,7 +46,7 @@ Open = Callable[[Sequence[str]], Fetch]
 
 
 @dataclass(frozen=True)
-class Layer:
+class Span:
     """What makes one cut from others.
 
     Attributes:
@@ -141,7 +141,7 @@ class Layers:
     ):
         self.model, self.shown, self.open, self.every = model, frozenset(shown), functools.cache(open_), every
         self.compiled = Held() if compiled is None else compiled
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, Span] = {}
         self.differences: dict[str, Difference] = {}
         self.rows: dict[str, tuple[int, int]] = {}
         self._plans: dict[Signature, tuple[list[_Chunk], _Tail | None]] = {}
@@ -161,7 +161,7 @@ class Layers:
         if tail is None:
             return
         for node, name, (matched, total) in tail.compare(feed):
-            self.layers.setdefault(name, Layer(name, (node,), 0))
+            self.layers.setdefault(name, Span(name, (node,), 0))
             before = self.rows.get(name, (0, 0))
             self.rows[name] = (before[0] + matched, before[1] + total)
 
@@ -173,7 +173,7 @@ class Layers:
             if name not in self.layers:
                 nodes = between(head, cuts, [name]).nodes
                 inside = sum(rounds(node, params) for node in nodes)
-                self.layers[name] = Layer(name, nodes, inside - nodes[-1].op.startswith(ROUNDING))
+                self.layers[name] = Span(name, nodes, inside - nodes[-1].op.startswith(ROUNDING))
         for part in in_chunks(cuts, shapes):
             graph = between(head, cuts, part)
             reads = [name for name in graph.inputs if name in cuts]

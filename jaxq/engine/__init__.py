@@ -1,1 +1,1 @@
-"""Runs a graph: the one walk, what is compiled and what the host does, batches, devices, Flax."""
+"""Runs a graph: the one walk, what is compiled and what the host does, batches, devices, programs, `Model`."""

@@ -124,7 +124,7 @@ class Node:
 class Graph:
     """Nodes in an order in which they can run, the names that enter and leave, and what is known of them.
 
-    Always true (`onnx_import` checks it, passes keep it):
+    Always true (`jaxq.onnx_io` checks it, passes keep it):
       * every tensor name is made once, over the graph and its subgraphs together
       * a name that a node reads is an input, a constant, a param, or made by an earlier node (here or in an outer graph)
     """

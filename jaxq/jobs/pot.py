@@ -26,7 +26,7 @@ class ModelSection(Section):
     output_names: list[str] | None = None
 
 
-class Metric(Section):
+class PotMetric(Section):
     """One of `engine.metrics` or of `metrics`: a name, and its value for the float model where that is known."""
 
     name: str | None = None
@@ -41,7 +41,7 @@ class Engine(Section):
     data_source: str | None = None
     layout: str | None = None
     central_fraction: float | None = None
-    metrics: list[Metric] | None = None
+    metrics: list[PotMetric] | None = None
     config: str | None = None
     name: str | None = None
     launchers: list[Any] | None = None
@@ -154,7 +154,7 @@ class AccuracyParams(DefaultParams):
     use_prev_if_drop_increase: bool = True
     base_algorithm: str = "DefaultQuantization"
     convert_to_mixed_preset: bool = False
-    metrics: list[Metric] | None = None
+    metrics: list[PotMetric] | None = None
     metric_subset_ratio: float = 0.5
     tune_hyperparams: bool = False
     annotation_free: bool = False

@@ -1,4 +1,4 @@
-"""Matrix products, softmax and the losses."""
+"""Matrix products, Einsum and softmax."""
 
 from __future__ import annotations
 

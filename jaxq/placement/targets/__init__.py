@@ -13,7 +13,7 @@ from jaxq.placement.targets.qnn import QNN
 from jaxq.placement.targets.table import OPSET_OF, Rule, Target
 from jaxq.placement.targets.tensorrt import TENSORRT
 
-TARGETS: Mapping[str, Target] = {
+TARGETS: dict[str, Target] = {
     target.name: target for target in (ONNXRUNTIME, ONNXRUNTIME_AVX2, TENSORRT, OPENVINO, QNN, ASCEND, PORTABLE)
 }
 
