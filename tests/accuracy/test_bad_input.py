@@ -239,10 +239,10 @@ def test_a_label_that_is_no_class_is_named_with_its_sample():
 
 
 def test_a_metric_of_the_users_own_that_fails_is_named(tmp_path, monkeypatch):
-    (tmp_path / "own_metric.py").write_text("def count(outputs, targets):\n    return outputs[0]['nothing']\n")
+    (tmp_path / "counting_metric.py").write_text("def count(outputs, targets):\n    return outputs[0]['nothing']\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"metric 'own_metric:count' failed: KeyError: 'nothing'"):
-        run(function="own_metric:count")
+    with pytest.raises(ConfigError, match=r"metric 'counting_metric:count' failed: KeyError: 'nothing'"):
+        run(function="counting_metric:count")
 
 
 def test_labels_that_are_missing_are_asked_for():

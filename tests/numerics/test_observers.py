@@ -251,7 +251,9 @@ def test_a_quantile_of_many_values_is_exact(count, probability):
     x = np.random.default_rng(count).normal(size=(2, count)).astype(np.float32)
     observer = sample_statistics((SampleStatistic("quantile", probability),))
     found = observer.measure([jnp.asarray(x)], jnp.ones(2, bool))
-    np.testing.assert_allclose(found[0, :, 0], np.quantile(x, probability, axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found[0, :, 0], np.quantile(x.astype(np.float64), probability, axis=1), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_statistics_of_channels_are_those_of_each_channel():
