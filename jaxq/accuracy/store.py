@@ -112,11 +112,6 @@ class Store:
         if not self.trials:
             return ""
         count = "1 candidate is" if len(self.trials) == 1 else f"{len(self.trials)} candidates are"
-        hidden = (
-            f"; not compared: {', '.join(identity.hidden)} (name another folder if that has changed)"
-            if identity.hidden
-            else ""
-        )
         before = "a search that was finished" if self.finished else "a search that was broken off"
         hidden = ", ".join(identity.hidden)
         unsure = f"; not compared: {hidden} (name another folder if that has changed)" if hidden else ""
@@ -191,7 +186,7 @@ class Store:
             with np.load(self.folder / f"base-{preset}.npz", allow_pickle=False) as stored:
                 arrays = {tuple(json.loads(name)): stored[name] for name in stored.files if name != "metadata"}
                 return arrays, json.loads(str(stored["metadata"]))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):  # EOFError: an empty file
             return None
 
 

@@ -233,6 +233,12 @@ def test_a_damaged_state_is_said_to_be_damaged(tmp_path):
     assert (tmp_path / "earlier-1" / "state.json").read_text() == "{ broken"
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
+def test_a_base_that_a_power_loss_left_damaged_is_made_anew(tmp_path, content):
+    (tmp_path / "base-mixed.npz").write_bytes(content)
+    assert store.Store(tmp_path).load_base("mixed") is None
+
+
 def test_a_state_of_another_version_is_said_to_be_one(tmp_path):
     search(tmp_path)
     (tmp_path / "state.json").write_text('{"format": 1}')
