@@ -58,7 +58,8 @@ class Space:
         self.first = next(iter(base.encodings.values()))
         self.layers = {layer.name: layer for layer in layers_of(self.plan)}
         self._owners = {bias: self.plan.owner(bias) for bias in base.corrected}
-        self._model = Model(self.switches.graph, base.exact)  # all candidates share with it what is on the device
+        # All candidates share with it, and with the model that was given, what is on the device.
+        self._model = base.prepared.model.replace(graph=self.switches.graph, params=base.exact, encodings={})
         self._rounded: dict[str, tuple[Any, QuantParams, np.ndarray]] = {}  # param -> value, encoding, rounded value
         self._corrections: dict[frozenset[tuple[str, Treatment]], dict[str, np.ndarray]] = {}
         self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}

@@ -112,9 +112,15 @@ class Placed:
         source, placed = self._there.get(key, (lambda: None, None))
         if source() is not value or placed is None:
             placed = everywhere(traced_param(name, value if axes is None else np.transpose(value, axes)))
-            forget = self._there.pop
-            self._there[key] = weakref.ref(value, lambda _: forget(key, None)), placed
+            owner = weakref.ref(self)  # what is placed goes with this, and need not wait for the garbage collector
+            self._there[key] = weakref.ref(value, lambda _: forget(owner(), key)), placed
         return placed
 
     def __reduce__(self) -> Any:
         return Placed, ()
+
+
+def forget(placed: Placed | None, key: Key) -> None:
+    """Lets go of an array whose source is gone."""
+    if placed is not None:
+        placed._there.pop(key, None)

@@ -140,12 +140,13 @@ class Model:
     def traced(self, inputs: Signature | Mapping[str, Any]) -> Traced:
         """What follows from the shapes of a feed, or of all with a signature; found once."""
         signature = inputs if isinstance(inputs, Signature) else signed(self.graph, inputs)[0]
-        narrow = runs_in_32_bit()
-        if (signature, narrow) not in self._traced:
-            if len(self._traced) == MOST_TRACED:
-                del self._traced[next(iter(self._traced))]
-            self._traced[signature, narrow] = Traced(self.graph, self.params, signature)
-        return self._traced[signature, narrow]
+        key = (signature, runs_in_32_bit())
+        found = self._traced.get(key)
+        if found is None:
+            if len(self._traced) >= MOST_TRACED:
+                self._traced.pop(next(iter(self._traced)), None)
+            found = self._traced[key] = Traced(self.graph, self.params, signature)
+        return found
 
     @functools.cached_property
     def _traced(self) -> dict[tuple[Signature, bool], Traced]:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import jax
 import numpy as np
@@ -52,6 +53,18 @@ def test_what_is_gone_is_forgotten():
         np.testing.assert_array_equal(there.put("w", np.full(4, number, np.float32)), np.full(4, number))
     gc.collect()
     assert there._there == {}
+
+
+def test_what_was_placed_goes_at_once_with_whoever_remembered_it():
+    source = np.ones(3, np.float32)
+    placed = Placed()
+    there = weakref.ref(placed.put("x", source))
+    gc.disable()
+    try:
+        del placed
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_a_replaced_model_uploads_what_was_replaced(uploads):
